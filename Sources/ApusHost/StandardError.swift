@@ -1,0 +1,33 @@
+import Glibc
+import Synchronization
+
+/// Writes all of `text` to standard error.
+public func writeStandardError(_ text: String) { writeAll(2, text) }
+/// Writes all of `text` to standard output.
+public func writeStandardOutput(_ text: String) { writeAll(1, text) }
+
+/// The log (`-d`): standard error, or the file that `-D` names. Any thread.
+public enum HostLog {
+  private static let descriptor = Atomic<Int32>(2)
+
+  /// Sends the log to a file, which stays open.
+  public static func open(_ path: String) throws(HostError) {
+    descriptor.store(try HostDescriptor.open(path, .create), ordering: .relaxed)
+  }
+  public static func write(_ text: String) { writeAll(descriptor.load(ordering: .relaxed), text) }
+}
+
+private func writeAll(_ descriptor: Int32, _ text: String) {
+  var text = text
+  text.withUTF8 { bytes in
+    var offset = 0
+    while offset < bytes.count {
+      let count = write(descriptor, bytes.baseAddress! + offset, bytes.count - offset)
+      if count < 0 {
+        if errno == EINTR { continue }
+        return
+      }
+      offset += count
+    }
+  }
+}

@@ -1,0 +1,63 @@
+// What user-mode emulation needs of C: raw system calls, guarded accesses to guest memory, and the signal handler,
+// which must not run Swift code. See docs in ApusUser.
+#ifndef APUS_USER_H
+#define APUS_USER_H
+
+#include <stdint.h>
+#include <stddef.h>
+
+// One guest thread as the signal handler sees it. Filled by its own thread before it runs guest code.
+typedef struct apus_user_thread {
+  // Layout of generated code: where it lies, where to leave it, and which host register holds which state slot.
+  void *state;
+  uint64_t code_begin, code_end, leave;
+  uint32_t pinned_count, pinned_vector_count;
+  uint8_t pinned_register[16], pinned_vector[16];
+  uint16_t pinned_offset[16], pinned_vector_offset[16];
+  uint32_t guest_mxcsr_offset, host_mxcsr_offset, exit_request_offset;
+  // A signal for the guest that came in asynchronously. One at a time: all others are blocked until it is taken.
+  volatile uint32_t pending;
+  uint8_t pending_info[128];
+  // A fault of generated code: the host instruction, and what the kernel said.
+  volatile uint32_t fault_signal;
+  volatile int32_t fault_code;
+  volatile uint64_t fault_rip, fault_address;
+  // The last fault of a guarded access.
+  volatile uint32_t guard_signal;
+  volatile int32_t guard_code;
+  volatile uint64_t guard_address;
+  // The thread that runs guest code, for the owner's use.
+  void *owner;
+} apus_user_thread;
+
+// The calling thread's record (thread-local).
+void apus_user_set_thread(apus_user_thread *thread);
+apus_user_thread *apus_user_current(void);
+// Installs the handler for a signal (raw system call: libc keeps 32 and 33 to itself). Returns 0 or -errno.
+long apus_user_catch(int signal);
+// Sets a signal's disposition to default (0) or ignored (1).
+long apus_user_set_disposition(int signal, int ignored);
+// The calling thread's signal mask, raw. `how` as the kernel's.
+long apus_user_set_mask(int how, const uint64_t *set, uint64_t *old);
+// Restores the default action of a signal and raises it.
+_Noreturn void apus_user_die(int signal);
+
+// A system call, errno as a negative result.
+long apus_syscall(long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
+// The same, not entered if *pending is nonzero by the time it would be: gives -512 (ERESTARTSYS) then.
+long apus_syscall_interruptible(volatile uint32_t *pending, long number, uint64_t a, uint64_t b, uint64_t c,
+                                uint64_t d, uint64_t e, uint64_t f);
+// Accesses that may fault: 0, or 1 with guard_* set.
+int apus_guard_copy(void *to, const void *from, size_t count);
+int apus_guard_load8(const void *from, uint64_t *value);
+int apus_guard_load16(const void *from, uint64_t *value);
+int apus_guard_load32(const void *from, uint64_t *value);
+int apus_guard_load64(const void *from, uint64_t *value);
+int apus_guard_store8(void *to, uint64_t value);
+int apus_guard_store16(void *to, uint64_t value);
+int apus_guard_store32(void *to, uint64_t value);
+int apus_guard_store64(void *to, uint64_t value);
+// Whether a byte can be stored to (it keeps its value).
+int apus_guard_probe(void *at);
+
+#endif

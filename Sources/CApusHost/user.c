@@ -1,0 +1,154 @@
+#define _GNU_SOURCE
+#include "user.h"
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+static __thread apus_user_thread *current __attribute__((tls_model("local-exec")));
+void apus_user_set_thread(apus_user_thread *thread) { current = thread; }
+apus_user_thread *apus_user_current(void) { return current; }
+
+// Signals that the emulator itself must always be able to take: faults.
+#define FAULTS ((1ull << (SIGSEGV - 1)) | (1ull << (SIGBUS - 1)) | (1ull << (SIGFPE - 1)) | \
+                (1ull << (SIGILL - 1)) | (1ull << (SIGTRAP - 1)))
+
+// In the order of gregs: host register number -> index into gregs.
+static const uint8_t greg_index[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                       REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+
+extern char apus_guard_begin[], apus_guard_end[], apus_guard_fail[];
+extern char apus_safe_begin[], apus_safe_end[], apus_safe_pending[];
+
+struct kernel_action {
+  void (*handler)(int, siginfo_t *, void *);
+  unsigned long flags;
+  void (*restorer)(void);
+  uint64_t mask;
+};
+
+void apus_signal_return(void);
+__asm__(".text\n.globl apus_signal_return\napus_signal_return:\n  mov $15, %eax\n  syscall\n");
+
+void apus_user_die(int signal) {
+  struct kernel_action action;
+  memset(&action, 0, sizeof action);
+  action.flags = 0x04000000;
+  action.restorer = apus_signal_return;
+  syscall(SYS_rt_sigaction, signal, &action, (void *)0, 8);
+  uint64_t none = 0;
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, (void *)0, 8);
+  syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), signal);
+  _exit(128 + signal);
+}
+
+static void handle(int number, siginfo_t *info, void *frame) {
+  ucontext_t *context = frame;
+  greg_t *registers = context->uc_mcontext.gregs;
+  apus_user_thread *thread = current;
+  uint64_t rip = (uint64_t)registers[REG_RIP];
+  int is_fault = (number == SIGSEGV || number == SIGBUS) && info->si_code > 0;
+  if (is_fault && thread) {
+    if (rip >= (uint64_t)apus_guard_begin && rip < (uint64_t)apus_guard_end) {
+      thread->guard_signal = (uint32_t)number;
+      thread->guard_code = info->si_code;
+      thread->guard_address = (uint64_t)info->si_addr;
+      registers[REG_RIP] = (greg_t)apus_guard_fail;
+      return;
+    }
+    if (rip >= thread->code_begin && rip < thread->code_end) {
+      char *state = thread->state;
+      for (uint32_t i = 0; i < thread->pinned_count; i++)
+        memcpy(state + thread->pinned_offset[i], &registers[greg_index[thread->pinned_register[i]]], 8);
+      for (uint32_t i = 0; i < thread->pinned_vector_count; i++)
+        memcpy(state + thread->pinned_vector_offset[i], &context->uc_mcontext.fpregs->_xmm[thread->pinned_vector[i]], 8);
+      memcpy(state + thread->guest_mxcsr_offset, &context->uc_mcontext.fpregs->mxcsr, 4);
+      memcpy(&context->uc_mcontext.fpregs->mxcsr, state + thread->host_mxcsr_offset, 4);
+      thread->fault_signal = (uint32_t)number;
+      thread->fault_code = info->si_code;
+      thread->fault_rip = rip;
+      thread->fault_address = (uint64_t)info->si_addr;
+      *(volatile uint32_t *)(state + thread->exit_request_offset) = 1;
+      registers[REG_RIP] = (greg_t)thread->leave;
+      return;
+    }
+  }
+  if ((number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL || number == SIGTRAP) &&
+      (info->si_code > 0 || !thread)) {
+    // The emulator's own fault.
+    static const char message[] = "apus: internal error: the emulator itself faulted\n";
+    ssize_t written = write(2, message, sizeof message - 1);
+    (void)written;
+    apus_user_die(number);
+  }
+  if (!thread) return;
+  memcpy(thread->pending_info, info, sizeof thread->pending_info);
+  thread->pending = (uint32_t)number;
+  *(volatile uint32_t *)((char *)thread->state + thread->exit_request_offset) = 1;
+  // No other signal until the guest has taken this one.
+  uint64_t all = ~FAULTS;
+  memcpy(&context->uc_sigmask, &all, 8);
+  if (rip >= (uint64_t)apus_safe_begin && rip < (uint64_t)apus_safe_end) registers[REG_RIP] = (greg_t)apus_safe_pending;
+}
+
+long apus_user_catch(int signal) {
+  struct kernel_action action;
+  action.handler = handle;
+  action.flags = SA_SIGINFO | SA_ONSTACK | 0x04000000;  // SA_RESTORER
+  action.restorer = apus_signal_return;
+  action.mask = ~FAULTS;
+  return apus_syscall(SYS_rt_sigaction, (uint64_t)signal, (uint64_t)&action, 0, 8, 0, 0);
+}
+
+long apus_user_set_disposition(int signal, int ignored) {
+  struct kernel_action action;
+  memset(&action, 0, sizeof action);
+  action.handler = ignored ? (void (*)(int, siginfo_t *, void *))1 : 0;
+  action.flags = 0x04000000;
+  action.restorer = apus_signal_return;
+  return apus_syscall(SYS_rt_sigaction, (uint64_t)signal, (uint64_t)&action, 0, 8, 0, 0);
+}
+
+long apus_user_set_mask(int how, const uint64_t *set, uint64_t *old) {
+  uint64_t wanted = set ? *set & ~FAULTS : 0;
+  return apus_syscall(SYS_rt_sigprocmask, (uint64_t)how, set ? (uint64_t)&wanted : 0, (uint64_t)old, 8, 0, 0);
+}
+
+__asm__(
+    ".text\n"
+    ".globl apus_syscall\n"
+    "apus_syscall:\n"
+    "  mov %rdi, %rax\n  mov %rsi, %rdi\n  mov %rdx, %rsi\n  mov %rcx, %rdx\n  mov %r8, %r10\n  mov %r9, %r8\n"
+    "  mov 8(%rsp), %r9\n"
+    "  syscall\n"
+    "  ret\n"
+    ".globl apus_syscall_interruptible, apus_safe_begin, apus_safe_end, apus_safe_pending\n"
+    "apus_syscall_interruptible:\n"
+    "  mov %rdi, %r11\n  mov %rsi, %rax\n  mov %rdx, %rdi\n  mov %rcx, %rsi\n  mov %r8, %rdx\n  mov %r9, %r10\n"
+    "  mov 8(%rsp), %r8\n  mov 16(%rsp), %r9\n"
+    "apus_safe_begin:\n"
+    "  cmpl $0, (%r11)\n"
+    "  jne apus_safe_pending\n"
+    "  syscall\n"
+    "apus_safe_end:\n"
+    "  ret\n"
+    "apus_safe_pending:\n"
+    "  mov $-512, %rax\n"
+    "  ret\n"
+    ".globl apus_guard_begin, apus_guard_end, apus_guard_fail\n"
+    "apus_guard_begin:\n"
+    ".globl apus_guard_copy\napus_guard_copy:\n  mov %rdx, %rcx\n  rep movsb\n  xor %eax, %eax\n  ret\n"
+    ".globl apus_guard_load8\napus_guard_load8:\n  movzbl (%rdi), %eax\n  jmp 1f\n"
+    ".globl apus_guard_load16\napus_guard_load16:\n  movzwl (%rdi), %eax\n  jmp 1f\n"
+    ".globl apus_guard_load32\napus_guard_load32:\n  mov (%rdi), %eax\n  jmp 1f\n"
+    ".globl apus_guard_load64\napus_guard_load64:\n  mov (%rdi), %rax\n"
+    "1:\n  mov %rax, (%rsi)\n  xor %eax, %eax\n  ret\n"
+    ".globl apus_guard_store8\napus_guard_store8:\n  mov %sil, (%rdi)\n  xor %eax, %eax\n  ret\n"
+    ".globl apus_guard_store16\napus_guard_store16:\n  mov %si, (%rdi)\n  xor %eax, %eax\n  ret\n"
+    ".globl apus_guard_store32\napus_guard_store32:\n  mov %esi, (%rdi)\n  xor %eax, %eax\n  ret\n"
+    ".globl apus_guard_store64\napus_guard_store64:\n  mov %rsi, (%rdi)\n  xor %eax, %eax\n  ret\n"
+    ".globl apus_guard_probe\napus_guard_probe:\n  lock orb $0, (%rdi)\n  xor %eax, %eax\n  ret\n"
+    "apus_guard_end:\n"
+    "apus_guard_fail:\n  mov $1, %eax\n  ret\n");
