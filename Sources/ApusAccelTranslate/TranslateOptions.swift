@@ -1,0 +1,46 @@
+import ApusIR
+
+/// How guest code is executed, from `-accel` and `-d`.
+public struct TranslateOptions: Sendable {
+  public enum Engine: Sendable { case jit, interpreter }
+  public var engine = Engine.jit
+  /// Every block is run by the evaluator, too; the first difference stops the machine.
+  public var verifies = false
+  public var optimisations = IROptimisations.all
+  /// Bytes of host code kept before all of it is dropped and made anew.
+  public var codeBufferByteCount = 128 << 20
+  /// Guest instructions in a block, at most.
+  public var blockInstructionLimit = 48
+  /// Translation is timed, for `TranslationCache.statistics`.
+  public var countsTime = false
+  public var log = TranslateLog()
+  /// The process forks: generated code must not be shared with children.
+  public var forks = false
+  /// Writes /tmp/perf-PID.map for `perf`.
+  public var writesPerfMap = false
+  public init() {}
+}
+
+/// What `-d` shows, and where it goes.
+public struct TranslateLog: Sendable {
+  public struct Items: OptionSet, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    public static let guestCode = Items(rawValue: 1)
+    public static let ir = Items(rawValue: 2)
+    public static let hostCode = Items(rawValue: 4)
+    public static let interrupts = Items(rawValue: 8)
+    public static let mmu = Items(rawValue: 16)
+    public static let execution = Items(rawValue: 32)
+    public static let cpu = Items(rawValue: 64)
+    /// By `-d`'s names.
+    public static let names: [(String, Items)] = [
+      ("in_asm", .guestCode), ("op", .ir), ("op_opt", .ir), ("out_asm", .hostCode), ("int", .interrupts),
+      ("mmu", .mmu), ("exec", .execution), ("cpu", .cpu),
+    ]
+  }
+  public var items: Items = []
+  /// Called with each piece of text, from vCPU threads.
+  public var write: @Sendable (String) -> Void = { _ in }
+  public init() {}
+}

@@ -1,0 +1,617 @@
+import ApusCPU
+import ApusGuest
+import ApusHost
+import ApusIR
+import ApusIREval
+import ApusJIT
+import ApusJITX86
+import ApusMemory
+import CApusHost
+import Synchronization
+
+/// A vCPU that runs translated code, or the evaluator, on its own thread.
+///
+/// Everything without a comment belongs to that thread. `kick`, `requestExit`, `setInterrupt`, `codeDropped`,
+/// `codePageAppeared` may be called from any.
+public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
+  public let index: Int
+  public let cache: TranslationCache
+  /// Set by init, once the engine can be handed to it.
+  public private(set) var guest: (any GuestCPU)!
+  // SAFETY: StateHeader.byteCount bytes that live as long as self.
+  public let state: UnsafeMutableRawPointer
+  private let stateMapping: HostMapping
+  let tlb: SecondLevelTLB
+  let memory: AddressSpace?
+  let evaluator = IREvaluator()
+  private let isJIT: Bool
+  /// One block a dispatch: for lockstep, the interpreter and `-d exec`.
+  private let isStepped: Bool
+
+  // Written by any thread.
+  private let stopRequested = Atomic<Bool>(false)
+  private let codeStale = Atomic<Bool>(false)
+  private let storesStale = Atomic<Bool>(false)
+  private let mappingsStale = Atomic<Bool>(false)
+  private let sleepMonitor = Monitor()
+
+  private var sleepRequested = false
+  /// Interrupts may have become deliverable by something that this vCPU did.
+  private var interruptCheckRequested = false
+  private var needsFlush = false
+  private var failure: String?
+  /// A block that `dispatch` found for the run loop (stepped mode).
+  private var nextBlock: UInt32 = 0
+  /// The mode that each jump cache's entries were made for.
+  private var jumpCacheModes: [UInt32]
+  // SAFETY: a word for every jump cache entry, alive as long as self.
+  /// The physical page of each entry's block.
+  private let jumpCachePhysicalPages = UnsafeMutablePointer<UInt64>.allocate(
+    capacity: StateHeader.contextCount * StateHeader.jumpCacheEntryCount)
+  /// Contexts whose jump cache or first-level TLB has entries that are not global.
+  private var jumpCacheIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
+  private var tlbIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
+  /// The virtual pages that have, or had, jump cache entries.
+  private var jumpCachePages = PageSet()
+  public internal(set) var counters = VCPUCounters()
+
+  /// - Parameter makeGuest: makes the guest's CPU on the state it is given, with this engine.
+  public init(
+    index: Int, cache: TranslationCache,
+    makeGuest: (_ state: UnsafeMutableRawPointer, _ engine: any GuestEngine) -> any GuestCPU
+  ) throws(HostError) {
+    self.index = index
+    self.cache = cache
+    memory = cache.memory
+    stateMapping = try HostMapping(anonymousByteCount: StateHeader.byteCount)
+    state = stateMapping.base
+    tlb = try SecondLevelTLB()
+    isJIT = cache.options.engine == .jit
+    isStepped = !isJIT || cache.options.verifies || cache.options.log.items.contains(.execution)
+    jumpCacheModes = [UInt32](repeating: .max, count: StateHeader.contextCount)
+    guest = makeGuest(state, self)
+    state.storeBytes(
+      of: Unmanaged.passUnretained(self).toOpaque(), toByteOffset: StateHeader.engine,
+      as: UnsafeMutableRawPointer.self)
+    state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.hostMXCSR, as: UInt32.self)
+    state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
+    X86Emitter.initializeConstants(state)
+    for context in 0..<StateHeader.contextCount {
+      // The rest of fresh memory is zero, which is empty.
+      state.storeBytes(of: StateHeader.noPC(0), toByteOffset: StateHeader.jumpCache(context), as: UInt64.self)
+      for offset in [0, 8] {
+        state.storeBytes(
+          of: StateHeader.noPage(0), toByteOffset: StateHeader.tlb(context) + offset, as: UInt64.self)
+      }
+    }
+    cache.attach(self)
+  }
+
+  deinit {
+    jumpCachePhysicalPages.deallocate()
+    jumpCachePages.deallocate()
+  }
+
+  /// The vCPU whose state this is; for the runtime functions.
+  @inline(__always)
+  static func of(_ state: UnsafeMutableRawPointer) -> TranslatedVCPU {
+    Unmanaged<TranslatedVCPU>.fromOpaque(
+      state.load(fromByteOffset: StateHeader.engine, as: UnsafeRawPointer.self)
+    )
+    .takeUnretainedValue()
+  }
+
+  @inline(__always) var pc: UInt64 {
+    get { state.load(fromByteOffset: StateHeader.pc, as: UInt64.self) }
+    set { state.storeBytes(of: newValue, toByteOffset: StateHeader.pc, as: UInt64.self) }
+  }
+  @inline(__always) var mode: UInt32 { state.load(fromByteOffset: StateHeader.mode, as: UInt32.self) }
+
+  // MARK: From any thread
+
+  /// Makes generated code return to the run loop soon, and wakes a sleeper.
+  func requestAttention() {
+    apus_store_release32(state + StateHeader.exitRequest, 1)
+    sleepMonitor.lock()
+    sleepMonitor.signal()
+    sleepMonitor.unlock()
+  }
+  public func kick() { requestAttention() }
+  public func requestExit() {
+    stopRequested.store(true, ordering: .releasing)
+    requestAttention()
+  }
+  public func setInterrupt(_ number: Int, _ level: Bool) {
+    guest.setInterrupt(number, level)
+    if level { requestAttention() }
+  }
+  /// Takes a block's PC out of the jump caches. A racing jump of this vCPU runs the block once more, as it might have
+  /// a moment before.
+  func forgetJump(to pc: UInt64) {
+    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+    for context in 0..<StateHeader.contextCount {
+      let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
+      if apus_load_relaxed64(entry) == pc { apus_store_relaxed64(entry, StateHeader.noPC(index)) }
+    }
+  }
+  /// A page now has translated code: stores to it must take the slow path.
+  func codePageAppeared(hostPage: UInt64) {
+    storesStale.store(true, ordering: .releasing)
+    apus_store_release32(state + StateHeader.exitRequest, 1)
+  }
+  /// What physical addresses mean has changed: host addresses in the TLBs may be wrong.
+  func mappingsChanged() {
+    mappingsStale.store(true, ordering: .releasing)
+    requestAttention()
+  }
+  /// All code is gone. Called while no vCPU runs.
+  func forgetCode() {
+    codeStale.store(true, ordering: .releasing)
+    storesStale.store(true, ordering: .releasing)
+    nextBlock = 0
+  }
+
+  public func reset(entry: UInt64, arguments: [UInt64]) {
+    sleepRequested = false
+    guest.reset(entry: entry, arguments: arguments)
+  }
+
+  // MARK: The run loop
+
+  public func run() -> VCPUExit {
+    while true {
+      if let exit = attend() { return exit }
+      if needsFlush {
+        needsFlush = false
+        cache.dropAll()
+        continue
+      }
+      if sleepRequested {
+        sleep()
+        continue
+      }
+      cache.beginRunning()
+      applyStaleness()
+      if isStepped { runStepped() } else { enterCode() }
+      cache.endRunning()
+      if let failure { return .failed(failure) }
+    }
+  }
+
+  /// Deals with what other threads asked for.
+  private func attend() -> VCPUExit? {
+    if stopRequested.exchange(false, ordering: .acquiringAndReleasing) { return .requested }
+    if apus_load_acquire32(state + StateHeader.exitRequest) != 0 {
+      counters.exitRequests += 1
+      apus_store_release32(state + StateHeader.exitRequest, 0)
+      apus_fence()
+      if stopRequested.exchange(false, ordering: .acquiringAndReleasing) { return .requested }
+      if guest.takeInterrupt() {
+        counters.interrupts += 1
+        sleepRequested = false
+      }
+    }
+    state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+    return nil
+  }
+
+  private func applyStaleness() {
+    if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
+    if storesStale.exchange(false, ordering: .acquiringAndReleasing) { dropStorePermissions() }
+    if mappingsStale.exchange(false, ordering: .acquiringAndReleasing) {
+      flushTLB(page: nil, keepGlobal: false, asid: nil)
+    }
+  }
+
+  private func sleep() {
+    sleepMonitor.lock()
+    while !guest.shouldWake(), apus_load_acquire32(state + StateHeader.exitRequest) == 0 {
+      counters.sleeps += 1
+      sleepMonitor.wait(until: guest.nextTimerDeadline())
+    }
+    sleepMonitor.unlock()
+    sleepRequested = false
+    apus_store_release32(state + StateHeader.exitRequest, 1)
+  }
+
+  private func enterCode() {
+    let code = dispatch()
+    if code == 0 { return }
+    _ = apus_enter_code(
+      UnsafeRawPointer(bitPattern: UInt(cache.entry)), state, UnsafeRawPointer(bitPattern: UInt(code)))
+  }
+
+  private func runStepped() {
+    while findNext() {
+      let record = cache.record(locked: nextBlock)
+      if cache.options.log.items.contains(.execution) {
+        cache.options.log.write("Trace \(index): 0x\(String(record.pc, radix: 16)) mode \(record.mode)\n")
+      }
+      if cache.options.log.items.contains(.cpu) { cache.options.log.write(guest.registerText()) }
+      if cache.options.verifies {
+        verify(record)
+        if failure != nil { return }
+      } else if isJIT {
+        runCode(nextBlock)
+      } else {
+        evaluate(record, self)
+      }
+    }
+  }
+
+  func evaluate(_ record: BlockRecord, _ memory: some EvaluatorMemory) {
+    evaluator.run(
+      record.ir!, count: Int(record.irCount), terminator: record.terminator, state: state,
+      helpers: guest.helpers,
+      memory: memory)
+  }
+  /// Runs one block of generated code; `dispatch` returns to the run loop when stepping.
+  func runCode(_ number: UInt32) {
+    _ = apus_enter_code(
+      UnsafeRawPointer(bitPattern: UInt(cache.entry)), state,
+      UnsafeRawPointer(bitPattern: UInt(cache.codeAddress(number))))
+  }
+  func fail(_ reason: String) { failure = reason }
+
+  // MARK: Dispatch
+
+  /// The runtime functions for the back end.
+  static let runtime = X86Runtime(
+    slowMemory: address { state in TranslatedVCPU.of(state).slowMemory() },
+    resolveLink: address { state in TranslatedVCPU.of(state).resolveLink() },
+    dispatch: address { state in
+      let vcpu = TranslatedVCPU.of(state)
+      return vcpu.isStepped ? 0 : vcpu.dispatch()
+    })
+  private typealias RuntimeFunction = @convention(c) (UnsafeMutableRawPointer) -> UInt64
+  private static func address(_ function: RuntimeFunction) -> UInt64 {
+    UInt64(UInt(bitPattern: unsafeBitCast(function, to: Int.self)))
+  }
+
+  /// The code for the state's PC and mode; 0 to return to the run loop.
+  private func dispatch() -> UInt64 {
+    counters.dispatches += 1
+    if let code = findInJumpCache() { return code }
+    guard findNext() else { return 0 }
+    return cache.codeAddress(nextBlock)
+  }
+
+  /// The short way: the jump cache knows the block, and nothing else is asked of the run loop.
+  private func findInJumpCache() -> UInt64? {
+    guard !sleepRequested, !needsFlush, !interruptCheckRequested,
+      state.load(fromByteOffset: StateHeader.pendingExit, as: UInt32.self) & 2 == 0,
+      apus_load_relaxed32(state + StateHeader.exitRequest) == 0
+    else { return nil }
+    let pc = self.pc
+    let mode = self.mode
+    let context = guest.fetchContext(mode: mode)
+    guard jumpCacheModes[context] == mode else { return nil }
+    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+    let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
+    guard entry.load(as: UInt64.self) == pc else { return nil }
+    state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+    return entry.load(fromByteOffset: 8, as: UInt64.self)
+  }
+
+  /// Finds the block for the state's PC and mode into `nextBlock`. False: back to the run loop first.
+  private func findNext() -> Bool {
+    if state.load(fromByteOffset: StateHeader.pendingExit, as: UInt32.self) & 2 != 0 {
+      requestInterruptCheck()
+    }
+    state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+    while true {
+      if failure != nil || needsFlush || apus_load_relaxed32(state + StateHeader.exitRequest) != 0 {
+        return false
+      }
+      if interruptCheckRequested {
+        interruptCheckRequested = false
+        if guest.takeInterrupt() {
+          counters.interrupts += 1
+          sleepRequested = false
+          state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+        }
+      }
+      if sleepRequested { return false }
+      counters.blockSearches += 1
+      let pc = self.pc
+      let mode = self.mode
+      let context = guest.fetchContext(mode: mode)
+      guard let page = resolveFetch(pc, pc: pc, context) else { continue }
+      var found = cache.findBlock(
+        pc: pc, physical: page.physical, host: page.host, mode: mode, nextPage: nil, for: self)
+      if case .needsNextPage = found {
+        let next = (pc | 4095) &+ 1
+        guard let second = resolveFetch(next, pc: pc, context) else { continue }
+        found = cache.findBlock(
+          pc: pc, physical: page.physical, host: page.host, mode: mode, nextPage: second, for: self)
+      }
+      switch found {
+      case .block(let number):
+        nextBlock = number
+        // Code that was just translated may lie in a page that this vCPU may store to.
+        if storesStale.exchange(false, ordering: .acquiringAndReleasing) { dropStorePermissions() }
+        if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
+        if isJIT, !isStepped { remember(pc, mode, context, number, page.physical) }
+        return true
+      case .needsNextPage, .full:
+        needsFlush = true
+        return false
+      }
+    }
+  }
+
+  /// Enters a block into the jump cache of its mode.
+  private func remember(_ pc: UInt64, _ mode: UInt32, _ context: Int, _ number: UInt32, _ physical: UInt64) {
+    if jumpCacheModes[context] != mode {
+      clearJumpCache(context)
+      jumpCacheModes[context] = mode
+    }
+    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+    let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
+    entry.storeBytes(of: pc, as: UInt64.self)
+    entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
+    // A block of two pages is not looked at again after a flush: it goes.
+    let isWithinPage = cache.byteCount(of: number) <= 4096 - physical & 4095
+    jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
+      isWithinPage ? physical >> 12 : .max
+    if !lastFetchWasGlobal { jumpCacheIsLocal[context] = true }
+    if !jumpCachePages.insert(pc >> 12) {
+      // Too many pages to tell apart: begin anew, with this one.
+      clearJumpCaches()
+      _ = jumpCachePages.insert(pc >> 12)
+      entry.storeBytes(of: pc, as: UInt64.self)
+    }
+  }
+  private var lastFetchWasGlobal = true
+
+  private func resolveLink() -> UInt64 {
+    let number = state.load(fromByteOffset: StateHeader.argument2, as: UInt32.self)
+    pc = cache.linkTarget(number)
+    let target = pc
+    guard !isStepped, findNext() else { return 0 }
+    // A fault on the way leads elsewhere.
+    if pc == target { cache.connect(number, to: nextBlock) }
+    return cache.codeAddress(nextBlock)
+  }
+
+  /// Physical and host address of the code at `address`; takes the exception and returns `nil` if there is none.
+  private func resolveFetch(_ address: UInt64, pc: UInt64, _ context: Int)
+    -> (physical: UInt64, host: UnsafePointer<UInt8>)?
+  {
+    guard memory != nil else {
+      return flatFetch(address, pc: pc)
+    }
+    switch resolve(address, .fetch, context) {
+    case .fault(let fault):
+      guest.raise(fault: fault, address: address, pc: pc)
+      state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+      return nil
+    case .page(let entry):
+      guard let host = entry.pointee.host else {
+        guest.raise(fault: guest.busFault(.fetch), address: address, pc: pc)
+        state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+        return nil
+      }
+      lastFetchWasGlobal = entry.pointee.isGlobal
+      let offset = address & 4095
+      return (
+        entry.pointee.physicalPage << 12 | offset,
+        UnsafePointer((host + Int(offset)).assumingMemoryBound(to: UInt8.self))
+      )
+    }
+  }
+
+  /// User-mode emulation: whether a guest page may be executed.
+  public var isExecutable: ((UInt64) -> Bool)?
+  /// User-mode emulation: an access to flat memory faulted. True if it is worth another attempt.
+  public var flatFault: ((_ address: UInt64, _ access: GuestAccess) -> Bool)?
+  private(set) lazy var singleStepBlock = IRBlock()
+  private func flatFetch(_ address: UInt64, pc: UInt64) -> (physical: UInt64, host: UnsafePointer<UInt8>)? {
+    guard isExecutable?(address) ?? true, let pointer = UnsafePointer<UInt8>(bitPattern: UInt(address)) else {
+      guest.raise(fault: guest.busFault(.fetch), address: address, pc: pc)
+      state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+      return nil
+    }
+    return (address, pointer)
+  }
+  // MARK: Jump caches and TLBs
+
+  private func clearJumpCache(_ context: Int) {
+    counters.jumpCacheClears += 1
+    clear(
+      StateHeader.jumpCache(context), StateHeader.jumpCacheEntryCount * StateHeader.jumpCacheEntryByteCount)
+    state.storeBytes(of: StateHeader.noPC(0), toByteOffset: StateHeader.jumpCache(context), as: UInt64.self)
+    jumpCacheIsLocal[context] = false
+  }
+  private func clear(_ offset: Int, _ byteCount: Int) {
+    (state + offset).initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
+  }
+  private func clearJumpCaches() {
+    for context in 0..<StateHeader.contextCount where jumpCacheModes[context] != .max {
+      clearJumpCache(context)
+    }
+    jumpCachePages.removeAll()
+  }
+  /// Takes the entries of one virtual page out.
+  private func clearJumpCaches(ofPage page: UInt64) {
+    counters.jumpCachePageClears += 1
+    jumpCachePages.remove(page)
+    for context in 0..<StateHeader.contextCount where jumpCacheModes[context] != .max {
+      let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
+      for entry in 0..<StateHeader.jumpCacheEntryCount where entries[entry * 2] >> 12 == page {
+        entries[entry * 2] = StateHeader.noPC(entry)
+      }
+    }
+  }
+  private func clearTLB(_ context: Int) {
+    clear(StateHeader.tlb(context), StateHeader.tlbEntryCount * StateHeader.tlbEntryByteCount)
+    for offset in [0, 8] {
+      state.storeBytes(
+        of: StateHeader.noPage(0), toByteOffset: StateHeader.tlb(context) + offset, as: UInt64.self)
+    }
+    tlbIsLocal[context] = false
+  }
+  private func dropStorePermissions() {
+    for context in 0..<StateHeader.contextCount {
+      let entries = (state + StateHeader.tlb(context)).assumingMemoryBound(to: UInt64.self)
+      for entry in 0..<StateHeader.tlbEntryCount {
+        entries[entry * 4 + 1] = StateHeader.noPage(entry)
+      }
+    }
+  }
+
+  // MARK: GuestEngine
+
+  public func loadPhysical(_ address: UInt64) -> UInt64? {
+    guard let memory, let pointer = memory.ramPointer(GuestPhysicalAddress(address), 8) else { return nil }
+    return apus_load_relaxed64(pointer)
+  }
+
+  public func updatePhysical(_ address: UInt64, expected: UInt64, desired: UInt64) -> Bool {
+    guard let memory, let pointer = memory.ramPointer(GuestPhysicalAddress(address), 8) else { return false }
+    var expected = expected
+    return apus_compare_exchange64(pointer, &expected, desired)
+  }
+
+  public func flushTLB(page: UInt64?, keepGlobal: Bool, asid: UInt64?) {
+    counters.tlbFlushes += 1
+    if let page, !tlb.isPartOfLargePage(page) {
+      let number = page >> 12
+      tlb.remove(page: number)
+      for context in 0..<StateHeader.contextCount {
+        let index = Int(number) & (StateHeader.tlbEntryCount - 1)
+        let entry = (state + StateHeader.tlb(context) + index * StateHeader.tlbEntryByteCount)
+          .assumingMemoryBound(to: UInt64.self)
+        entry[0] = StateHeader.noPage(index)
+        entry[1] = StateHeader.noPage(index)
+      }
+      if jumpCachePages.contains(number) { clearJumpCaches(ofPage: number) }
+      return
+    }
+    counters.fullTLBFlushes += 1
+    tlb.flush(keepGlobal: keepGlobal)
+    for context in 0..<StateHeader.contextCount where !keepGlobal || tlbIsLocal[context] { clearTLB(context) }
+    for context in 0..<StateHeader.contextCount where !keepGlobal || jumpCacheIsLocal[context] {
+      revalidateJumpCache(context)
+    }
+  }
+
+  /// After a flush most code pages are where they were: looking each one up once is cheaper than finding all its
+  /// blocks again.
+  private func revalidateJumpCache(_ context: Int) {
+    guard jumpCacheModes[context] != .max else { return }
+    let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
+    let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
+    // A small memory of pages looked up: page number, then what it maps to.
+    var memory: InlineArray<64, (page: UInt64, physical: UInt64)> = .init(repeating: (.max, .max))
+    for entry in 0..<StateHeader.jumpCacheEntryCount where entries[entry * 2] != StateHeader.noPC(entry) {
+      let pc = entries[entry * 2]
+      let page = pc >> 12
+      let slot = Int(page & 63)
+      if memory[slot].page != page {
+        var mapped = UInt64.max
+        if case .page(let now, _, _, _, _) = guest.translateAddress(pc, .fetch, context: context) {
+          mapped = now >> 12
+        }
+        memory[slot] = (page, mapped)
+      }
+      if physical[entry] == .max || memory[slot].physical != physical[entry] {
+        entries[entry * 2] = StateHeader.noPC(entry)
+      }
+    }
+  }
+
+  public func addressSpaceChanged(asid: UInt64) {
+    counters.addressSpaceSwitches += 1
+    tlb.asid = UInt32(truncatingIfNeeded: asid)
+    for context in 0..<StateHeader.contextCount {
+      if tlbIsLocal[context] { clearTLB(context) }
+      if jumpCacheIsLocal[context] { clearJumpCache(context) }
+    }
+  }
+
+  /// Stores to translated code are noticed as they happen; only other vCPUs' notices may be outstanding.
+  public func synchronizeInstructions() {
+    onInstructionFence?()
+    applyStaleness()
+  }
+  /// User-mode emulation: `fence.i`, where memory that changes unseen may hold code.
+  public var onInstructionFence: (() -> Void)?
+  public func requestSleep() { sleepRequested = true }
+  public func requestInterruptCheck() { interruptCheckRequested = true }
+
+  // MARK: Translation of addresses
+
+  enum Resolved {
+    case page(UnsafeMutablePointer<SecondLevelTLB.Entry>)
+    case fault(UInt64)
+  }
+
+  /// Finds the page of a guest address in the second-level TLB or the guest's tables.
+  func resolve(_ address: UInt64, _ access: GuestAccess, _ context: Int) -> Resolved {
+    let page = address >> 12
+    if let entry = tlb.find(page, context, access) { return .page(entry) }
+    counters.pageWalks += 1
+    switch guest.translateAddress(address, access, context: context) {
+    case .fault(let fault):
+      if cache.options.log.items.contains(.mmu) {
+        cache.options.log.write(
+          "mmu: \(access) of 0x\(String(address, radix: 16)) in context \(context): fault \(fault)\n")
+      }
+      return .fault(fault)
+    case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount):
+      let ram = memory!.ramRegion(GuestPhysicalAddress(physical & ~4095), 4096)
+      if byteCount > 4096 { tlb.noteLargePage(address & ~(byteCount - 1), byteCount) }
+      let entry = tlb.insert(
+        page, context, physicalPage: physical >> 12,
+        host: ram.map { $0.host + Int((physical & ~4095) - $0.base.rawValue) }, ram: ram,
+        canLoad: canLoad, canStore: canStore, canFetch: access == .fetch, isGlobal: isGlobal)
+      return .page(entry)
+    }
+  }
+
+  /// Enters a RAM page into the first-level TLB that generated code looks into.
+  func fillFirstLevel(_ address: UInt64, _ context: Int, _ entry: UnsafeMutablePointer<SecondLevelTLB.Entry>)
+  {
+    guard let host = entry.pointee.host, let ram = entry.pointee.ram?.takeUnretainedValue() else { return }
+    let page = address & ~4095
+    let offset = (entry.pointee.physicalPage << 12) &- ram.base.rawValue
+    let hasCode = apus_load_relaxed8(ram.pageFlags + Int(offset >> 12)) & GuestRAM.pageHasCode != 0
+    let index = Int(page >> 12) & (StateHeader.tlbEntryCount - 1)
+    let slot = (state + StateHeader.tlb(context) + index * StateHeader.tlbEntryByteCount)
+      .assumingMemoryBound(to: UInt64.self)
+    slot[0] = entry.pointee.canLoad ? page : StateHeader.noPage(index)
+    slot[1] = entry.pointee.canStore && !hasCode && !ram.isReadOnly ? page : StateHeader.noPage(index)
+    slot[2] = UInt64(UInt(bitPattern: host))
+    if !entry.pointee.isGlobal { tlbIsLocal[context] = true }
+  }
+}
+
+/// What a vCPU counted, by name.
+public struct VCPUCounters: Sendable {
+  public var dispatches: UInt64 = 0
+  public var exitRequests: UInt64 = 0
+  public var interrupts: UInt64 = 0
+  public var sleeps: UInt64 = 0
+  public var slowAccesses: UInt64 = 0
+  public var deviceAccesses: UInt64 = 0
+  public var pageWalks: UInt64 = 0
+  public var tlbFlushes: UInt64 = 0
+  public var addressSpaceSwitches: UInt64 = 0
+  public var fullTLBFlushes: UInt64 = 0
+  public var jumpCacheClears: UInt64 = 0
+  public var jumpCachePageClears: UInt64 = 0
+  public var blockSearches: UInt64 = 0
+
+  var named: [(String, UInt64)] {
+    [
+      ("dispatches", dispatches), ("exit-requests", exitRequests), ("interrupts", interrupts),
+      ("sleeps", sleeps),
+      ("slow-accesses", slowAccesses), ("device-accesses", deviceAccesses), ("page-walks", pageWalks),
+      ("tlb-flushes", tlbFlushes), ("tlb-full-flushes", fullTLBFlushes),
+      ("jump-cache-clears", jumpCacheClears),
+      ("jump-cache-page-clears", jumpCachePageClears), ("block-searches", blockSearches),
+      ("address-space-switches", addressSpaceSwitches),
+    ]
+  }
+}

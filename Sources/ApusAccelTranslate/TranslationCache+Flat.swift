@@ -1,0 +1,68 @@
+import ApusJIT
+import ApusJITX86
+import CApusHost
+
+// What user-mode emulation asks of the cache: code in flat memory, faults in generated code, forks.
+
+/// Where generated code lies and what the host's registers hold in it; what a signal handler must know to leave it.
+public struct GeneratedCodeLayout: Sendable {
+  public var begin: UInt64
+  public var end: UInt64
+  /// The routine that leaves generated code once the pinned registers are in the state.
+  public var leave: UInt64
+  /// Host register number and the offset of the state slot that it holds.
+  public var pinned: [(register: UInt8, offset: Int)]
+  public var pinnedVectors: [(register: UInt8, offset: Int)]
+}
+
+extension TranslationCache {
+  /// `nil` without generated code. After the first vCPU was attached.
+  public var codeLayout: GeneratedCodeLayout? {
+    guard let buffer, let emitter else { return nil }
+    let pinned = emitter.pinnedSlots
+    return GeneratedCodeLayout(
+      begin: buffer.address(0), end: buffer.address(0) + UInt64(buffer.byteCount), leave: emitter.leave,
+      pinned: pinned.general, pinnedVectors: pinned.vector)
+  }
+
+  /// Drops the blocks made from flat memory in `start ..< end`. Any thread that does not hold `lock`.
+  public func invalidateFlat(_ start: UInt64, _ end: UInt64) {
+    guard start < end else { return }
+    let pages = lock.withLock { codePages(start >> 12, (end - 1) >> 12) }
+    for page in pages {
+      let low = max(start, page << 12)
+      let high = min(end, (page + 1) << 12)
+      invalidate(low, high - low, by: nil)
+    }
+  }
+  /// Whether blocks made from the page at `address` exist.
+  public func hasCode(_ address: UInt64) -> Bool {
+    lock.withLock { !codePages(address >> 12, address >> 12).isEmpty }
+  }
+
+  /// Holds the cache still while the process forks; in the child, `vcpu` is the only one left.
+  public func whileForking(_ vcpu: TranslatedVCPU, _ fork: () -> Int) -> Int {
+    lock.lock()
+    gate.lock()
+    let result = fork()
+    if result == 0 {
+      vcpus = [vcpu]
+      runningCount = 1
+      isExclusive = false
+    }
+    gate.unlock()
+    lock.unlock()
+    return result
+  }
+
+  /// Forgets a vCPU that will not run again. Its own thread.
+  public func detach(_ vcpu: TranslatedVCPU) { lock.withLock { vcpus.removeAll { $0 === vcpu } } }
+
+  /// Lets code be dropped while the calling vCPU blocks in the host; it must come back through the dispatcher.
+  public func whileBlocking<R>(_ body: () -> R) -> R {
+    endRunning()
+    let result = body()
+    beginRunning()
+    return result
+  }
+}

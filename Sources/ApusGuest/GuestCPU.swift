@@ -1,0 +1,107 @@
+import ApusIR
+
+/// What a memory access wants.
+public enum GuestAccess: UInt8, Sendable { case load, store, fetch }
+
+/// The outcome of translating a guest virtual address.
+public enum GuestTranslation: Sendable {
+  /// Mapped: the physical address of the byte asked for, and what the page allows in this context. `canStore` is
+  /// false, too, where a first store must be seen (dirty bit). `isGlobal`: the same in every address space.
+  /// `byteCount`: the size of the mapping that the page is part of, a power of two.
+  case page(physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64)
+  /// An exception with this guest-specific number.
+  case fault(UInt64)
+}
+
+/// The code bytes that a translator may read.
+public struct GuestCodeWindow: @unchecked Sendable {
+  // SAFETY: `bytes` points at `count` readable bytes while the block is being translated.
+  /// The bytes from the block's first instruction to the end of its page.
+  public let bytes: UnsafePointer<UInt8>
+  /// At least 1.
+  public let count: Int
+  /// The bytes before `bytes` in the same page.
+  public let precedingCount: Int
+  /// The first bytes of the next page, if the engine was asked for them.
+  public let nextPage: UnsafePointer<UInt8>?
+  public init(bytes: UnsafePointer<UInt8>, count: Int, precedingCount: Int, nextPage: UnsafePointer<UInt8>?) {
+    (self.bytes, self.count, self.precedingCount, self.nextPage) = (bytes, count, precedingCount, nextPage)
+  }
+}
+
+/// What a translator made of a window.
+public enum GuestTranslationResult: Sendable {
+  /// The block is done; it was made from `byteCount` bytes from its start (of both pages), `lowest` bytes before
+  /// the start included where a branch was followed backwards.
+  case block
+  /// The first instruction goes on in the next page: call again with `nextPage`.
+  case needsNextPage
+}
+
+/// A guest architecture's CPU, one object a vCPU: state, translation to IR, address translation, exceptions.
+///
+/// Everything runs on the vCPU's thread, except `setInterrupt` and what says otherwise.
+public protocol GuestCPU: AnyObject {
+  /// `StateHeader.byteCount` bytes, laid out as `StateHeader` says.
+  var state: UnsafeMutableRawPointer { get }
+  var layout: StateLayout { get }
+  var helpers: [IRHelper] { get }
+  /// Offsets of 64-bit state that other threads write while the CPU runs.
+  var sharedStateOffsets: [Int] { get }
+  /// The translation context that instructions of `mode` are fetched in; also the index of its jump cache.
+  func fetchContext(mode: UInt32) -> Int
+
+  /// Translates the block at `pc` into `block`, which is reset. Ends at the end of the page at the latest.
+  func translate(_ block: IRBlock, pc: UInt64, mode: UInt32, code: GuestCodeWindow, instructionLimit: Int)
+    -> GuestTranslationResult
+
+  /// Walks the guest's page tables, checks permissions and sets accessed and dirty bits.
+  func translateAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> GuestTranslation
+
+  /// Takes the exception `fault` for an access to `address` by the instruction at `pc`: afterwards the state's PC
+  /// and mode are the handler's.
+  func raise(fault: UInt64, address: UInt64, pc: UInt64)
+  /// The fault number for an access to physical memory where nothing answers.
+  func busFault(_ access: GuestAccess) -> UInt64
+  /// The fault number for a misaligned access that the architecture does not carry out.
+  func misalignedFault(_ access: GuestAccess) -> UInt64
+
+  /// Takes a pending, enabled interrupt, if there is one. Returns whether it did.
+  func takeInterrupt() -> Bool
+  /// Whether a sleeping guest should wake, and the host time (monotonic nanoseconds) of its own next timer.
+  func shouldWake() -> Bool
+  func nextTimerDeadline() -> UInt64?
+
+  /// Any thread: the level of an interrupt input changed. The engine wakes the vCPU afterwards.
+  func setInterrupt(_ number: Int, _ level: Bool)
+  func reset(entry: UInt64, arguments: [UInt64])
+
+  /// One guest instruction as text (`-d in_asm`).
+  func disassemble(_ bytes: UnsafePointer<UInt8>, pc: UInt64) -> String
+  /// The registers as text (`-d cpu`, lockstep reports), one `name value` pair after the other.
+  func registerText() -> String
+}
+
+/// What a guest CPU asks of the engine that runs it. Same thread as the CPU.
+public protocol GuestEngine: AnyObject {
+  /// Physical memory for page walks: 8 bytes, `nil` where there is no RAM.
+  func loadPhysical(_ address: UInt64) -> UInt64?
+  /// Sets bits in a page table entry atomically if it still is `expected`.
+  func updatePhysical(_ address: UInt64, expected: UInt64, desired: UInt64) -> Bool
+  /// Stores 8 aligned bytes as the guest would in `context`; gives the fault number if it faults.
+  func storeGuest(_ address: UInt64, _ value: UInt64, context: Int) -> UInt64?
+  /// Compares and swaps 16 aligned bytes; `expected` receives the old value. Gives the fault number if it faults.
+  func compareExchange128(
+    _ address: UInt64, _ expected: inout (UInt64, UInt64), _ desired: (UInt64, UInt64), context: Int
+  ) -> UInt64?
+  /// Forgets translations: all contexts, or one page of them. `keepGlobal` spares global pages.
+  func flushTLB(page: UInt64?, keepGlobal: Bool, asid: UInt64?)
+  /// The address space identifier or root changed.
+  func addressSpaceChanged(asid: UInt64)
+  /// Instruction memory may have changed (`fence.i`).
+  func synchronizeInstructions()
+  /// The CPU waits for an interrupt: sleep at the next dispatch.
+  func requestSleep()
+  /// Interrupts may have become deliverable: look before the next instruction.
+  func requestInterruptCheck()
+}

@@ -1,0 +1,157 @@
+// Appending operations. Folding and forwarding happen here, while the block is built: one pass, no rewriting.
+
+extension IRBlock {
+  // MARK: Markers and exits
+
+  /// Begins the guest instruction at `pc`.
+  public func instruction(pc: UInt64, length: UInt8) {
+    guestInstructionCount &+= 1
+    _ = append(IRInstruction(.instruction, c: UInt16(length), immediate: Int64(bitPattern: pc)))
+  }
+  public func finish(_ terminator: IRTerminator) { self.terminator = terminator }
+  /// Leaves before the current instruction if an exit was requested; `pc` is that instruction's.
+  public func poll(pc: UInt64) { _ = append(IRInstruction(.poll, immediate: Int64(bitPattern: pc))) }
+  /// Side exit to `target` if `a condition b`.
+  public func exitIf(_ condition: IRCondition, _ a: IRValue, _ b: IRValue, target: UInt64) {
+    _ = append(
+      IRInstruction(
+        .exitIf64, a: a.index, b: b.index, c: condition.rawValue, immediate: Int64(bitPattern: target)))
+  }
+  /// Calls helper number `index` of the guest's table.
+  @discardableResult
+  public func call(
+    _ index: Int, _ helper: IRHelper, _ a: IRValue = .none, _ b: IRValue = .none, _ c: IRValue = .none
+  ) -> IRValue {
+    if helper.effects.contains(.writesState) { forgetSlots() }
+    return append(
+      IRInstruction(
+        .call, a: a.index, b: b.index, c: c.index,
+        immediate: Int64(index) | Int64(helper.effects.rawValue) << 32))
+  }
+
+  // MARK: State
+
+  public func get64(_ offset: Int) -> IRValue { get(.get64, offset) }
+  public func getF64(_ offset: Int) -> IRValue { get(.getF64, offset) }
+  public func set64(_ offset: Int, _ value: IRValue) { set(.set64, offset, value) }
+  public func setF64(_ offset: Int, _ value: IRValue) { set(.setF64, offset, value) }
+  /// State that another thread may write: read anew each time.
+  public func getVolatile64(_ offset: Int) -> IRValue {
+    append(IRInstruction(.get64, immediate: Int64(offset)))
+  }
+  /// 32-bit state outside the slots that are forwarded.
+  public func get32(_ offset: Int) -> IRValue { append(IRInstruction(.get32, immediate: Int64(offset))) }
+  public func set32(_ offset: Int, _ value: IRValue) {
+    _ = append(IRInstruction(.set32, a: value.index, immediate: Int64(offset)))
+  }
+
+  public func getFloatFlags() -> IRValue { append(IRInstruction(.getFloatFlags)) }
+  public func setFloatFlags(_ value: IRValue) { _ = append(IRInstruction(.setFloatFlags, a: value.index)) }
+
+  private func get(_ opcode: IROpcode, _ offset: Int) -> IRValue {
+    let slot = offset >> 3
+    if slot < Self.slotCount, optimisations.contains(.forward) {
+      let known = slots[slot]
+      if known != .max { return IRValue(index: known) }
+      let value = append(IRInstruction(opcode, immediate: Int64(offset)))
+      slots[slot] = value.index
+      return value
+    }
+    return append(IRInstruction(opcode, immediate: Int64(offset)))
+  }
+  private func set(_ opcode: IROpcode, _ offset: Int, _ value: IRValue) {
+    _ = append(IRInstruction(opcode, a: value.index, immediate: Int64(offset)))
+    let slot = offset >> 3
+    if slot < Self.slotCount { slots[slot] = optimisations.contains(.forward) ? value.index : .max }
+  }
+
+  // MARK: Values
+
+  public func const64(_ value: UInt64) -> IRValue {
+    append(IRInstruction(.const64, immediate: Int64(bitPattern: value)))
+  }
+  public func const32(_ value: UInt32) -> IRValue { append(IRInstruction(.const32, immediate: Int64(value))) }
+
+  /// The value's constant, if it is one.
+  @inline(__always)
+  public func constant(_ value: IRValue) -> UInt64? {
+    let instruction = instructions[Int(value.index)]
+    return instruction.opcode == .const64 || instruction.opcode == .const32
+      ? UInt64(bitPattern: instruction.immediate) : nil
+  }
+
+  @inline(__always)
+  public func unary(_ opcode: IROpcode, _ a: IRValue, immediate: Int64 = 0) -> IRValue {
+    if optimisations.contains(.fold), let x = constant(a), let folded = foldUnary(opcode, x) { return folded }
+    return append(IRInstruction(opcode, a: a.index, immediate: immediate))
+  }
+
+  @inline(__always)
+  public func binary(_ opcode: IROpcode, _ a: IRValue, _ b: IRValue, immediate: Int64 = 0) -> IRValue {
+    if optimisations.contains(.fold) {
+      if let y = constant(b) {
+        if let folded = foldBinary(opcode, a, y, immediate) { return folded }
+      } else if let x = constant(a), opcode.isCommutative {
+        // Constants stand on the right.
+        if let folded = foldBinary(opcode, b, x, immediate) { return folded }
+        return append(IRInstruction(opcode, a: b.index, b: a.index, immediate: immediate))
+      }
+    }
+    return append(IRInstruction(opcode, a: a.index, b: b.index, immediate: immediate))
+  }
+
+  public func ternary(_ opcode: IROpcode, _ a: IRValue, _ b: IRValue, _ c: IRValue, immediate: Int64 = 0)
+    -> IRValue
+  { append(IRInstruction(opcode, a: a.index, b: b.index, c: c.index, immediate: immediate)) }
+
+  public func compare(_ condition: IRCondition, _ a: IRValue, _ b: IRValue) -> IRValue {
+    binary(.compare64, a, b, immediate: Int64(condition.rawValue))
+  }
+  public func load(_ opcode: IROpcode, _ address: IRValue, _ operand: IRMemoryOperand) -> IRValue {
+    append(IRInstruction(opcode, a: address.index, immediate: operand.rawValue))
+  }
+  public func store(_ opcode: IROpcode, _ address: IRValue, _ value: IRValue, _ operand: IRMemoryOperand) {
+    _ = append(IRInstruction(opcode, a: address.index, b: value.index, immediate: operand.rawValue))
+  }
+  public func fence() { _ = append(IRInstruction(.fence)) }
+
+  // MARK: Folding
+
+  private func foldUnary(_ opcode: IROpcode, _ x: UInt64) -> IRValue? {
+    switch opcode {
+    case .truncate32: return const32(UInt32(truncatingIfNeeded: x))
+    case .signExtend32: return const64(UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: x))))
+    case .zeroExtend32: return const64(x & 0xffff_ffff)
+    case .signExtend8: return const64(UInt64(bitPattern: Int64(Int8(truncatingIfNeeded: x))))
+    case .signExtend16: return const64(UInt64(bitPattern: Int64(Int16(truncatingIfNeeded: x))))
+    case .zeroExtend8: return const64(x & 0xff)
+    case .zeroExtend16: return const64(x & 0xffff)
+    default: return nil
+    }
+  }
+
+  private func foldBinary(_ opcode: IROpcode, _ a: IRValue, _ y: UInt64, _ immediate: Int64) -> IRValue? {
+    if y == 0 {
+      switch opcode {
+      case .add64, .sub64, .or64, .xor64, .shl64, .shrU64, .shrS64, .rotr64, .andNot64: return a
+      case .add32, .sub32, .or32, .xor32, .shl32, .shrU32, .shrS32, .rotr32: return a
+      default: break
+      }
+    }
+    guard let x = constant(a) else { return nil }
+    switch opcode {
+    case .add64: return const64(x &+ y)
+    case .sub64: return const64(x &- y)
+    case .and64: return const64(x & y)
+    case .or64: return const64(x | y)
+    case .xor64: return const64(x ^ y)
+    case .shl64: return const64(x &<< y)
+    case .shrU64: return const64(x &>> y)
+    case .shrS64: return const64(UInt64(bitPattern: Int64(bitPattern: x) &>> Int64(bitPattern: y)))
+    case .mul64: return const64(x &* y)
+    case .add32: return const32(UInt32(truncatingIfNeeded: x &+ y))
+    case .sub32: return const32(UInt32(truncatingIfNeeded: x &- y))
+    default: return nil
+    }
+  }
+}

@@ -1,0 +1,243 @@
+import ApusHost
+import ApusIR
+import Glibc
+
+/// One translated block.
+public struct BlockRecord {
+  /// Physical address of its first byte (the guest address itself in user mode).
+  public var physicalPC: UInt64
+  public var pc: UInt64
+  public var mode: UInt32
+  /// Guest bytes from the first instruction's first to the last one's last.
+  public var byteCount: UInt32
+  /// Offset of the host code in the code buffer, and its length; for the evaluator, unused.
+  public var codeOffset: UInt32 = 0
+  public var codeByteCount: UInt32 = 0
+  /// Next block with the same hash; next blocks in the block's first and second page. 0 ends a list.
+  public var nextInHash: UInt32 = 0
+  public var nextInPage: UInt32 = 0
+  public var nextInSecondPage: UInt32 = 0
+  /// First of the links that jump here.
+  public var firstIncoming: UInt32 = 0
+  /// The page that the block goes on in, or all ones.
+  public var secondPhysicalPage: UInt64
+  /// For the evaluator: the block's IR, `irCount` instructions on the heap.
+  public var ir: UnsafeMutablePointer<IRInstruction>?
+  public var irCount: UInt32 = 0
+  public var isInvalid = false
+  public var terminator: IRTerminator
+
+  public init(
+    physicalPC: UInt64, pc: UInt64, mode: UInt32, byteCount: UInt32, secondPhysicalPage: UInt64,
+    terminator: IRTerminator
+  ) {
+    (self.physicalPC, self.pc, self.mode, self.byteCount) = (physicalPC, pc, mode, byteCount)
+    (self.secondPhysicalPage, self.terminator) = (secondPhysicalPage, terminator)
+  }
+}
+
+/// A patchable jump from one block to another.
+public struct LinkRecord {
+  /// Offset in the code buffer of the 4-byte displacement, and of the stub that it is patched away from.
+  public var siteOffset: UInt32
+  public var stubOffset: UInt32
+  public var sourceBlock: UInt32
+  /// The next link to the same target.
+  public var nextIncoming: UInt32 = 0
+  public var targetPC: UInt64
+  /// The block jumped to, or 0 while the link goes to its stub.
+  public var targetBlock: UInt32 = 0
+  public init(siteOffset: UInt32, stubOffset: UInt32, sourceBlock: UInt32, targetPC: UInt64) {
+    (self.siteOffset, self.stubOffset, self.sourceBlock, self.targetPC) =
+      (siteOffset, stubOffset, sourceBlock, targetPC)
+  }
+}
+
+/// Where a slow path of generated code comes from, by number.
+public struct SlowSite {
+  public var pc: UInt64
+  public var memoryOperand: Int64
+  public var opcode: IROpcode
+  /// Offset of the access in the code buffer (flat memory, where a fault arrives as a signal), ascending.
+  public var codeOffset: UInt32
+  public init(pc: UInt64, memoryOperand: Int64, opcode: IROpcode, codeOffset: UInt32 = 0) {
+    (self.pc, self.memoryOperand, self.opcode, self.codeOffset) = (pc, memoryOperand, opcode, codeOffset)
+  }
+}
+
+/// A growable flat array in reserved address space: elements never move, growth costs page faults only.
+public struct ReservedArray<Element>: @unchecked Sendable {
+  // SAFETY: `base` maps capacity elements for the life of the process.
+  public let base: UnsafeMutablePointer<Element>
+  public let capacity: Int
+  public private(set) var count: Int
+
+  public init(capacity: Int) throws(HostError) {
+    let pointer = mmap(
+      nil, capacity * MemoryLayout<Element>.stride, PROT_READ | PROT_WRITE,
+      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    guard let pointer, pointer != MAP_FAILED else { throw .last("reserve a table of \(capacity) elements") }
+    base = pointer.assumingMemoryBound(to: Element.self)
+    self.capacity = capacity
+    count = 1  // element 0 stands for "none"
+  }
+  @inlinable public var isFull: Bool { count >= capacity - 1 }
+  public mutating func append(_ element: Element) -> UInt32 {
+    precondition(count < capacity, "table full")
+    (base + count).initialize(to: element)
+    count &+= 1
+    return UInt32(count &- 1)
+  }
+  public mutating func removeAll() { count = 1 }
+}
+
+/// All translated blocks, found by physical address, PC and mode; and by page, for invalidation.
+///
+/// Guarded by the translation cache's lock.
+public struct BlockTable {
+  private var blocks: UnsafeMutablePointer<BlockRecord>
+  private let capacity = 1 << 19
+  public private(set) var count: Int = 1
+  private let buckets: UnsafeMutablePointer<UInt32>
+  private let bucketMask: UInt64 = (1 << 16) - 1
+  /// By physical page number.
+  private var pages: [UInt64: PageEntry] = [:]
+
+  private struct PageEntry {
+    var first: UInt32 = 0
+    /// One bit for each 64 bytes of the page that a block was made from.
+    var granules: UInt64 = 0
+  }
+  public var links: ReservedArray<LinkRecord>
+
+  public init() throws(HostError) {
+    blocks = .allocate(capacity: capacity)
+    buckets = HostMemory.zeroed(UInt32.self, count: Int(bucketMask) + 1)
+    links = try ReservedArray(capacity: 1 << 21)
+  }
+
+  public subscript(_ block: UInt32) -> BlockRecord {
+    get { pointer(block).pointee }
+    nonmutating set { pointer(block).pointee = newValue }
+  }
+  public func pointer(_ block: UInt32) -> UnsafeMutablePointer<BlockRecord> { blocks + Int(block) }
+
+  public var isFull: Bool { count >= capacity - 1 || links.count > links.capacity - 8192 }
+
+  /// The virtual address counts too: a shared library's page is one for all processes, but each has it elsewhere.
+  private func bucket(_ physicalPC: UInt64, _ pc: UInt64, _ mode: UInt32) -> Int {
+    let key = (physicalPC >> 1) &* 0x9e37_79b9_7f4a_7c15 ^ (pc >> 1) &* 0xbf58_476d_1ce4_e5b9
+    return Int(((key ^ UInt64(mode) &* 0xff51_afd7_ed55_8ccd) >> 40) & bucketMask)
+  }
+
+  public func find(physicalPC: UInt64, pc: UInt64, mode: UInt32) -> UInt32 {
+    var block = buckets[bucket(physicalPC, pc, mode)]
+    while block != 0 {
+      let record = blocks + Int(block)
+      if record.pointee.physicalPC == physicalPC, record.pointee.pc == pc, record.pointee.mode == mode {
+        return block
+      }
+      block = record.pointee.nextInHash
+    }
+    return 0
+  }
+
+  public mutating func insert(_ record: BlockRecord) -> UInt32 {
+    precondition(count < capacity, "block table full")
+    let number = UInt32(count)
+    count += 1
+    var record = record
+    let index = bucket(record.physicalPC, record.pc, record.mode)
+    record.nextInHash = buckets[index]
+    buckets[index] = number
+    let start = record.physicalPC & 4095
+    let end = start + UInt64(record.byteCount)
+    record.nextInPage = addToPage(record.physicalPC >> 12, number, start, min(end, 4096))
+    if record.secondPhysicalPage != .max {
+      record.nextInSecondPage = addToPage(record.secondPhysicalPage, number, 0, end - 4096)
+    }
+    (blocks + Int(number)).initialize(to: record)
+    return number
+  }
+
+  /// Notes a block that covers bytes `start ..< end` of a page; returns the page's list so far.
+  private mutating func addToPage(_ page: UInt64, _ block: UInt32, _ start: UInt64, _ end: UInt64) -> UInt32 {
+    var entry = pages[page] ?? PageEntry()
+    let old = entry.first
+    entry.first = block
+    let (low, high) = (start / 64, (max(end, start + 1) - 1) / 64)
+    entry.granules |= (UInt64.max << low) & (UInt64.max >> (63 - high))
+    pages[page] = entry
+    return old
+  }
+
+  /// Takes the blocks made from bytes `start ..< end` (offsets, `end` at most 4096) of a page out of the table and
+  /// gives each to `body`. Returns whether blocks of the page are left.
+  public mutating func remove(page: UInt64, start: UInt64, end: UInt64, _ body: (UInt32) -> Void) -> Bool {
+    guard let entry = pages[page] else { return false }
+    let written = (UInt64.max << (start / 64)) & (UInt64.max >> (63 - (end - 1) / 64))
+    if entry.granules & written == 0 { return true }
+    // Rebuild the page's list from what survives.
+    var kept = PageEntry()
+    var block = entry.first
+    while block != 0 {
+      let record = blocks + Int(block)
+      let isFirstPage = record.pointee.physicalPC >> 12 == page
+      let next = isFirstPage ? record.pointee.nextInPage : record.pointee.nextInSecondPage
+      let blockStart = isFirstPage ? record.pointee.physicalPC & 4095 : 0
+      let blockEnd =
+        isFirstPage
+        ? min(blockStart + UInt64(record.pointee.byteCount), 4096)
+        : (record.pointee.physicalPC & 4095) + UInt64(record.pointee.byteCount) - 4096
+      if record.pointee.isInvalid {
+        // Dropped through its other page: leaves this list now.
+      } else if blockStart < end && start < blockEnd {
+        record.pointee.isInvalid = true
+        removeFromHash(block)
+        body(block)
+      } else {
+        let (low, high) = (blockStart / 64, (blockEnd - 1) / 64)
+        kept.granules |= (UInt64.max << low) & (UInt64.max >> (63 - high))
+        if isFirstPage {
+          record.pointee.nextInPage = kept.first
+        } else {
+          record.pointee.nextInSecondPage = kept.first
+        }
+        kept.first = block
+      }
+      block = next
+    }
+    pages[page] = kept.first == 0 ? nil : kept
+    return kept.first != 0
+  }
+
+  private func removeFromHash(_ block: UInt32) {
+    let record = blocks + Int(block)
+    let index = bucket(record.pointee.physicalPC, record.pointee.pc, record.pointee.mode)
+    var current = buckets[index]
+    if current == block {
+      buckets[index] = record.pointee.nextInHash
+      return
+    }
+    while current != 0 {
+      let next = blocks[Int(current)].nextInHash
+      if next == block {
+        blocks[Int(current)].nextInHash = record.pointee.nextInHash
+        return
+      }
+      current = next
+    }
+  }
+
+  /// The pages that blocks were made from.
+  public func hasBlocks(page: UInt64) -> Bool { pages[page] != nil }
+  public var pageNumbers: [UInt64] { Array(pages.keys) }
+
+  public mutating func removeAll() {
+    for block in 1..<max(count, 1) { blocks[block].ir?.deallocate() }
+    count = 1
+    buckets.update(repeating: 0, count: Int(bucketMask) + 1)
+    pages.removeAll(keepingCapacity: true)
+    links.removeAll()
+  }
+}

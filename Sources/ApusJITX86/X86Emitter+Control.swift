@@ -1,0 +1,306 @@
+import ApusAsmX86
+import ApusIR
+import ApusJIT
+
+/// Code that is rarely run, put behind the block's end.
+struct ColdStub {
+  enum Kind {
+    /// Leaves to the dispatcher at `pc`.
+    case exit(pc: UInt64)
+    /// Leaves to the dispatcher; the PC is in the register.
+    case indirectMiss(X86Register)
+    /// Goes to a block of another page through the jump cache.
+    case crossPage(target: UInt64)
+    /// A slow memory access. Operands as they were at the access.
+    case memory(site: UInt32, address: StubOperand, value: StubOperand, result: StubResult)
+    /// Loads the default NaN into a vector register.
+    case defaultNaN(X86Vector, double: Bool)
+    /// Saturation of a failed conversion to a signed integer of a vector register.
+    case saturate(X86Register, from: X86Vector, double: Bool, wide: Bool)
+    /// A fused multiply-add gave a NaN: the slow path computes it again, flags included.
+    case fused(site: UInt32, X86Vector, X86Vector, X86Vector, X86Vector, double: Bool)
+    /// Runs a soft-float minimum or maximum: both operands equal or one a NaN.
+    case minMax(X86Vector, X86Vector, X86Vector, double: Bool, isMaximum: Bool)
+  }
+  enum StubOperand {
+    case none
+    case register(X86Register)
+    case vector(X86Vector, double: Bool)
+    case constant(Int64)
+    case memory(X86Memory)
+  }
+  enum StubResult {
+    case none
+    case register(X86Register)
+    case vector(X86Vector, double: Bool)
+  }
+  var kind: Kind
+  /// Displacements of the jumps that lead here.
+  var sites: (Int, Int)
+  /// Where to go on, for those that come back.
+  var resume: Int
+}
+
+extension X86Emitter {
+  func addStub(_ kind: ColdStub.Kind, _ site: Int, _ second: Int = -1, resume: Int = -1) {
+    stubs.append(ColdStub(kind: kind, sites: (site, second), resume: resume))
+  }
+
+  /// Stores a guest PC; may clobber rax, so only where the block is left, or with `scratch` taken before.
+  func storePC(_ pc: UInt64, scratch: X86Register = .rax) {
+    if Int64(bitPattern: pc) == Int64(Int32(truncatingIfNeeded: pc)) {
+      asm.store(state(StateHeader.pc), immediate: Int32(truncatingIfNeeded: pc), byteCount: 8)
+    } else {
+      asm.moveKeepingFlags(scratch, immediate: pc)
+      asm.store(state(StateHeader.pc), scratch)
+    }
+  }
+
+  func emitPoll(_ i: IRInstruction) {
+    asm.arithmetic(.cmp, state(StateHeader.exitRequest), immediate: 0)
+    addStub(.exit(pc: UInt64(bitPattern: i.immediate)), asm.jump(.notEqual))
+  }
+
+  /// cmp and the condition to test, with operands in the cheapest order.
+  func emitCompare(_ a: UInt16, _ b: UInt16, _ condition: IRCondition, wide: Bool) -> X86Condition {
+    var (a, b) = (a, b)
+    var result: X86Condition
+    switch condition {
+    case .equal: result = .equal
+    case .notEqual: result = .notEqual
+    case .lessSigned: result = .less
+    case .greaterOrEqualSigned: result = .greaterOrEqual
+    case .lessUnsigned: result = .below
+    case .greaterOrEqualUnsigned: result = .aboveOrEqual
+    }
+    if constant(a) != nil, constant(b) == nil {
+      swap(&a, &b)
+      switch result {
+      case .less: result = .greater
+      case .greaterOrEqual: result = .lessOrEqual
+      case .below: result = .above
+      case .aboveOrEqual: result = .belowOrEqual
+      default: break
+      }
+    }
+    let right = wide ? operand(b) : operand32(b)
+    if case .immediate(let immediate) = right {
+      if case .memory(let memory) = operand(a) {
+        asm.arithmetic(.cmp, memory, immediate: immediate, wide: wide)
+        return result
+      }
+      let left = use(a)
+      if immediate == 0 {
+        asm.test(left, left, wide: wide)
+      } else {
+        asm.arithmetic(.cmp, left, immediate: immediate, wide: wide)
+      }
+      return result
+    }
+    switch right {
+    case .register(let register):
+      if case .memory(let memory) = operand(a) {
+        asm.arithmetic(.cmp, memory, from: register, wide: wide)
+      } else {
+        asm.arithmetic(.cmp, use(a), register, wide: wide)
+      }
+    case .memory(let memory): asm.arithmetic(.cmp, use(a), memory, wide: wide)
+    case .immediate: break
+    }
+    return result
+  }
+
+  func emitExitIf(_ i: IRInstruction) {
+    let condition = emitCompare(
+      i.a, i.b, IRCondition(rawValue: i.c).unsafelyUnwrapped, wide: i.opcode == .exitIf64)
+    let target = UInt64(bitPattern: i.immediate)
+    if isLinkable(target) {
+      keepDisplacementInLine(opcodeByteCount: 2)
+      let site = asm.jump(condition)
+      links.append(PendingLink(siteOffset: site, stubOffset: 0, targetPC: target))
+    } else {
+      addStub(.crossPage(target: target), asm.jump(condition))
+    }
+  }
+
+  /// A displacement must not straddle a cache line, so that it can be patched while others run the code.
+  private func keepDisplacementInLine(opcodeByteCount: Int) {
+    let distance = (asm.offset + opcodeByteCount) & 63
+    if distance > 60 { asm.pad(64 - distance) }
+  }
+
+  /// Whether a link from this block to `target` stays valid for as long as both blocks do.
+  private func isLinkable(_ target: UInt64) -> Bool {
+    guard optimisations.contains(.chain) else { return false }
+    return !context.isPaged || target >> 12 == currentPC >> 12
+  }
+
+  func emitTerminator(_ terminator: IRTerminator) {
+    // Everything is in its slot: all temporaries are free.
+    switch terminator {
+    case .direct(let target):
+      if isLinkable(target) {
+        keepDisplacementInLine(opcodeByteCount: 1)
+        links.append(PendingLink(siteOffset: asm.jump(), stubOffset: 0, targetPC: target))
+      } else {
+        emitCrossPage(target)
+      }
+    case .indirect(let target, _):
+      let register = use(target.index)
+      if optimisations.contains(.jumpCache) {
+        let scratch: X86Register = register == .rax ? .rcx : .rax
+        let cache = StateHeader.jumpCache(context.jumpCacheContext) - StateHeader.bias
+        // Entry (pc >> 1) & mask, 16 bytes each: eight times the masked PC.
+        asm.move(scratch, register, wide: false)
+        asm.arithmetic(
+          .and, scratch, immediate: Int32((StateHeader.jumpCacheEntryCount - 1) << 1), wide: false)
+        asm.arithmetic(.cmp, register, X86Memory(.rbp, Int32(cache), index: scratch, scale: 3))
+        addStub(.indirectMiss(register), asm.jump(.notEqual))
+        asm.jump(X86Memory(.rbp, Int32(cache + 8), index: scratch, scale: 3))
+      } else {
+        asm.store(state(StateHeader.pc), register)
+        asm.jump(to: thunks.dispatch)
+      }
+    case .dispatch:
+      asm.jump(to: thunks.dispatch)
+    }
+  }
+
+  private func emitCrossPage(_ target: UInt64) {
+    guard optimisations.contains(.jumpCache) else {
+      storePC(target)
+      asm.jump(to: thunks.dispatch)
+      return
+    }
+    let index = Int(target >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+    let entry =
+      StateHeader.jumpCache(context.jumpCacheContext) + index * StateHeader.jumpCacheEntryByteCount
+    if Int64(bitPattern: target) == Int64(Int32(truncatingIfNeeded: target)) {
+      asm.arithmetic(.cmp, state(entry), immediate: Int32(truncatingIfNeeded: target))
+    } else {
+      asm.moveKeepingFlags(.rax, immediate: target)
+      asm.arithmetic(.cmp, .rax, state(entry))
+    }
+    let miss = asm.jumpShort(.notEqual)
+    asm.jump(state(entry + 8))
+    asm.bindShort(miss)
+    storePC(target)
+    asm.jump(to: thunks.dispatch)
+  }
+
+  // MARK: Calls
+
+  func emitCall(_ i: IRInstruction) {
+    let helper = helpers[Int(i.immediate & 0xffff_ffff)]
+    if helper.effects.contains(.writesState) { detachFromState() }
+    for (operand, offset) in [
+      (i.a, StateHeader.argument0), (i.b, StateHeader.argument1), (i.c, StateHeader.argument2),
+    ] where operand != .max {
+      if case .immediate(let immediate) = self.operand(operand) {
+        asm.store(state(offset), immediate: immediate, byteCount: 8)
+      } else {
+        asm.store(state(offset), use(operand))
+        locked = 0
+      }
+    }
+    let scratch = takeTemporary()
+    if helper.effects.contains(.readsPC) { storePC(currentPC, scratch: scratch) }
+    let address = UInt64(UInt(bitPattern: unsafeBitCast(helper.function, to: Int.self)))
+    asm.moveKeepingFlags(scratch, immediate: address)
+    asm.store(state(StateHeader.result), scratch)
+    asm.call(to: helper.effects.contains(.mayExit) ? thunks.helperMayExit : thunks.helper)
+    // Pinned registers hold what the state holds; nothing is known of what that is after a writer.
+    if helper.effects.contains(.writesState) {
+      for (register, _) in pinnedIntegers { content[Int(register.rawValue)] = .max }
+      for (register, _) in pinnedFloats { content[16 + Int(register.rawValue)] = .max }
+    }
+    if values[index].lastUse != 0 {
+      let register = destination()
+      asm.load(register, state(StateHeader.result))
+    }
+  }
+
+  // MARK: Cold code
+
+  func emitStubs() {
+    for stub in stubs {
+      asm.bind(stub.sites.0)
+      if stub.sites.1 >= 0 { asm.bind(stub.sites.1) }
+      switch stub.kind {
+      case .exit(let pc):
+        storePC(pc)
+        asm.jump(to: thunks.dispatch)
+      case .indirectMiss(let register):
+        asm.store(state(StateHeader.pc), register)
+        asm.jump(to: thunks.dispatch)
+      case .crossPage(let target):
+        emitCrossPage(target)
+      case .memory(let site, let address, let value, let result):
+        emitMemoryStub(site, address, value, result)
+        asm.jump(to: stub.resume)
+      case .defaultNaN(let register, let double):
+        asm.load(register, state(double ? Self.defaultNaN64 : Self.defaultNaN32), double: double)
+        asm.jump(to: stub.resume)
+      case .fused(let site, let to, let a, let b, let c, let double):
+        storeStubOperand(.vector(a, double: true), StateHeader.argument0)
+        storeStubOperand(.vector(b, double: true), StateHeader.argument1)
+        storeStubOperand(.vector(c, double: true), StateHeader.result)
+        asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
+        asm.call(to: thunks.slowMemory)
+        asm.load(to, state(StateHeader.result), double: double)
+        asm.jump(to: stub.resume)
+      case .saturate(let register, let from, let double, let wide):
+        emitSaturation(register, from, double: double, wide: wide)
+        asm.jump(to: stub.resume)
+      case .minMax(let to, let a, let b, let double, let isMaximum):
+        emitMinMaxStub(to, a, b, double: double, isMaximum: isMaximum)
+        asm.jump(to: stub.resume)
+      }
+    }
+    for number in links.indices {
+      links[number].stubOffset = asm.offset
+      asm.bind(links[number].siteOffset)
+      // The link's number is not known yet: the block table fills it in.
+      asm.store(state(StateHeader.argument2), immediate: 0, byteCount: 8)
+      asm.jump(to: thunks.resolveLink)
+    }
+  }
+
+  /// Offset of the link number inside a link stub: an 11-byte store ends with it.
+  public static let linkNumberOffsetInStub = 7
+
+  private func emitMemoryStub(
+    _ site: UInt32, _ address: ColdStub.StubOperand, _ value: ColdStub.StubOperand,
+    _ result: ColdStub.StubResult
+  ) {
+    storeStubOperand(address, StateHeader.argument0)
+    storeStubOperand(value, StateHeader.argument1)
+    asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
+    asm.call(to: thunks.slowMemory)
+    switch result {
+    case .none: break
+    case .register(let register): asm.load(register, state(StateHeader.result))
+    case .vector(let register, let double): asm.load(register, state(StateHeader.result), double: double)
+    }
+  }
+
+  private func storeStubOperand(_ operand: ColdStub.StubOperand, _ offset: Int) {
+    switch operand {
+    case .none: break
+    case .register(let register): asm.store(state(offset), register)
+    case .vector(let register, let double): asm.store(state(offset), register, double: double)
+    case .constant(let value):
+      if value == Int64(Int32(truncatingIfNeeded: value)) {
+        asm.store(state(offset), immediate: Int32(value), byteCount: 8)
+      } else {
+        asm.store(state(offset), immediate: Int32(truncatingIfNeeded: value), byteCount: 4)
+        asm.store(state(offset + 4), immediate: Int32(truncatingIfNeeded: value >> 32), byteCount: 4)
+      }
+    case .memory(let memory):
+      asm.push(.rax)
+      asm.load(.rax, memory)
+      asm.store(state(offset), .rax)
+      asm.pop(.rax)
+    }
+  }
+}

@@ -1,0 +1,353 @@
+import ApusAsmX86
+import ApusIR
+import ApusJIT
+
+// Scalar floating point on the host's unit. MXCSR holds the guest's rounding mode and collects its flags while
+// translated code runs; only NaN results, saturating conversions and minimum/maximum need fix-ups, in cold code.
+
+extension X86Emitter {
+  func emitFloat(_ i: IRInstruction) {
+    switch i.opcode {
+    case .addF32: emitArithmetic(i, 0x58, double: false)
+    case .subF32: emitArithmetic(i, 0x5c, double: false)
+    case .mulF32: emitArithmetic(i, 0x59, double: false)
+    case .divF32: emitArithmetic(i, 0x5e, double: false)
+    case .addF64: emitArithmetic(i, 0x58, double: true)
+    case .subF64: emitArithmetic(i, 0x5c, double: true)
+    case .mulF64: emitArithmetic(i, 0x59, double: true)
+    case .divF64: emitArithmetic(i, 0x5e, double: true)
+    case .sqrtF32, .sqrtF64:
+      let isDouble = i.opcode == .sqrtF64
+      let source = useVector(i.a)
+      let register = vectorDestination()
+      asm.sse(isDouble ? 0xf2 : 0xf3, 0x51, register, source)
+      checkNaN(register, double: isDouble)
+    case .mulAddF32: emitFused(i, double: false)
+    case .mulAddF64: emitFused(i, double: true)
+    case .minF32: emitMinMax(i, double: false, isMaximum: false)
+    case .maxF32: emitMinMax(i, double: false, isMaximum: true)
+    case .minF64: emitMinMax(i, double: true, isMaximum: false)
+    case .maxF64: emitMinMax(i, double: true, isMaximum: true)
+    case .compareF32: emitCompare(i, double: false)
+    case .compareF64: emitCompare(i, double: true)
+    case .convertF32ToF64, .convertF64ToF32:
+      let toDouble = i.opcode == .convertF32ToF64
+      let source = useVector(i.a)
+      let register = vectorDestination()
+      asm.sse(toDouble ? 0xf3 : 0xf2, 0x5a, register, source)
+      checkNaN(register, double: toDouble)
+    case .convertF32ToS32: emitToSigned(i, double: false, wide: false)
+    case .convertF32ToS64: emitToSigned(i, double: false, wide: true)
+    case .convertF64ToS32: emitToSigned(i, double: true, wide: false)
+    case .convertF64ToS64: emitToSigned(i, double: true, wide: true)
+    case .convertF32ToU32, .convertF32ToU64, .convertF64ToU32, .convertF64ToU64: emitThroughSlowPath(i)
+    case .convertS32ToF32: emitFromSigned(i, double: false, wide: false)
+    case .convertS64ToF32: emitFromSigned(i, double: false, wide: true)
+    case .convertS32ToF64: emitFromSigned(i, double: true, wide: false)
+    case .convertS64ToF64: emitFromSigned(i, double: true, wide: true)
+    case .convertU32ToF32, .convertU32ToF64:
+      // Zero-extended to 64 bits it is a positive signed number.
+      let scratch = takeTemporary()
+      asm.move(scratch, use(i.a), wide: false)
+      convertFromSigned(scratch, double: i.opcode == .convertU32ToF64, wide: true)
+    case .convertU64ToF32: emitFromUnsigned64(i, double: false)
+    case .convertU64ToF64: emitFromUnsigned64(i, double: true)
+    case .signInjectF32: emitSignInjection(i, double: false)
+    case .signInjectF64: emitSignInjection(i, double: true)
+    case .moveF32ToI64:
+      let source = useVector(i.a)
+      let register = destination()
+      asm.move(register, source, wide: false)
+      asm.extend(register, register, bits: 32, signed: true)
+    case .moveF64ToI64:
+      let value = root(i.a)
+      if values[value].place == .slot, diesHere(value) {
+        asm.load(destination(), memory(value))
+      } else {
+        let source = useVector(i.a)
+        asm.move(destination(), source, wide: true)
+      }
+    case .moveI64ToF32, .moveI64ToF64:
+      if constant(i.a) == 0 {
+        let register = vectorDestination()
+        asm.sse(0, 0x57, register, register)
+      } else {
+        let source = use(i.a)
+        asm.move(vectorDestination(), source, wide: i.opcode == .moveI64ToF64)
+      }
+    case .boxF32:
+      let source = useVector(i.a)
+      let register = vectorDestination()
+      if register != source { asm.move(register, source) }
+      asm.sse(0, 0x56, register, state(Self.boxMask))
+    case .unboxF32:
+      let source = useVector(i.a)
+      let register = vectorDestination(mayReuse: false)
+      let scratch = takeTemporary()
+      asm.move(scratch, source, wide: true)
+      asm.move(register, source)
+      asm.shift(.rightSigned, scratch, by: 32)
+      asm.arithmetic(.cmp, scratch, immediate: -1)
+      addStub(.defaultNaN(register, double: false), asm.jump(.notEqual), resume: asm.offset)
+    default: preconditionFailure("\(i.opcode) has no emitter")
+    }
+  }
+
+  /// A NaN result becomes the default NaN.
+  private func checkNaN(_ register: X86Vector, double: Bool) {
+    asm.sse(double ? 0x66 : 0, 0x2e, register, register)
+    addStub(.defaultNaN(register, double: double), asm.jump(.parity), resume: asm.offset)
+  }
+
+  private func emitArithmetic(_ i: IRInstruction, _ opcode: UInt8, double: Bool) {
+    let a = useVector(i.a)
+    let b = useVector(i.b)
+    let register = vectorDestination()
+    // VEX form: reads both sources before it writes.
+    asm.vex(
+      register.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 1, prefix: double ? 3 : 2, wide: false,
+      long: false,
+      opcode)
+    checkNaN(register, double: double)
+  }
+
+  private func emitFused(_ i: IRInstruction, double: Bool) {
+    let operand = IRFloatOperand(rawValue: i.immediate)
+    let a = useVector(i.a)
+    let b = useVector(i.b)
+    let c = useVector(i.c)
+    let register = takeVectorTemporary()
+    asm.move(register, c)
+    let opcode: UInt8 =
+      switch (operand.negateProduct, operand.negateAddend) {
+      case (false, false): 0xb9
+      case (false, true): 0xbb
+      case (true, false): 0xbd
+      case (true, true): 0xbf
+      }
+    asm.fused231(opcode, register, a, b, double: double)
+    // Infinity times zero is invalid even with a quiet NaN as addend, which hosts may not say: the slow path does.
+    asm.sse(double ? 0x66 : 0, 0x2e, register, register)
+    addStub(
+      .fused(site: floatSite(i), register, a, b, c, double: double), asm.jump(.parity), resume: asm.offset)
+    finishVector(register)
+  }
+
+  private func finishVector(_ register: X86Vector) {
+    lockedVectors = 1 << UInt16(register.rawValue)
+    if let pinned = pinnedDestination(.setF64) {
+      asm.move(X86Vector(rawValue: pinned).unsafelyUnwrapped, register)
+    } else {
+      content[16 + Int(register.rawValue)] = UInt16(index)
+      values[index].place = .register
+      values[index].register = register.rawValue
+    }
+  }
+
+  private func emitMinMax(_ i: IRInstruction, double: Bool, isMaximum: Bool) {
+    let a = useVector(i.a)
+    let b = useVector(i.b)
+    let register = takeVectorTemporary()
+    // Equal values (zeros of either sign) and NaNs are left to the stub.
+    asm.sse(double ? 0x66 : 0, 0x2e, a, b)
+    let site = asm.jump(.equal)  // unordered sets ZF too
+    asm.vex(
+      register.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 1, prefix: double ? 3 : 2, wide: false,
+      long: false,
+      isMaximum ? 0x5f : 0x5d)
+    addStub(.minMax(register, a, b, double: double, isMaximum: isMaximum), site, resume: asm.offset)
+    finishVector(register)
+  }
+
+  /// Both equal or unordered: zeros take the wanted sign, a NaN loses, two NaNs give the default one. `ucomis` has
+  /// raised invalid for signalling NaNs already.
+  func emitMinMaxStub(_ to: X86Vector, _ a: X86Vector, _ b: X86Vector, double: Bool, isMaximum: Bool) {
+    let prefix: UInt8 = double ? 0x66 : 0
+    let unordered = asm.jumpShort(.parity)
+    asm.move(to, a)
+    asm.sse(0, isMaximum ? 0x54 : 0x56, to, b)  // and / or of equal values
+    let done = asm.jumpShort()
+    asm.bindShort(unordered)
+    asm.move(to, b)
+    asm.sse(prefix, 0x2e, a, a)
+    let aIsNaN = asm.jumpShort(.parity)
+    asm.move(to, a)
+    asm.bindShort(aIsNaN)
+    asm.sse(prefix, 0x2e, to, to)
+    let number = asm.jumpShort(.notParity)
+    asm.load(to, state(double ? Self.defaultNaN64 : Self.defaultNaN32), double: double)
+    asm.bindShort(number)
+    asm.bindShort(done)
+  }
+
+  private func emitCompare(_ i: IRInstruction, double: Bool) {
+    let kind = IRFloatComparison(rawValue: IRFloatOperand(rawValue: i.immediate).kind).unsafelyUnwrapped
+    let prefix: UInt8 = double ? 0x66 : 0
+    let a = useVector(i.a)
+    let b = useVector(i.b)
+    let register = destination()
+    switch kind {
+    case .equal:
+      let scratch = takeTemporary()
+      asm.sse(prefix, 0x2e, a, b)
+      asm.set(.notParity, scratch)
+      asm.set(.equal, register)
+      asm.arithmetic(.and, register, scratch, wide: false)
+      asm.extend(register, register, bits: 8, signed: false)
+    case .less, .lessOrEqual:
+      // b > a, b >= a: false for NaNs.
+      asm.sse(prefix, 0x2f, b, a)
+      asm.set(kind == .less ? .above : .aboveOrEqual, register)
+      asm.extend(register, register, bits: 8, signed: false)
+    }
+  }
+
+  // MARK: Conversions
+
+  private func emitToSigned(_ i: IRInstruction, double: Bool, wide: Bool) {
+    let isTruncating = IRFloatOperand(rawValue: i.immediate).rounding == .towardZero
+    let source = useVector(i.a)
+    let register = destination()
+    asm.convertToInteger(register, source, double: double, wide: wide, truncating: isTruncating)
+    // 0x8000... is either the true result or "invalid".
+    asm.arithmetic(.cmp, register, immediate: 1, wide: wide)
+    let site = asm.jump(.overflow)
+    let resume = asm.offset
+    if !wide { asm.extend(register, register, bits: 32, signed: true) }
+    addStub(.saturate(register, from: source, double: double, wide: wide), site, resume: resume)
+  }
+
+  /// The conversion gave 0x8000...: right for negative values; NaNs and positive ones saturate at the top. The host
+  /// has raised invalid where it is due.
+  func emitSaturation(_ register: X86Register, _ from: X86Vector, double: Bool, wide: Bool) {
+    asm.push(register == .rax ? .rcx : .rax)
+    let scratch: X86Register = register == .rax ? .rcx : .rax
+    asm.sse(double ? 0x66 : 0, 0x2e, from, from)
+    let isNaN = asm.jumpShort(.parity)
+    asm.move(scratch, from, wide: double)
+    asm.test(scratch, scratch, wide: double)
+    let isNegative = asm.jumpShort(.sign)
+    asm.bindShort(isNaN)
+    asm.arithmetic(.sub, register, immediate: 1, wide: wide)
+    asm.bindShort(isNegative)
+    asm.pop(scratch)
+  }
+
+  private func convertFromSigned(_ source: X86Register, double: Bool, wide: Bool) {
+    let register = vectorDestination()
+    asm.sse(0, 0x57, register, register)  // breaks the dependency on the old content
+    asm.convertFromInteger(register, source, double: double, wide: wide)
+  }
+  private func emitFromSigned(_ i: IRInstruction, double: Bool, wide: Bool) {
+    convertFromSigned(use(i.a), double: double, wide: wide)
+  }
+
+  private func emitFromUnsigned64(_ i: IRInstruction, double: Bool) {
+    let source = use(i.a)
+    let half = takeTemporary()
+    let low = takeTemporary()
+    let register = vectorDestination()
+    asm.sse(0, 0x57, register, register)
+    asm.test(source, source)
+    let isLarge = asm.jumpShort(.sign)
+    asm.convertFromInteger(register, source, double: double, wide: true)
+    let done = asm.jumpShort()
+    asm.bindShort(isLarge)
+    // Half the value with the lost bit kept sticky rounds as the whole would; doubling is exact.
+    asm.move(half, source)
+    asm.move(low, source, wide: false)
+    asm.shift(.right, half, by: 1)
+    asm.arithmetic(.and, low, immediate: 1, wide: false)
+    asm.arithmetic(.or, half, low)
+    asm.convertFromInteger(register, half, double: double, wide: true)
+    asm.sse(double ? 0xf2 : 0xf3, 0x58, register, register)
+    asm.bindShort(done)
+  }
+
+  private func emitSignInjection(_ i: IRInstruction, double: Bool) {
+    let kind = IRSignInjection(rawValue: UInt8(i.immediate)).unsafelyUnwrapped
+    let mask = state(double ? Self.signMask64 : Self.signMask32)
+    let a = useVector(i.a)
+    if i.a == i.b, kind != .copy {
+      // Negation, absolute value.
+      let register = vectorDestination()
+      if kind == .negate {
+        if register != a { asm.move(register, a) }
+        asm.sse(0, 0x57, register, mask)
+      } else {
+        let scratch = takeVectorTemporary()
+        asm.sse(0, 0x28, scratch, mask)
+        asm.vex(
+          register.rawValue, vvvv: scratch.rawValue, rm: a.rawValue, map: 1, prefix: 0, wide: false,
+          long: false, 0x55)
+      }
+      return
+    }
+    let b = useVector(i.b)
+    let sign = takeVectorTemporary()
+    asm.sse(0, 0x28, sign, mask)
+    let magnitude = takeVectorTemporary()
+    switch kind {
+    case .copy, .negate:
+      // magnitude = ~mask & a; sign = mask & (b or ~b)
+      asm.vex(
+        magnitude.rawValue, vvvv: sign.rawValue, rm: a.rawValue, map: 1, prefix: 0, wide: false, long: false,
+        0x55)
+      if kind == .copy {
+        asm.sse(0, 0x54, sign, b)
+      } else {
+        asm.vex(
+          sign.rawValue, vvvv: b.rawValue, rm: sign.rawValue, map: 1, prefix: 0, wide: false, long: false,
+          0x55)
+      }
+      asm.sse(0, 0x56, magnitude, sign)
+    case .xor:
+      asm.sse(0, 0x54, sign, b)
+      asm.move(magnitude, a)
+      asm.sse(0, 0x57, magnitude, sign)
+    }
+    finishVector(magnitude)
+  }
+
+  // MARK: Flags
+
+  func emitGetFloatFlags() {
+    let register = destination()
+    asm.storeMXCSR(state(StateHeader.guestMXCSR))
+    asm.load(register, state(StateHeader.guestMXCSR), wide: false)
+    asm.arithmetic(.and, register, immediate: 0x3f, wide: false)
+    asm.loadExtended(
+      register, X86Memory(.rbp, Int32(StateHeader.floatFlagTable - StateHeader.bias), index: register),
+      bits: 8,
+      signed: false)
+    asm.arithmetic(.or, register, state(StateHeader.softFloatFlags), wide: false)
+  }
+
+  func emitSetFloatFlags(_ i: IRInstruction) {
+    let value = use(i.a)
+    let scratch = takeTemporary()
+    asm.move(scratch, value, wide: false)
+    asm.arithmetic(.and, scratch, immediate: 31, wide: false)
+    asm.store(state(StateHeader.softFloatFlags), scratch, wide: false)
+    asm.storeMXCSR(state(StateHeader.guestMXCSR))
+    asm.arithmetic(.and, state(StateHeader.guestMXCSR), immediate: ~0x3f, wide: false)
+    asm.loadMXCSR(state(StateHeader.guestMXCSR))
+  }
+
+  // MARK: Slow path
+
+  /// Conversions that no host instruction does exactly run in the slow path.
+  private func emitThroughSlowPath(_ i: IRInstruction) {
+    let source = useVector(i.a)
+    asm.store(state(StateHeader.argument0), source, double: true)
+    asm.store(
+      state(StateHeader.argument2), immediate: Int32(floatSite(i)), byteCount: 4)
+    asm.call(to: thunks.slowMemory)
+    asm.load(destination(), state(StateHeader.result))
+  }
+
+  private func floatSite(_ i: IRInstruction) -> UInt32 {
+    sites.append(
+      SlowSite(pc: currentPC, memoryOperand: i.immediate, opcode: i.opcode, codeOffset: UInt32(asm.offset)))
+  }
+}

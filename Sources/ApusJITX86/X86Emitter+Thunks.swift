@@ -1,0 +1,191 @@
+import ApusAsmX86
+import ApusIR
+
+/// The runtime that generated code calls, as addresses of C functions.
+public struct X86Runtime: Sendable {
+  /// (state) -> nonzero to go to the dispatcher. Carries out the access of site `argument2`.
+  public var slowMemory: UInt64
+  /// (state) -> code address, or 0 to leave. Patches link `argument2`.
+  public var resolveLink: UInt64
+  /// (state) -> code address of the block at the state's PC and mode, or 0 to leave.
+  public var dispatch: UInt64
+  public init(slowMemory: UInt64, resolveLink: UInt64, dispatch: UInt64) {
+    (self.slowMemory, self.resolveLink, self.dispatch) = (slowMemory, resolveLink, dispatch)
+  }
+}
+
+/// Offsets of the shared routines.
+public struct X86Thunks: Sendable {
+  public var enter = 0
+  var leave = 0
+  var slowMemory = 0
+  var helper = 0
+  var helperMayExit = 0
+  var resolveLink = 0
+  var dispatch = 0
+  /// The same for a caller that has stored the pinned registers.
+  var dispatchStored = 0
+}
+
+extension X86Emitter {
+  /// The entry routine: (state, code) -> 0.
+  public var entry: UInt64 { buffer.address(thunks.enter) }
+  /// Where generated code is left whose pinned registers are in the state already: for a signal handler.
+  public var leave: UInt64 { buffer.address(thunks.leave) }
+  /// The host registers that hold state slots in all generated code, by the hardware's numbers.
+  public var pinnedSlots:
+    (general: [(register: UInt8, offset: Int)], vector: [(register: UInt8, offset: Int)])
+  {
+    (
+      pinnedIntegers.map { ($0.register.rawValue, $0.offset) },
+      pinnedFloats.map { ($0.register.rawValue, $0.offset) }
+    )
+  }
+
+  // Constants in the state's scratch area.
+  static let defaultNaN64 = StateHeader.scratch
+  static let defaultNaN32 = StateHeader.scratch + 8
+  /// 16-byte aligned masks, low half used.
+  static let boxMask = StateHeader.scratch + 16
+  static let signMask64 = StateHeader.scratch + 32
+  static let signMask32 = StateHeader.scratch + 48
+
+  /// Writes the constants that generated code reads from the state.
+  public static func initializeConstants(_ state: UnsafeMutableRawPointer) {
+    func store(_ value: UInt64, _ offset: Int) {
+      state.storeBytes(of: value, toByteOffset: offset, as: UInt64.self)
+    }
+    for bits in 0..<UInt32(64) {
+      state.storeBytes(
+        of: UInt8(StateHeader.floatFlags(mxcsr: bits)), toByteOffset: StateHeader.floatFlagTable + Int(bits),
+        as: UInt8.self)
+    }
+    store(0x7ff8_0000_0000_0000, defaultNaN64)
+    store(0x7fc0_0000, defaultNaN32)
+    store(0xffff_ffff_0000_0000, boxMask)
+    store(0, boxMask + 8)
+    store(0x8000_0000_0000_0000, signMask64)
+    store(0, signMask64 + 8)
+    store(0x8000_0000, signMask32)
+    store(0, signMask32 + 8)
+  }
+
+  func emitThunks(_ runtime: X86Runtime) {
+    let saved: [X86Register] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
+    // enter(rdi: state, rsi: code)
+    asm.align(16)
+    thunks.enter = asm.offset
+    for register in saved { asm.push(register) }
+    asm.arithmetic(.sub, .rsp, immediate: 8)
+    asm.loadAddress(.rbp, X86Memory(.rdi, Int32(StateHeader.bias)))
+    asm.move(.rax, .rsi)
+    loadPinned()
+    asm.jump(.rax)
+
+    // Pinned registers are in the state already.
+    asm.align(16)
+    thunks.leave = asm.offset
+    asm.arithmetic(.add, .rsp, immediate: 8)
+    for register in saved.reversed() { asm.pop(register) }
+    asm.move(.rax, immediate: 0)
+    asm.ret()
+
+    // Jumped to: the stack is 16-byte aligned.
+    func transfer(_ function: UInt64) -> (offset: Int, afterStore: Int) {
+      asm.align(16)
+      let offset = asm.offset
+      storePinned()
+      let afterStore = asm.offset
+      stateArgument()
+      asm.move(.rax, immediate: function)
+      asm.call(.rax)
+      asm.test(.rax, .rax)
+      let leave = asm.jump(.equal)
+      asm.bind(leave, to: thunks.leave)
+      loadPinned()
+      asm.jump(.rax)
+      return (offset, afterStore)
+    }
+    (thunks.dispatch, thunks.dispatchStored) = transfer(runtime.dispatch)
+    thunks.resolveLink = transfer(runtime.resolveLink).offset
+
+    // Called: one return address on the stack.
+    func service(_ function: UInt64?, tests: ServiceTest) -> Int {
+      asm.align(16)
+      let offset = asm.offset
+      asm.arithmetic(.sub, .rsp, immediate: 8)
+      storePinned()
+      storeTemporaries()
+      stateArgument()
+      if let function {
+        asm.move(.rax, immediate: function)
+      } else {
+        // A helper: its address is in `result`, its arguments in `argument0` to `argument2`.
+        asm.load(.rax, state(StateHeader.result))
+        asm.load(.rsi, state(StateHeader.argument0))
+        asm.load(.rdx, state(StateHeader.argument1))
+        asm.load(.rcx, state(StateHeader.argument2))
+      }
+      asm.call(.rax)
+      if function == nil { asm.store(state(StateHeader.result), .rax) }
+      switch tests {
+      case .none: break
+      case .result: asm.test(.rax, .rax, wide: false)
+      case .pendingExit: asm.arithmetic(.cmp, state(StateHeader.pendingExit), immediate: 0, wide: false)
+      }
+      if tests != .none {
+        let stay = asm.jumpShort(.equal)
+        // The state is complete: go on at its PC.
+        asm.arithmetic(.add, .rsp, immediate: 16)
+        asm.jump(to: thunks.dispatchStored)
+        asm.bindShort(stay)
+      }
+      loadPinned()
+      loadTemporaries()
+      asm.arithmetic(.add, .rsp, immediate: 8)
+      asm.ret()
+      return offset
+    }
+    thunks.slowMemory = service(runtime.slowMemory, tests: .result)
+    thunks.helper = service(nil, tests: .none)
+    thunks.helperMayExit = service(nil, tests: .pendingExit)
+    asm.align(64)
+  }
+
+  private enum ServiceTest { case none, result, pendingExit }
+
+  private func stateArgument() { asm.loadAddress(.rdi, X86Memory(.rbp, Int32(-StateHeader.bias))) }
+
+  /// Pinned registers to their slots, and the guest's floating-point control out of the way.
+  private func storePinned() {
+    for (register, offset) in pinnedIntegers { asm.store(state(offset), register) }
+    for (register, offset) in pinnedFloats { asm.store(state(offset), register, double: true) }
+    asm.storeMXCSR(state(StateHeader.guestMXCSR))
+    asm.loadMXCSR(state(StateHeader.hostMXCSR))
+  }
+  private func loadPinned() {
+    asm.loadMXCSR(state(StateHeader.guestMXCSR))
+    for (register, offset) in pinnedIntegers { asm.load(register, state(offset)) }
+    for (register, offset) in pinnedFloats { asm.load(register, state(offset), double: true) }
+  }
+  private func storeTemporaries() {
+    for (number, register) in [X86Register.rax, .rcx, .rdx, .r11].enumerated() {
+      asm.store(state(StateHeader.spill + number * 8), register)
+    }
+    for number in 0..<Self.firstPinnedVector {
+      asm.store(
+        state(StateHeader.spill + 64 + number * 8), X86Vector(rawValue: UInt8(number)).unsafelyUnwrapped,
+        double: true)
+    }
+  }
+  private func loadTemporaries() {
+    for (number, register) in [X86Register.rax, .rcx, .rdx, .r11].enumerated() {
+      asm.load(register, state(StateHeader.spill + number * 8))
+    }
+    for number in 0..<Self.firstPinnedVector {
+      asm.load(
+        X86Vector(rawValue: UInt8(number)).unsafelyUnwrapped, state(StateHeader.spill + 64 + number * 8),
+        double: true)
+    }
+  }
+}

@@ -1,0 +1,221 @@
+import ApusAsmX86
+import ApusIR
+import ApusJIT
+
+/// Where a value is.
+enum ValuePlace: UInt8 {
+  case nowhere
+  /// The instruction's immediate.
+  case constant
+  /// In a host register: a pinned one, whose state slot holds the same value, or a temporary.
+  case register
+  /// In its state slot (byte offset in `offset`), not loaded yet.
+  case slot
+  /// In the spill area.
+  case spill
+}
+
+struct ValueInfo {
+  var place = ValuePlace.nowhere
+  var register: UInt8 = 0
+  /// Index of the last instruction that uses the value; 0: none.
+  var lastUse: UInt16 = 0
+  /// The value that this one is another name of (`truncate32`), or itself.
+  var root: UInt16 = 0
+  /// `slot`: state offset. `spill`: spill index.
+  var offset: Int16 = 0
+  /// A slot in memory that holds the value besides its register, or -1.
+  var home: Int16 = -1
+}
+
+/// What the emitter needs to know of a block besides its IR.
+public struct X86BlockContext {
+  /// Number that the block will have in the block table.
+  public var block: UInt32
+  /// Jump cache (and fetch context) of the block's mode.
+  public var jumpCacheContext: Int
+  /// Whether links may only be patched within a page.
+  public var isPaged: Bool
+  /// Guest addresses are host addresses.
+  public var isFlat: Bool
+  public init(block: UInt32, jumpCacheContext: Int, isPaged: Bool, isFlat: Bool) {
+    (self.block, self.jumpCacheContext, self.isPaged, self.isFlat) = (
+      block, jumpCacheContext, isPaged, isFlat
+    )
+  }
+}
+
+/// Translates IR blocks to x86-64, one pass, with local register allocation.
+///
+/// Host registers:
+/// ```
+///   rbp             state + 128                 rsp   16-byte aligned
+///   rbx rsi rdi r8 r9 r10 r12 r13 r14 r15       the guest's hottest integer slots, in every block
+///   rax rcx rdx r11                             temporaries of one block
+///   xmm4 .. xmm15   the hottest float slots     xmm0 .. xmm3  temporaries
+/// ```
+/// At every guest instruction's end each slot is up to date in its register or in memory, so that leaving
+/// a block anywhere needs no fix-up. Guarded by the translation cache's lock.
+public final class X86Emitter {
+  static let pinnedOrder: [X86Register] = [.rbx, .r12, .r13, .r14, .r15, .rsi, .rdi, .r8, .r9, .r10]
+  static let temporaryMask: UInt16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 11
+  static let vectorTemporaryMask: UInt16 = 0xf
+  static let firstPinnedVector = 4
+  static let slotCount = 256
+
+  public internal(set) var asm: X86Assembler
+  let buffer: CodeBuffer
+  let layout: StateLayout
+  let optimisations: IROptimisations
+  let features: X86HostFeatures
+  let helpers: [IRHelper]
+  /// Offsets of the shared routines at the start of the code buffer.
+  var thunks = X86Thunks()
+  /// The pinned slots in use, by host register.
+  let pinnedIntegers: [(register: X86Register, offset: Int)]
+  let pinnedFloats: [(register: X86Vector, offset: Int)]
+
+  // SAFETY: flat tables of fixed size, alive as long as self.
+  let values: UnsafeMutablePointer<ValueInfo>
+  /// Slot number -> pinned register, or 0xff. Integer slots name general registers, float slots vector ones.
+  let slotRegister: UnsafeMutablePointer<UInt8>
+  /// Slot number -> value that is in the slot's memory and known to be so, or .max (unpinned slots).
+  let slotContent: UnsafeMutablePointer<UInt16>
+  /// Register number -> value in it; general 0..15, vector 16..31. `.max`: none.
+  let content: UnsafeMutablePointer<UInt16>
+
+  // The block at hand.
+  var ir: UnsafeMutablePointer<IRInstruction>
+  var irCount = 0
+  var index = 0
+  var context = X86BlockContext(block: 0, jumpCacheContext: 0, isPaged: true, isFlat: false)
+  var currentPC: UInt64 = 0
+  /// Registers that the instruction at hand uses and that must not be evicted.
+  var locked: UInt16 = 0
+  var lockedVectors: UInt16 = 0
+  var spillsInUse: UInt64 = 0
+  var stubs: [ColdStub] = []
+  /// Jumps of the block that was emitted last, to constant guest PCs.
+  public internal(set) var links: [PendingLink] = []
+  /// Slow paths of the block, appended to the table when the block is inserted.
+  public internal(set) var sites: ReservedArray<SlowSite>
+
+  /// A jump to a constant guest PC that can be patched.
+  public struct PendingLink {
+    public var siteOffset: Int
+    public var stubOffset: Int
+    public var targetPC: UInt64
+  }
+
+  public init(
+    buffer: CodeBuffer, layout: StateLayout, helpers: [IRHelper], optimisations: IROptimisations,
+    runtime: X86Runtime, sites: ReservedArray<SlowSite>
+  ) {
+    (self.buffer, self.layout, self.helpers, self.optimisations) = (buffer, layout, helpers, optimisations)
+    self.sites = sites
+    features = .current
+    asm = X86Assembler(start: buffer.writable, offset: 0)
+    values = .allocate(capacity: IRBlock.capacity)
+    values.initialize(repeating: ValueInfo(), count: IRBlock.capacity)
+    slotRegister = .allocate(capacity: Self.slotCount)
+    slotRegister.initialize(repeating: 0xff, count: Self.slotCount)
+    slotContent = .allocate(capacity: Self.slotCount)
+    slotContent.initialize(repeating: .max, count: Self.slotCount)
+    content = .allocate(capacity: 32)
+    content.initialize(repeating: .max, count: 32)
+    ir = .allocate(capacity: 0)
+    let isPinning = optimisations.contains(.pin)
+    pinnedIntegers = isPinning ? zip(Self.pinnedOrder, layout.hotIntegers).map { ($0, $1) } : []
+    pinnedFloats =
+      isPinning
+      ? layout.hotFloats.prefix(16 - Self.firstPinnedVector).enumerated().map {
+        (X86Vector(rawValue: UInt8(Self.firstPinnedVector + $0.offset)).unsafelyUnwrapped, $0.element)
+      } : []
+    for (register, offset) in pinnedIntegers { slotRegister[offset >> 3] = register.rawValue }
+    for (register, offset) in pinnedFloats { slotRegister[offset >> 3] = register.rawValue }
+    emitThunks(runtime)
+    buffer.used = asm.offset
+  }
+
+  deinit {
+    values.deallocate()
+    slotRegister.deallocate()
+    slotContent.deallocate()
+    content.deallocate()
+  }
+
+  /// A state slot as a memory operand.
+  @inline(__always)
+  func state(_ offset: Int) -> X86Memory { X86Memory(.rbp, Int32(offset - StateHeader.bias)) }
+
+  /// Forgets the slow paths of dropped code.
+  public func removeAllSites() { sites.removeAll() }
+
+  // MARK: A block
+
+  /// Bytes that no block's code exceeds, per IR instruction.
+  static let maximumByteCountPerInstruction = 160
+
+  /// Translates the block into the code buffer. Returns the code's range, or `nil` if the buffer is full; `links`
+  /// holds the block's jumps until the next call.
+  public func emit(_ block: IRBlock, _ context: X86BlockContext) -> (offset: Int, byteCount: Int)? {
+    guard buffer.free > (block.count + 16) * Self.maximumByteCountPerInstruction else { return nil }
+    self.context = context
+    ir = block.instructions
+    irCount = block.count
+    asm.offset = (buffer.used + 15) & ~15
+    let start = asm.offset
+    prepare(block)
+    index = 0
+    while index < irCount {
+      let instruction = ir[index]
+      if instruction.opcode.hasEffect || values[index].lastUse != 0 { emit(instruction) }
+      locked = 0
+      lockedVectors = 0
+      index &+= 1
+    }
+    emitTerminator(block.terminator)
+    emitStubs()
+    buffer.used = asm.offset
+    return (start, asm.offset - start)
+  }
+
+  /// Finds last uses, backwards, and clears the allocation state.
+  private func prepare(_ block: IRBlock) {
+    let keepsAll = !optimisations.contains(.deadCode)
+    for number in 0..<irCount { values[number] = ValueInfo(root: UInt16(number)) }
+    for number in 0..<irCount where ir[number].opcode == .truncate32 {
+      values[number].root = values[Int(ir[number].a)].root
+    }
+    func use(_ operand: UInt16, _ at: Int) {
+      if operand == .max { return }
+      let root = Int(values[Int(operand)].root)
+      if values[root].lastUse == 0 { values[root].lastUse = UInt16(at) }
+    }
+    if case .indirect(let target, _) = block.terminator { use(target.index, irCount) }
+    var number = irCount - 1
+    while number >= 0 {
+      let i = ir[number]
+      if i.opcode == .instruction || i.opcode == .truncate32 {
+        number -= 1
+        continue
+      }
+      if keepsAll, i.opcode.resultType != .none, values[number].lastUse == 0 {
+        values[number].lastUse = UInt16(number)
+      }
+      if i.opcode.hasEffect || values[number].lastUse != 0 {
+        use(i.a, number)
+        use(i.b, number)
+        if i.opcode != .exitIf64 && i.opcode != .exitIf32 { use(i.c, number) }
+      }
+      number -= 1
+    }
+    content.update(repeating: .max, count: 32)
+    slotContent.update(repeating: .max, count: Self.slotCount)
+    spillsInUse = 0
+    locked = 0
+    lockedVectors = 0
+    stubs.removeAll(keepingCapacity: true)
+    links.removeAll(keepingCapacity: true)
+  }
+}
