@@ -1,0 +1,170 @@
+import ApusGuest
+import ApusIR
+import ApusISARISCV
+
+// Sv39, Sv48, Sv57 page tables and physical memory protection [RV-Priv 1.12 §3.7, §4.3-4.5].
+//
+//   63 62 61 60..54 53          10 9 8 7 6 5 4 3 2 1 0
+//  | N | PBMT | 0  | physical page | RSW|D|A|G|U|X|W|R|V|
+
+private enum PTE {
+  static let valid: UInt64 = 1
+  static let read: UInt64 = 2
+  static let write: UInt64 = 4
+  static let execute: UInt64 = 8
+  static let user: UInt64 = 16
+  static let global: UInt64 = 32
+  static let accessed: UInt64 = 64
+  static let dirty: UInt64 = 128
+}
+
+extension RISCVCPU {
+  private func pageFault(_ access: GuestAccess) -> GuestTranslation {
+    switch access {
+    case .load: .fault(RISCVCause.loadPage)
+    case .store: .fault(RISCVCause.storePage)
+    case .fetch: .fault(RISCVCause.instructionPage)
+    }
+  }
+
+  /// Contexts: 0 user, 1 supervisor, 2 supervisor with SUM, 3 machine.
+  public func translateAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> GuestTranslation {
+    let satp = s[.satp]
+    let levels: Int
+    switch satp >> 60 {
+    case _ where context == 3: levels = 0
+    case 8: levels = 3
+    case 9: levels = 4
+    case 10: levels = 5
+    default: levels = 0
+    }
+    let privilege: UInt64 = context == 3 ? 3 : context == 0 ? 0 : 1
+    if levels == 0 {
+      return protect(
+        address, privilege, access, canLoad: true, canStore: true, isGlobal: context == 3, byteCount: 4096)
+    }
+    let addressBits = 12 + 9 * levels
+    guard signExtended(address, addressBits) == address else { return pageFault(access) }
+
+    var table = (satp & 0xfff_ffff_ffff) << 12
+    var level = levels - 1
+    var isGlobal = false
+    let allowed = pmpAllows(table, 1, .load)
+    guard allowed else { return .fault(busFault(access)) }
+    while true {
+      let entryAddress = table + (address >> UInt64(12 + 9 * level) & 0x1ff) * 8
+      guard pmpAllows(entryAddress, 1, .load), var entry = engine.loadPhysical(entryAddress) else {
+        return .fault(busFault(access))
+      }
+      let isReserved =
+        entry & PTE.valid == 0 || entry & (PTE.read | PTE.write) == PTE.write || entry >> 54 & 0x7f != 0
+      if isReserved { return pageFault(access) }
+      let memoryType = entry >> 61 & 3
+      if memoryType != 0, !extensions.contains(.svpbmt) || s[.menvcfg] >> 62 & 1 == 0 || memoryType == 3 {
+        return pageFault(access)
+      }
+      isGlobal = isGlobal || entry & PTE.global != 0
+      if entry & (PTE.read | PTE.execute) == 0 {
+        // A pointer to the next table.
+        let mustBeZero = PTE.accessed | PTE.dirty | PTE.user | 1 << 63 | 3 << 61
+        guard level > 0, entry & mustBeZero == 0 else { return pageFault(access) }
+        table = (entry >> 10 & 0xfff_ffff_ffff) << 12
+        level -= 1
+        continue
+      }
+
+      // A leaf.
+      let isUser = entry & PTE.user != 0
+      if privilege == 0 ? !isUser : isUser && (access == .fetch || context != 2) { return pageFault(access) }
+      let mayLoad =
+        entry & PTE.read != 0 || (s[.mstatus] & MStatus.mxr != 0 && entry & PTE.execute != 0)
+      let mayStore = entry & PTE.write != 0
+      let isPermitted =
+        switch access {
+        case .load: mayLoad
+        case .store: mayStore
+        case .fetch: entry & PTE.execute != 0
+        }
+      guard isPermitted else { return pageFault(access) }
+      var page = entry >> 10 & 0xfff_ffff_ffff
+      let pageMask = (UInt64(1) << UInt64(9 * level)) - 1
+      guard page & pageMask == 0 else { return pageFault(access) }  // misaligned superpage
+      let isContiguous = entry >> 63 != 0
+      if isContiguous {
+        // Svnapot: only 64 KiB at the last level [RV-Priv 1.12 ch. 5].
+        guard extensions.contains(.svnapot), level == 0, page & 15 == 8 else { return pageFault(access) }
+        page = page & ~15 | address >> 12 & 15
+      }
+      let wanted = PTE.accessed | (access == .store ? PTE.dirty : 0)
+      if entry & wanted != wanted {
+        // With Svadu the environment decides; without, the hardware sets the bits, as QEMU's does.
+        if extensions.contains(.svadu), s[.menvcfg] >> 61 & 1 == 0 { return pageFault(access) }
+        guard pmpAllows(entryAddress, 1, .store) else { return .fault(busFault(access)) }
+        guard engine.updatePhysical(entryAddress, expected: entry, desired: entry | wanted) else { continue }
+        entry |= wanted
+      }
+      let physical = (page | (address >> 12 & pageMask)) << 12 | address & 0xfff
+      return protect(
+        physical, privilege, access, canLoad: mayLoad, canStore: mayStore && entry & PTE.dirty != 0,
+        isGlobal: isGlobal, byteCount: 4096 << UInt64(9 * level + (isContiguous ? 4 : 0)))
+    }
+  }
+
+  private func signExtended(_ value: UInt64, _ bits: Int) -> UInt64 {
+    UInt64(bitPattern: Int64(bitPattern: value << UInt64(64 - bits)) >> Int64(64 - bits))
+  }
+
+  // MARK: Physical memory protection
+
+  /// Protection regions have a grain of one page, so that a page is uniform.
+  static let pmpGrain: UInt64 = 10
+
+  private func protect(
+    _ physical: UInt64, _ privilege: UInt64, _ access: GuestAccess, canLoad: Bool, canStore: Bool,
+    isGlobal: Bool,
+    byteCount: UInt64
+  ) -> GuestTranslation {
+    guard pmpAllows(physical, privilege, access) else { return .fault(busFault(access)) }
+    return .page(
+      physical: physical, canLoad: canLoad && (access == .load || pmpAllows(physical, privilege, .load)),
+      canStore: canStore && (access == .store || pmpAllows(physical, privilege, .store)), isGlobal: isGlobal,
+      byteCount: byteCount)
+  }
+
+  func pmpConfiguration(_ index: Int) -> UInt64 {
+    s[index < 8 ? .pmpcfg0 : .pmpcfg2] >> UInt64(8 * (index & 7)) & 0xff
+  }
+  func pmpAddress(_ index: Int) -> UInt64 {
+    state.load(fromByteOffset: RISCVState.Field.pmpaddr0.offset + index * 8, as: UInt64.self)
+  }
+
+  /// The first matching entry decides [RV-Priv 1.12 §3.7.1].
+  private func pmpAllows(_ physical: UInt64, _ privilege: UInt64, _ access: GuestAccess) -> Bool {
+    // With no entry on, only M-mode has access.
+    let word = physical >> 2
+    var previous: UInt64 = 0
+    for index in 0..<16 {
+      let configuration = pmpConfiguration(index)
+      let address = pmpAddress(index)
+      let matches: Bool
+      switch configuration >> 3 & 3 {
+      case 1:
+        matches = word >= previous & ~(1 << Self.pmpGrain - 1) && word < address & ~(1 << Self.pmpGrain - 1)
+      case 3:
+        let ones = address | (1 << (Self.pmpGrain - 1) - 1)
+        let size = ones ^ (ones &+ 1)  // the trailing ones and the zero above
+        matches = (word ^ ones) & ~size == 0
+      default: matches = false
+      }
+      previous = address
+      guard matches else { continue }
+      if privilege == 3, configuration & 0x80 == 0 { return true }
+      switch access {
+      case .load: return configuration & 1 != 0
+      case .store: return configuration & 2 != 0
+      case .fetch: return configuration & 4 != 0
+      }
+    }
+    return privilege == 3
+  }
+}
