@@ -1,0 +1,291 @@
+import ApusBlock
+import ApusConfig
+import ApusDevice
+import ApusHost
+import ApusMachine
+import ApusNet
+import ApusVirtioDevices
+import Synchronization
+
+/// The host's side of a machine's devices by id: disks, networks, character devices.
+public final class MachineBackends: Sendable {
+  private struct State {
+    var blockNodes: [String: any BlockNode] = [:]
+    var netdevs: [String: any Netdev] = [:]
+    var characterDevices: [String: any CharacterBackend]
+    /// MAC addresses given out.
+    var cards: UInt8 = 0
+  }
+  private let state: Mutex<State>
+  private let pool = WorkerPool("device")
+  private let vcpuCount: Int
+  private let loop: EventLoop
+
+  /// Opens what `configuration` names and returns the devices that `-drive` and `-nic` add.
+  init(
+    _ configuration: MachineConfiguration, loop: EventLoop, characterDevices: [String: any CharacterBackend],
+    addedDevices: inout [MachineConfiguration.Item]
+  ) throws(MachineError) {
+    state = Mutex(State(characterDevices: characterDevices))
+    vcpuCount = configuration.cpuCount
+    self.loop = loop
+    try Self.check(configuration)
+    for item in configuration.blockDevices { try addBlockNode(item) }
+    for (index, drive) in configuration.drives.enumerated() where drive["if"] != "pflash" {
+      if let device = try addDrive(drive, index) { addedDevices.append(device) }
+    }
+    for item in configuration.netDevices { try addNetdev(item) }
+    for (index, nic) in configuration.nics.enumerated() {
+      if let device = try addNIC(nic, index) { addedDevices.append(device) }
+    }
+  }
+
+  /// Refuses objects that nothing would use and drives with two users.
+  private static func check(_ configuration: MachineConfiguration) throws(MachineError) {
+    // virtio-rng takes the host's random numbers whatever its object is.
+    let objects = ["rng-random", "rng-builtin"]
+    for item in configuration.objects where !objects.contains(item.name) {
+      throw MachineError(
+        "-object: \(ConfigurationError.unknown("object type", item.name, among: objects).description)")
+    }
+    var drives: Set<String> = []
+    for device in configuration.devices {
+      guard let drive = device.options["drive"] else { continue }
+      guard drives.insert(drive).inserted else {
+        throw MachineError("-device \(device.name): the drive '\(drive)' has a device already")
+      }
+    }
+  }
+
+  /// Closes disks, with their caches flushed. The machine has ended.
+  public func close() {
+    let (nodes, netdevs) = state.withLock { (Array($0.blockNodes.values), Array($0.netdevs.values)) }
+    for netdev in netdevs { netdev.close() }
+    var closed: [ObjectIdentifier] = []
+    for node in nodes where !closed.contains(ObjectIdentifier(node)) {
+      closed.append(ObjectIdentifier(node))
+      node.close()
+    }
+  }
+
+  public func characterDevice(_ id: String) -> (any CharacterBackend)? {
+    state.withLock { $0.characterDevices[id] }
+  }
+
+  /// For virtio devices.
+  var virtioEnvironment: VirtioEnvironment {
+    VirtioEnvironment(
+      pool: pool, vcpuCount: vcpuCount,
+      blockNode: { [self] id in state.withLock { $0.blockNodes[id] } },
+      netdev: { [self] id in state.withLock { $0.netdevs[id] } },
+      consoleBackend: { [self] id in characterDevice(id).map { ConsoleAdapter($0) } },
+      defaultMACAddress: { [self] in
+        let number = state.withLock { state in
+          defer { state.cards += 1 }
+          return state.cards
+        }
+        return [0x52, 0x54, 0x00, 0x12, 0x34, 0x56 &+ number]
+      })
+  }
+
+  // MARK: Disks
+
+  private func register(_ id: String, _ node: any BlockNode, _ what: String) throws(MachineError) {
+    let isFree = state.withLock { state in
+      guard state.blockNodes[id] == nil else { return false }
+      state.blockNodes[id] = node
+      return true
+    }
+    guard isFree else { throw MachineError("\(what): the name '\(id)' is used twice") }
+  }
+
+  private func addBlockNode(_ item: MachineConfiguration.Item) throws(MachineError) {
+    guard let name = item.options["node-name"] else {
+      throw MachineError("-blockdev \(item.name): node-name= is missing")
+    }
+    let what = "-blockdev \(name)"
+    try register(name, try makeNode(item.name, item.options, what), what)
+  }
+
+  private func makeNode(_ driver: String, _ options: OptionList, _ what: String) throws(MachineError)
+    -> any BlockNode
+  {
+    let isReadOnly =
+      try checked { () throws(ConfigurationError) in try options.bool("read-only", of: what) } ?? false
+    switch driver {
+    case "file", "host_device":
+      guard let path = options["filename"] else { throw MachineError("\(what): filename= is missing") }
+      let direct =
+        try checked { () throws(ConfigurationError) in try options.bool("cache.direct", of: what) } ?? false
+      return try openRaw(
+        path, isReadOnly: isReadOnly, cache: direct ? .none : .writeback,
+        unmaps: options["discard"] == "unmap", what)
+    case "raw":
+      for key in ["offset", "size"] where options[key] != nil {
+        throw MachineError("\(what): \(key)= is not implemented for raw nodes")
+      }
+      if let below = options["file"] {
+        guard let node = state.withLock({ $0.blockNodes[below] }) else {
+          throw MachineError("\(what): there is no block node '\(below)'")
+        }
+        return node
+      }
+      var nested = options.nested("file")
+      let driver = nested.take("driver") ?? "file"
+      if let flag = options["read-only"] { nested.entries.append(.init("read-only", flag)) }
+      return try makeNode(driver, nested, what)
+    case "null-co", "null-aio":
+      let size = options["size"].flatMap { parseSize($0) } ?? 1 << 30
+      return NullNode(
+        byteCount: size, readsZeroes: options["read-zeroes"].flatMap(parseBool) ?? true,
+        isReadOnly: isReadOnly)
+    default:
+      throw MachineError(
+        "\(what): "
+          + ConfigurationError.unknown(
+            "block driver", driver, among: ["raw", "file", "host_device", "null-co"]
+          ).description)
+    }
+  }
+
+  private func openRaw(
+    _ path: String, isReadOnly: Bool, cache: BlockCacheMode, unmaps: Bool, _ what: String
+  ) throws(MachineError) -> any BlockNode {
+    var configuration = RawFileNode.Configuration(path: path)
+    configuration.isReadOnly = isReadOnly
+    configuration.cache = cache
+    configuration.unmapsDiscards = unmaps
+    do throws(BlockError) { return try RawFileNode(configuration) } catch {
+      throw MachineError("\(what): \(error.description)")
+    }
+  }
+
+  /// Opens the disk of a `-drive`; returns its device for `if=virtio`.
+  private func addDrive(_ drive: OptionList, _ index: Int) throws(MachineError) -> MachineConfiguration.Item?
+  {
+    let what = "-drive \(drive["file"] ?? "")"
+    let known = [
+      "file", "if", "format", "id", "index", "unit", "media", "readonly", "cache", "discard", "aio", "serial",
+      "file.locking",
+    ]
+    try checked { () throws(ConfigurationError) in try drive.check(known: known, of: "-drive") }
+    guard let path = drive["file"] else { throw MachineError("-drive: file= is missing") }
+    if let format = drive["format"], format != "raw" {
+      throw MachineError(
+        "\(what): format '\(format)' is not implemented yet; convert the image to raw and give format=raw")
+    }
+    if let media = drive["media"], media != "disk" && media != "cdrom" {
+      throw MachineError("\(what): media is '\(media)'; it must be disk or cdrom")
+    }
+    var isReadOnly =
+      try checked { () throws(ConfigurationError) in try drive.bool("readonly", of: what) } ?? false
+    if drive["media"] == "cdrom" { isReadOnly = true }
+    guard let cache = BlockCacheMode(rawValue: drive["cache"] ?? "writeback") else {
+      throw MachineError(
+        "\(what): "
+          + ConfigurationError.unknown(
+            "cache mode", drive["cache"] ?? "", among: BlockCacheMode.allCases.map(\.rawValue)
+          ).description)
+    }
+    let interface = drive["if"] ?? "virtio"
+    guard interface == "virtio" || interface == "none" else {
+      throw MachineError(
+        "\(what): "
+          + ConfigurationError.unknown(
+            "interface", interface, among: ["virtio", "none", "pflash"]
+          ).description)
+    }
+    let id = drive["id"] ?? "\(interface)\(index)"
+    let node = try openRaw(
+      path, isReadOnly: isReadOnly, cache: cache, unmaps: ["unmap", "on"].contains(drive["discard"] ?? ""),
+      what)
+    try register(id, node, what)
+    guard interface == "virtio" else { return nil }
+    var options = OptionList([.init("drive", id)])
+    if let serial = drive["serial"] { options.entries.append(.init("serial", serial)) }
+    return .init("virtio-blk-pci", options)
+  }
+
+  // MARK: Networks
+
+  private func addNetdev(_ item: MachineConfiguration.Item) throws(MachineError) {
+    let id = item.id ?? ""
+    guard let model = NetdevRegistry.models[item.name] else {
+      throw MachineError(
+        "-netdev: "
+          + ConfigurationError.unknown(
+            "network back end", item.name, among: NetdevRegistry.all.map(\.name)
+          ).description)
+    }
+    let pairs = item.options.entries.filter { $0.key != "id" }.map { (name: $0.key, value: $0.value) }
+    let netdev: any Netdev
+    do { netdev = try model.makeNetdev(id: id, pairs, loop: loop) } catch {
+      throw MachineError("-netdev \(id): \(error)")
+    }
+    let isFree = state.withLock { state in
+      defer { state.netdevs[id] = netdev }
+      return state.netdevs[id] == nil
+    }
+    guard isFree else { throw MachineError("-netdev: the id '\(id)' is used twice") }
+  }
+
+  private func addNIC(_ nic: OptionList, _ index: Int) throws(MachineError) -> MachineConfiguration.Item? {
+    var options = nic
+    let type = options.take("type") ?? "user"
+    if type == "none" { return nil }
+    var model = options.take("model") ?? "virtio-net-pci"
+    if model == "virtio" { model = "virtio-net-pci" }
+    let id = options.take("id") ?? "nic\(index)"
+    var device = OptionList([.init("netdev", id)])
+    if let mac = options.take("mac") { device.entries.append(.init("mac", mac)) }
+    options.entries.append(.init("id", id))
+    try addNetdev(.init(type, options))
+    return .init(model, device)
+  }
+
+  private func checked<T>(_ body: () throws(ConfigurationError) -> T) throws(MachineError) -> T {
+    do throws(ConfigurationError) { return try body() } catch { throw MachineError(error.description) }
+  }
+}
+
+/// Shows a character device to a virtio console port.
+private final class ConsoleAdapter: ConsoleBackend {
+  private struct State {
+    /// What the guest had no room for.
+    var unread: [UInt8] = []
+    var receive: (@Sendable ([UInt8]) -> Int)?
+  }
+  private let state = Mutex(State())
+  private let backend: any CharacterBackend
+  init(_ backend: any CharacterBackend) { self.backend = backend }
+
+  func write(_ bytes: [UInt8]) -> Int { backend.write(bytes) }
+
+  func connect(receive: @escaping @Sendable ([UInt8]) -> Int, writable: @escaping @Sendable () -> Void) {
+    state.withLock { $0.receive = receive }
+    backend.attach(
+      CharacterFrontEnd(
+        capacity: { [self] in state.withLock { $0.unread.isEmpty ? 4096 : 0 } },
+        receive: { [self] bytes in
+          state.withLock { $0.unread += bytes }
+          deliver()
+        },
+        becameWritable: writable))
+  }
+
+  func resumeReceiving() {
+    deliver()
+    backend.acceptInput()
+  }
+
+  /// Called by the loop's and by vCPUs' threads: the bytes are taken out while the port has them.
+  private func deliver() {
+    let (bytes, receive) = state.withLock { state in
+      defer { state.unread = [] }
+      return (state.unread, state.receive)
+    }
+    guard let receive, !bytes.isEmpty else { return }
+    let taken = receive(bytes)
+    if taken < bytes.count { state.withLock { $0.unread = bytes[taken...] + $0.unread } }
+  }
+}

@@ -1,0 +1,244 @@
+import ApusHost
+import CApusHost
+import Glibc
+
+/// Why a program cannot be run, and the exit code that says so (126: found but not runnable, 127: not found).
+public struct ProgramError: Error, CustomStringConvertible {
+  public var description: String
+  public var code: Int32
+  public init(_ description: String, code: Int32 = 126) {
+    (self.description, self.code) = (description, code)
+  }
+}
+
+/// A program in memory: what the start needs to know of it.
+public struct LoadedProgram: Sendable {
+  /// Of the program itself.
+  public var entry: UInt64
+  /// Where execution begins: the interpreter's entry, or the program's.
+  public var start: UInt64
+  public var interpreterBase: UInt64 = 0
+  public var headers: UInt64
+  public var headerCount: UInt64
+  /// End of the highest segment, where the break begins.
+  public var end: UInt64
+  public var hasExecutableStack: Bool
+}
+
+/// Loads ELF64 programs [ELF-64 1.5; gABI ch. 4-5].
+public struct ProgramLoader {
+  public static let machineRISCV: UInt16 = 243
+  /// Position-independent programs go here, their interpreters into the mapping area.
+  static let programBase: UInt64 = 0x2a_0000_0000
+  private static let maximumHeaderCount = 4096
+
+  let memory: UserMemory
+  /// Turns a guest path into a host path (`-L`).
+  let resolve: (String) -> String
+
+  public init(memory: UserMemory, resolve: @escaping (String) -> String) {
+    (self.memory, self.resolve) = (memory, resolve)
+  }
+
+  /// The machine of an ELF64 little-endian file, or `nil` if it is something else.
+  public static func machine(ofFileAt path: String) -> UInt16? {
+    let file = apus_open(path, O_RDONLY | O_CLOEXEC, 0)
+    guard file >= 0 else { return nil }
+    defer { close(file) }
+    var header = [UInt8](repeating: 0, count: 64)
+    guard pread(file, &header, 64, 0) == 64, header.starts(with: [0x7f, 0x45, 0x4c, 0x46, 2, 1]) else {
+      return nil
+    }
+    return UInt16(header[18]) | UInt16(header[19]) << 8
+  }
+
+  private struct Segment {
+    var type: UInt32
+    var flags: UInt32
+    var offset: UInt64
+    var address: UInt64
+    var fileByteCount: UInt64
+    var memoryByteCount: UInt64
+  }
+
+  private struct Image {
+    var bias: UInt64
+    var entry: UInt64
+    var headers: UInt64
+    var headerCount: UInt64
+    var end: UInt64
+    var interpreter: String?
+    var hasExecutableStack = true
+  }
+
+  public func load(_ path: String) throws(ProgramError) -> LoadedProgram {
+    let program = try loadImage(path, isInterpreter: false)
+    var result = LoadedProgram(
+      entry: program.entry, start: program.entry, headers: program.headers, headerCount: program.headerCount,
+      end: program.end, hasExecutableStack: program.hasExecutableStack)
+    if let interpreter = program.interpreter {
+      let image = try loadImage(resolve(interpreter), isInterpreter: true)
+      result.start = image.entry
+      result.interpreterBase = image.bias
+    }
+    return result
+  }
+
+  private func loadImage(_ path: String, isInterpreter: Bool) throws(ProgramError) -> Image {
+    let what = isInterpreter ? "interpreter '\(path)'" : "'\(path)'"
+    let file = apus_open(path, O_RDONLY | O_CLOEXEC, 0)
+    guard file >= 0 else {
+      let reason = String(cString: strerror(errno))
+      if isInterpreter {
+        throw ProgramError(
+          "cannot open \(what): \(reason); name the guest's root directory with -L", code: 127)
+      }
+      throw ProgramError("cannot open \(what): \(reason)", code: errno == ENOENT ? 127 : 126)
+    }
+    defer { close(file) }
+    var status = stat()
+    guard fstat(file, &status) == 0 else { throw ProgramError("cannot examine \(what)") }
+    guard status.st_mode & S_IFMT == S_IFREG else {
+      throw ProgramError("cannot run \(what): it is not a regular file")
+    }
+    let fileByteCount = UInt64(status.st_size)
+
+    var header = [UInt8](repeating: 0, count: 64)
+    guard pread(file, &header, 64, 0) == 64, header.starts(with: [0x7f, 0x45, 0x4c, 0x46]) else {
+      throw ProgramError("cannot run \(what): it is not an ELF file")
+    }
+    func half(_ offset: Int) -> UInt16 { UInt16(header[offset]) | UInt16(header[offset + 1]) << 8 }
+    func word(_ offset: Int) -> UInt64 {
+      (0..<8).reduce(0) { $0 | UInt64(header[offset + $1]) << UInt64(8 * $1) }
+    }
+    guard header[4] == 2, header[5] == 1 else {
+      throw ProgramError("cannot run \(what): it is not a 64-bit little-endian ELF file")
+    }
+    guard half(18) == Self.machineRISCV else {
+      throw ProgramError("cannot run \(what): its machine is \(half(18)), not \(Self.machineRISCV) (RISC-V)")
+    }
+    guard half(16) == 2 || half(16) == 3 else {
+      throw ProgramError("cannot run \(what): its type is \(half(16)), not an executable's (2 or 3)")
+    }
+    let (tableOffset, entrySize, count) = (word(32), half(54), Int(half(56)))
+    guard entrySize == 56, count > 0, count <= Self.maximumHeaderCount, tableOffset <= fileByteCount,
+      fileByteCount - tableOffset >= UInt64(count * 56)
+    else { throw ProgramError("cannot run \(what): its program headers are not inside the file") }
+    let segments = readSegments(file, tableOffset, count)
+    return try map(
+      file, what, segments, tableOffset, header: (half(16), word(24)), fileByteCount,
+      isInterpreter: isInterpreter)
+  }
+
+  private func readSegments(_ file: Int32, _ offset: UInt64, _ count: Int) -> [Segment] {
+    var bytes = [UInt8](repeating: 0, count: count * 56)
+    guard pread(file, &bytes, bytes.count, Int(offset)) == bytes.count else { return [] }
+    return bytes.withUnsafeBytes { raw in
+      (0..<count).map { number in
+        func word(_ offset: Int) -> UInt64 {
+          raw.loadUnaligned(fromByteOffset: number * 56 + offset, as: UInt64.self)
+        }
+        func half(_ offset: Int) -> UInt32 {
+          raw.loadUnaligned(fromByteOffset: number * 56 + offset, as: UInt32.self)
+        }
+        return Segment(
+          type: half(0), flags: half(4), offset: word(8), address: word(16), fileByteCount: word(32),
+          memoryByteCount: word(40))
+      }
+    }
+  }
+
+  private func map(
+    _ file: Int32, _ what: String, _ segments: [Segment], _ tableOffset: UInt64,
+    header: (type: UInt16, entry: UInt64),
+    _ fileByteCount: UInt64, isInterpreter: Bool
+  ) throws(ProgramError) -> Image {
+    let loads = segments.filter { $0.type == 1 && $0.memoryByteCount > 0 }
+    var low = UInt64.max
+    var high: UInt64 = 0
+    for segment in loads {
+      let (end, overflow) = segment.address.addingReportingOverflow(segment.memoryByteCount)
+      guard !overflow, end <= UserMemory.limit, segment.fileByteCount <= segment.memoryByteCount,
+        segment.offset <= fileByteCount, fileByteCount - segment.offset >= segment.fileByteCount,
+        segment.offset & 4095 == segment.address & 4095
+      else {
+        throw ProgramError(
+          "cannot run \(what): its segment at 0x\(String(segment.address, radix: 16)) does not fit the file or memory"
+        )
+      }
+      low = min(low, segment.address & ~4095)
+      high = max(high, (end + 4095) & ~4095)
+    }
+    guard low < high else { throw ProgramError("cannot run \(what): it has no loadable segment") }
+    var bias: UInt64 = 0
+    if header.type == 3 {
+      let wish = isInterpreter ? 0 : Self.programBase
+      let place = memory.map(wish, high - low, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+      guard place > 0 else {
+        throw ProgramError("cannot run \(what): there is no room for its \(high - low) bytes")
+      }
+      bias = UInt64(place) &- low
+    }
+    var image = Image(
+      bias: bias, entry: header.entry &+ bias, headers: 0, headerCount: UInt64(segments.count),
+      end: high &+ bias)
+    var end: UInt64 = 0
+    for segment in loads {
+      try mapSegment(file, what, segment, bias, isReserved: header.type == 3)
+      end = max(end, segment.address &+ segment.memoryByteCount &+ bias)
+      if tableOffset >= segment.offset, tableOffset < segment.offset + segment.fileByteCount {
+        image.headers = segment.address &+ (tableOffset - segment.offset) &+ bias
+      }
+    }
+    image.end = end
+    for segment in segments {
+      if segment.type == 6 { image.headers = segment.address &+ bias }
+      if segment.type == 0x6474_e551 { image.hasExecutableStack = segment.flags & 1 != 0 }
+      if segment.type == 3, !isInterpreter {
+        var name = [UInt8](repeating: 0, count: Int(min(segment.fileByteCount, 4096)))
+        guard pread(file, &name, name.count, Int(segment.offset)) == name.count,
+          let terminator = name.firstIndex(of: 0)
+        else { throw ProgramError("cannot run \(what): the name of its interpreter is not in the file") }
+        image.interpreter = String(decoding: name[..<terminator], as: UTF8.self)
+      }
+    }
+    return image
+  }
+
+  private func mapSegment(_ file: Int32, _ what: String, _ segment: Segment, _ bias: UInt64, isReserved: Bool)
+    throws(ProgramError)
+  {
+    let protection: Int32 =
+      (segment.flags & 4 != 0 ? PROT_READ : 0) | (segment.flags & 2 != 0 ? PROT_WRITE : 0)
+      | (segment.flags & 1 != 0 ? PROT_EXEC : 0)
+    let address = segment.address &+ bias
+    let page = address & ~4095
+    let fileEnd = address + segment.fileByteCount
+    let memoryEnd = address + segment.memoryByteCount
+    let fixed = MAP_PRIVATE | MAP_FIXED
+    func failed() -> ProgramError {
+      ProgramError(
+        "cannot run \(what): its segment at 0x\(String(address, radix: 16)) cannot be mapped; the address may be in use"
+      )
+    }
+    let filePages = segment.fileByteCount == 0 ? page : (fileEnd + 4095) & ~4095
+    if segment.fileByteCount > 0 {
+      // Writable while its last page is cleared behind the file's bytes.
+      let needsClearing = memoryEnd > fileEnd && fileEnd & 4095 != 0
+      let during = needsClearing ? protection | PROT_READ | PROT_WRITE : protection
+      let result = memory.map(
+        page, filePages - page, during, fixed, file, Int(segment.offset & ~4095))
+      guard result == Int(page) else { throw failed() }
+      if needsClearing {
+        let zeros = [UInt8](repeating: 0, count: Int(filePages - fileEnd))
+        _ = zeros.withUnsafeBytes { memory.write(fileEnd, $0) }
+        if during != protection { _ = memory.protect(page, filePages - page, protection) }
+      }
+    }
+    let memoryPages = (memoryEnd + 4095) & ~4095
+    if memoryPages > filePages {
+      let result = memory.map(filePages, memoryPages - filePages, protection, fixed | MAP_ANONYMOUS, -1, 0)
+      guard result == Int(filePages) else { throw failed() }
+    }
+  }
+}

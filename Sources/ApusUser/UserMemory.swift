@@ -1,0 +1,441 @@
+import ApusHost
+import CApusHost
+import Glibc
+
+/// The guest's address space, which lies in the host's: which pages are the guest's, and with what protection.
+///
+/// No guest page is ever executable on the host. A page that code was translated from is read-only there while the
+/// guest may write it: the store faults, the blocks go, and it is carried out (`releaseCode`). Pages are only ever
+/// mapped over pages that are the guest's or nobody's, so that a guest cannot replace the emulator.
+///
+/// Any thread. Lock order: the translation cache's lock before this one.
+public final class UserMemory: @unchecked Sendable {
+  public struct Region: Equatable, Sendable {
+    public var start: UInt64
+    public var end: UInt64
+    /// As the guest asked for it: PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+    public var protection: Int32
+    public var isShared: Bool
+  }
+
+  public static let pageMask: UInt64 = 4095
+  /// Guest addresses end here: Sv39 user space would be smaller, but the host's end is what counts.
+  public static let limit: UInt64 = 1 << 47
+  /// Where mappings without a wish begin; far from the emulator, the host's libraries and guest programs.
+  static let mappingBase: UInt64 = 0x40_0000_0000
+
+  private let lock = Monitor()
+  // Guarded by `lock`. Ascending, disjoint.
+  private var regions: [Region] = []
+  private var lastFound = 0
+  private var nextMapping = UserMemory.mappingBase
+  private var codePages: Set<UInt64> = []
+  private var breakStart: UInt64 = 0
+  private var breakEnd: UInt64 = 0
+  /// Drops translated code of a range. Called without `lock`.
+  public var dropCode: (UInt64, UInt64) -> Void = { _, _ in }
+
+  public init() {}
+
+  func whileForking(_ fork: () -> Int) -> Int { lock.withLock(fork) }
+
+  // MARK: Looking up
+
+  private func index(_ address: UInt64) -> Int? {
+    if lastFound < regions.count, regions[lastFound].start <= address, address < regions[lastFound].end {
+      return lastFound
+    }
+    var (low, high) = (0, regions.count)
+    while low < high {
+      let middle = (low + high) / 2
+      if regions[middle].end <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low < regions.count, regions[low].start <= address else { return nil }
+    lastFound = low
+    return low
+  }
+  public func region(at address: UInt64) -> Region? { lock.withLock { index(address).map { regions[$0] } } }
+  public func isExecutable(_ address: UInt64) -> Bool {
+    lock.withLock { index(address).map { regions[$0].protection & PROT_EXEC != 0 } ?? false }
+  }
+  public var all: [Region] { lock.withLock { regions } }
+
+  private func hostProtection(_ protection: Int32) -> Int32 {
+    // What may be executed must be readable by the translator.
+    let readable = protection & (PROT_READ | PROT_EXEC | PROT_WRITE) != 0 ? PROT_READ : 0
+    return readable | protection & PROT_WRITE
+  }
+
+  // MARK: The table
+
+  /// Takes `start ..< end` out of the table; regions at its ends are cut.
+  private func forget(_ start: UInt64, _ end: UInt64) {
+    var position = 0
+    while position < regions.count, regions[position].end <= start { position += 1 }
+    var replacement: [Region] = []
+    var last = position
+    while last < regions.count, regions[last].start < end {
+      let region = regions[last]
+      if region.start < start {
+        replacement.append(
+          Region(start: region.start, end: start, protection: region.protection, isShared: region.isShared))
+      }
+      if region.end > end {
+        replacement.append(
+          Region(start: end, end: region.end, protection: region.protection, isShared: region.isShared))
+      }
+      last += 1
+    }
+    regions.replaceSubrange(position..<last, with: replacement)
+    if !codePages.isEmpty { codePages = codePages.filter { $0 < start || $0 >= end } }
+  }
+
+  private func enter(_ region: Region) {
+    forget(region.start, region.end)
+    var position = regions.firstIndex { $0.start >= region.end } ?? regions.count
+    var region = region
+    func canMerge(_ other: Region) -> Bool {
+      other.protection == region.protection && other.isShared == region.isShared
+    }
+    if position > 0, regions[position - 1].end == region.start, canMerge(regions[position - 1]) {
+      region.start = regions[position - 1].start
+      regions.remove(at: position - 1)
+      position -= 1
+    }
+    if position < regions.count, regions[position].start == region.end, canMerge(regions[position]) {
+      region.end = regions[position].end
+      regions.remove(at: position)
+    }
+    regions.insert(region, at: position)
+  }
+
+  /// The parts of `start ..< end` that are the guest's (`inside`) or not.
+  private func parts(_ start: UInt64, _ end: UInt64, inside: Bool) -> [(UInt64, UInt64)] {
+    var result: [(UInt64, UInt64)] = []
+    var position = start
+    for region in regions where region.end > start && region.start < end {
+      let low = max(region.start, start)
+      let high = min(region.end, end)
+      if inside { result.append((low, high)) } else if low > position { result.append((position, low)) }
+      position = high
+    }
+    if !inside, position < end { result.append((position, end)) }
+    return result
+  }
+
+  // MARK: System calls. Results are the kernel's: an address or a negative errno.
+
+  private func hostMap(
+    _ address: UInt64, _ length: UInt64, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int
+  )
+    -> Int
+  {
+    Int(
+      apus_syscall(
+        9, address, length, UInt64(protection), UInt64(UInt32(bitPattern: flags)),
+        UInt64(bitPattern: Int64(file)),
+        UInt64(bitPattern: Int64(offset))))
+  }
+  /// MAP_FIXED_NOREPLACE and, on x86-64 only, MAP_32BIT.
+  private static let noReplace: Int32 = 0x100000
+  private static let low32: Int32 = 0x40
+
+  public func map(
+    _ wish: UInt64, _ length: UInt64, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int
+  ) -> Int {
+    guard length > 0 else { return -Int(EINVAL) }
+    guard length <= Self.limit, wish < Self.limit, wish & Self.pageMask == 0 || flags & MAP_FIXED == 0 else {
+      return -Int(wish & Self.pageMask != 0 && flags & MAP_FIXED != 0 ? EINVAL : ENOMEM)
+    }
+    let size = (length + Self.pageMask) & ~Self.pageMask
+    let isFixed = flags & (MAP_FIXED | Self.noReplace) != 0
+    let base = flags & ~(MAP_FIXED | Self.noReplace | Self.low32)
+    var dropped: (UInt64, UInt64)?
+    let result = lock.withLock { () -> Int in
+      let address: UInt64
+      if isFixed {
+        guard wish &+ size <= Self.limit, wish &+ size > wish else { return -Int(ENOMEM) }
+        if flags & Self.noReplace != 0, !parts(wish, wish + size, inside: true).isEmpty {
+          return -Int(EEXIST)
+        }
+        // What is not the guest's must be nobody's.
+        for (low, high) in parts(wish, wish + size, inside: false) {
+          let probe = hostMap(
+            low, high - low, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | Self.noReplace, -1, 0)
+          guard probe == Int(low) else {
+            if probe > 0 { munmap(UnsafeMutableRawPointer(bitPattern: probe), Int(high - low)) }
+            return probe == -Int(EEXIST)
+              ? (flags & MAP_FIXED != 0 ? -Int(ENOMEM) : -Int(EEXIST)) : probe < 0 ? probe : -Int(ENOMEM)
+          }
+        }
+        address = wish
+      } else {
+        guard let place = findPlace(wish & ~Self.pageMask, size) else { return -Int(ENOMEM) }
+        address = place
+      }
+      let mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
+      guard mapped == Int(address) else {
+        // The kernel refused (a bad descriptor, say): give back what the search reserved.
+        for (low, high) in parts(address, address + size, inside: false) {
+          munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
+        }
+        return mapped
+      }
+      dropped = (address, address + size)
+      enter(
+        Region(start: address, end: address + size, protection: protection, isShared: flags & MAP_SHARED != 0)
+      )
+      return mapped
+    }
+    if let dropped, isFixed { dropCode(dropped.0, dropped.1) }
+    return result
+  }
+
+  /// Reserves `size` bytes at or near `wish`, or in the mapping area. The range is mapped without access.
+  private func findPlace(_ wish: UInt64, _ size: UInt64) -> UInt64? {
+    func reserve(_ address: UInt64) -> Bool {
+      guard address != 0, address + size <= Self.limit, parts(address, address + size, inside: true).isEmpty
+      else {
+        return false
+      }
+      let result = hostMap(
+        address, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | Self.noReplace, -1, 0)
+      if result == Int(address) { return true }
+      if result > 0 { munmap(UnsafeMutableRawPointer(bitPattern: result), Int(size)) }
+      return false
+    }
+    if wish >= 0x10000, reserve(wish) { return wish }
+    for start in [nextMapping, Self.mappingBase] {
+      var address = start
+      for _ in 0..<1024 {
+        if let taken = regions.first(where: { $0.end > address && $0.start < address + size }) {
+          address = taken.end
+          continue
+        }
+        if reserve(address) {
+          nextMapping = address + size
+          return address
+        }
+        address += max(size, 1 << 20)
+        if address + size > Self.limit { break }
+      }
+    }
+    return nil
+  }
+
+  public func unmap(_ address: UInt64, _ length: UInt64) -> Int {
+    guard address & Self.pageMask == 0, length > 0, length < Self.limit, address < Self.limit else {
+      return -Int(EINVAL)
+    }
+    let end = (address + length + Self.pageMask) & ~Self.pageMask
+    lock.withLock {
+      for (low, high) in parts(address, end, inside: true) {
+        munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
+      }
+      forget(address, end)
+      if end == nextMapping { nextMapping = max(address, Self.mappingBase) }
+    }
+    dropCode(address, end)
+    return 0
+  }
+
+  public func protect(_ address: UInt64, _ length: UInt64, _ protection: Int32) -> Int {
+    guard address & Self.pageMask == 0 else { return -Int(EINVAL) }
+    if length == 0 { return 0 }
+    guard length < Self.limit, address < Self.limit else { return -Int(ENOMEM) }
+    let end = (address + length + Self.pageMask) & ~Self.pageMask
+    let protection = protection & 7
+    let result = lock.withLock { () -> Int in
+      guard parts(address, end, inside: false).isEmpty else { return -Int(ENOMEM) }
+      if mprotect(
+        UnsafeMutableRawPointer(bitPattern: UInt(address)), Int(end - address), hostProtection(protection))
+        != 0
+      {
+        return -Int(errno)
+      }
+      for (low, high) in parts(address, end, inside: true) {
+        guard let position = index(low) else { continue }
+        enter(Region(start: low, end: high, protection: protection, isShared: regions[position].isShared))
+      }
+      return 0
+    }
+    if result == 0 { dropCode(address, end) }
+    return result
+  }
+
+  public func remap(_ old: UInt64, _ oldLength: UInt64, _ newLength: UInt64, _ flags: Int32, _ target: UInt64)
+    -> Int
+  {
+    guard old & Self.pageMask == 0, newLength > 0, newLength < Self.limit, oldLength < Self.limit,
+      old < Self.limit
+    else {
+      return -Int(EINVAL)
+    }
+    let oldSize = (oldLength + Self.pageMask) & ~Self.pageMask
+    let newSize = (newLength + Self.pageMask) & ~Self.pageMask
+    let (mayMove, isFixed) = (flags & 1 != 0, flags & 2 != 0)
+    var dropped: [(UInt64, UInt64)] = []
+    let result = lock.withLock { () -> Int in
+      guard let position = index(old), oldSize == 0 || regions[position].end >= old + oldSize else {
+        return -Int(EFAULT)
+      }
+      let region = regions[position]
+      if !isFixed, newSize <= oldSize, oldSize > 0 {
+        if newSize < oldSize {
+          munmap(UnsafeMutableRawPointer(bitPattern: UInt(old + newSize)), Int(oldSize - newSize))
+          forget(old + newSize, old + oldSize)
+          dropped.append((old + newSize, old + oldSize))
+        }
+        return Int(old)
+      }
+      // In place where the pages behind are nobody's.
+      if !isFixed, parts(old + oldSize, old + newSize, inside: true).isEmpty, oldSize > 0 {
+        let grown = Int(apus_syscall(25, old, oldSize, newSize, 0, 0, 0))
+        if grown == Int(old) {
+          enter(
+            Region(start: old, end: old + newSize, protection: region.protection, isShared: region.isShared))
+          return grown
+        }
+      }
+      guard mayMove else { return -Int(ENOMEM) }
+      let place: UInt64
+      if isFixed {
+        guard target & Self.pageMask == 0, target + newSize <= Self.limit else { return -Int(EINVAL) }
+        for (low, high) in parts(target, target + newSize, inside: false) {
+          let probe = hostMap(
+            low, high - low, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | Self.noReplace, -1, 0)
+          guard probe == Int(low) else { return -Int(ENOMEM) }
+        }
+        place = target
+      } else {
+        guard let found = findPlace(0, newSize) else { return -Int(ENOMEM) }
+        place = found
+      }
+      let moved = Int(apus_syscall(25, old, oldSize, newSize, 3, place, 0))
+      guard moved == Int(place) else {
+        for (low, high) in parts(place, place + newSize, inside: false) {
+          munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
+        }
+        return moved
+      }
+      forget(old, old + oldSize)
+      enter(
+        Region(start: place, end: place + newSize, protection: region.protection, isShared: region.isShared))
+      dropped = [(old, old + oldSize), (place, place + newSize)]
+      // Pages that were read-only for their code are writable again.
+      mprotect(
+        UnsafeMutableRawPointer(bitPattern: UInt(place)), Int(newSize), hostProtection(region.protection))
+      return moved
+    }
+    for range in dropped { dropCode(range.0, range.1) }
+    return result
+  }
+
+  // MARK: The break
+
+  public func startBreak(_ address: UInt64) {
+    lock.withLock {
+      breakStart = (address + Self.pageMask) & ~Self.pageMask
+      breakEnd = breakStart
+    }
+  }
+
+  public func setBreak(_ wish: UInt64) -> UInt64 {
+    let (start, end) = lock.withLock { (breakStart, breakEnd) }
+    guard wish >= start, wish < Self.limit else { return end }
+    let (oldPage, newPage) = ((end + Self.pageMask) & ~Self.pageMask, (wish + Self.pageMask) & ~Self.pageMask)
+    if newPage > oldPage {
+      let flags = MAP_PRIVATE | MAP_ANONYMOUS | Self.noReplace
+      let result = map(oldPage, newPage - oldPage, PROT_READ | PROT_WRITE, flags, -1, 0)
+      guard result == Int(oldPage) else { return end }
+    } else if newPage < oldPage {
+      _ = unmap(newPage, oldPage - newPage)
+    }
+    lock.withLock { breakEnd = wish }
+    return wish
+  }
+
+  // MARK: Code
+
+  /// Code is about to be translated from the page: from now on stores to it fault. Under the cache's lock.
+  public func protectCode(_ page: UInt64) {
+    lock.withLock {
+      guard let position = index(page), regions[position].protection & PROT_WRITE != 0 else { return }
+      if codePages.insert(page).inserted {
+        mprotect(UnsafeMutableRawPointer(bitPattern: UInt(page)), 4096, PROT_READ)
+      }
+    }
+  }
+
+  /// After a fault of a store: if the page is read-only for its code alone, makes it writable and says so.
+  public func releaseCode(_ address: UInt64) -> Bool {
+    let page = address & ~Self.pageMask
+    return lock.withLock {
+      guard codePages.remove(page) != nil, let position = index(page) else { return false }
+      mprotect(
+        UnsafeMutableRawPointer(bitPattern: UInt(page)), 4096, hostProtection(regions[position].protection))
+      return true
+    }
+  }
+
+  /// Makes all pages writable that are read-only for their code, and drops that code: for system calls that store.
+  /// Returns whether there were any.
+  public func releaseAllCode() -> Bool {
+    let pages = lock.withLock { Array(codePages) }
+    for page in pages {
+      dropCode(page, page + 4096)
+      _ = releaseCode(page)
+    }
+    return !pages.isEmpty
+  }
+
+  /// Drops code from shared memory, which may change without a store through the page that it was read from.
+  public func dropSharedCode() {
+    for region in all where region.isShared && region.protection & PROT_EXEC != 0 {
+      dropCode(region.start, region.end)
+    }
+  }
+
+  // MARK: Contents
+
+  /// Copies from the guest; false if a page is not there.
+  public func read(_ address: UInt64, into buffer: UnsafeMutableRawBufferPointer) -> Bool {
+    guard buffer.count > 0 else { return true }
+    guard let source = UnsafeRawPointer(bitPattern: UInt(address)) else { return false }
+    return apus_guard_copy(buffer.baseAddress, source, buffer.count) == 0
+  }
+  public func read<T: BitwiseCopyable>(_ address: UInt64, as type: T.Type, default value: T) -> T? {
+    var value = value
+    let ok = withUnsafeMutableBytes(of: &value) { read(address, into: $0) }
+    return ok ? value : nil
+  }
+  public func readWord(_ address: UInt64) -> UInt64? { read(address, as: UInt64.self, default: 0) }
+
+  public func write(_ address: UInt64, _ buffer: UnsafeRawBufferPointer) -> Bool {
+    guard buffer.count > 0 else { return true }
+    guard let target = UnsafeMutableRawPointer(bitPattern: UInt(address)) else { return false }
+    if apus_guard_copy(target, buffer.baseAddress, buffer.count) == 0 { return true }
+    return releaseAllCode() && apus_guard_copy(target, buffer.baseAddress, buffer.count) == 0
+  }
+  public func write<T: BitwiseCopyable>(_ address: UInt64, _ value: T) -> Bool {
+    withUnsafeBytes(of: value) { write(address, $0) }
+  }
+
+  /// A zero-terminated string of at most 64 KiB.
+  public func readString(_ address: UInt64) -> String? {
+    var bytes: [UInt8] = []
+    var position = address
+    while bytes.count < 65536 {
+      let count = Int(4096 - position & 4095)
+      var page = [UInt8](repeating: 0, count: count)
+      guard page.withUnsafeMutableBytes({ read(position, into: $0) }) else { return nil }
+      if let end = page.firstIndex(of: 0) {
+        bytes += page[..<end]
+        return String(decoding: bytes, as: UTF8.self)
+      }
+      bytes += page
+      position += UInt64(count)
+    }
+    return nil
+  }
+}

@@ -1,0 +1,220 @@
+import ApusGuestRISCV
+import ApusHost
+import ApusUserABI
+import CApusHost
+import Glibc
+
+// Signals. A guest handler's signal is caught on the host: the handler (CApusHost) keeps its siginfo, blocks all others
+// and asks generated code to leave; the guest's frame is built here, between two blocks. The host's mask and pending
+// signals are the guest's, so that the kernel does the queueing; signals without a handler keep the kernel's
+// default or ignoring disposition.
+
+extension UserThread {
+  private static func bit(_ signal: Int) -> UInt64 { 1 << UInt64(signal - 1) }
+  private static let unblockable = bit(GuestSignal.kill) | bit(GuestSignal.stop)
+
+  func setMask(_ new: UInt64) {
+    mask = new & ~Self.unblockable
+    _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
+  }
+
+  /// Delivers the signal that the host's handler kept.
+  func takePending() {
+    let signal = Int(record.pointee.pending)
+    var info = [UInt8](repeating: 0, count: 128)
+    withUnsafeBytes(of: &record.pointee.pending_info) { info.replaceSubrange(0..<128, with: $0) }
+    record.pointee.pending = 0
+    let action = process.action(signal)
+    let call = interrupted
+    interrupted = nil
+    if action.handler <= 1 {
+      if let call { restart(call) }
+      if action.handler == 0, [GuestSignal.segmentation, GuestSignal.bus].contains(signal) {
+        apus_user_die(Int32(signal))
+      }
+      return setMask(mask)
+    }
+    if let call, call.honoursRestart && action.flags & GuestSignalAction.restart != 0 { restart(call) }
+    deliver(signal, info, action)
+  }
+
+  private func restart(_ call: (argument: UInt64, honoursRestart: Bool, wasEntered: Bool)) {
+    let state = state
+    state[x: 10] = call.argument
+    state.pc = state.pc &- 4
+  }
+
+  /// A signal that the thread's own instruction caused.
+  func force(_ signal: Int, code: Int32, address: UInt64) {
+    let action = process.action(signal)
+    if action.handler <= 1 || mask & Self.bit(signal) != 0 { apus_user_die(Int32(signal)) }
+    var info = [UInt8](repeating: 0, count: 128)
+    info.withUnsafeMutableBytes {
+      $0.storeBytes(of: Int32(signal), as: Int32.self)
+      $0.storeBytes(of: code, toByteOffset: 8, as: Int32.self)
+      $0.storeBytes(of: address, toByteOffset: 16, as: UInt64.self)
+    }
+    deliver(signal, info, action)
+  }
+
+  /// Builds the frame and makes the handler the next thing to run.
+  private func deliver(_ signal: Int, _ info: [UInt8], _ action: GuestSignalAction) {
+    let state = state
+    var stackPointer = state[x: 2]
+    let isOnAlternate =
+      alternateStack.byteCount > 0 && stackPointer &- alternateStack.base < alternateStack.byteCount
+    if action.flags & GuestSignalAction.onStack != 0, alternateStack.byteCount > 0, !isOnAlternate {
+      stackPointer = alternateStack.base &+ alternateStack.byteCount
+    }
+    let frame = (stackPointer &- RISCVSignalFrame.byteCount) & ~15
+    var bytes = [UInt8](repeating: 0, count: Int(RISCVSignalFrame.byteCount))
+    bytes.withUnsafeMutableBytes { raw in
+      raw.copyBytes(from: info)
+      func put(_ value: UInt64, _ offset: Int) {
+        raw.storeBytes(of: value, toByteOffset: offset, as: UInt64.self)
+      }
+      put(alternateStack.base, RISCVSignalFrame.stack)
+      put(alternateStack.byteCount == 0 ? 2 : isOnAlternate ? 1 : 0, RISCVSignalFrame.stack + 8)
+      put(alternateStack.byteCount, RISCVSignalFrame.stack + 16)
+      put(mask, RISCVSignalFrame.mask)
+      put(state.pc, RISCVSignalFrame.registers)
+      for number in 1..<32 { put(state[x: number], RISCVSignalFrame.registers + 8 * number) }
+      for number in 0..<32 { put(state[f: number], RISCVSignalFrame.floats + 8 * number) }
+      put(state.floatFlags | state[.frm] << 5, RISCVSignalFrame.floatControl)
+    }
+    guard bytes.withUnsafeBytes({ process.memory.write(frame, $0) }) else { apus_user_die(SIGSEGV) }
+    if process.options.tracesCalls {
+      process.log(
+        "--- \(GuestSignal.name(signal)) {si_code=\(info[8]), handler=0x\(String(action.handler, radix: 16))} ---\n"
+      )
+    }
+    state[x: 1] = process.signalReturn
+    state[x: 2] = frame
+    state[x: 10] = UInt64(signal)
+    state[x: 11] = frame
+    state[x: 12] = frame + RISCVSignalFrame.context
+    state.pc = action.handler
+    if action.flags & GuestSignalAction.resetHandler != 0 {
+      process.setAction(signal, GuestSignalAction())
+      applyDisposition(signal, GuestSignalAction())
+    }
+    var blocked = mask | action.mask
+    if action.flags & GuestSignalAction.noDefer == 0 { blocked |= Self.bit(signal) }
+    setMask(blocked)
+  }
+
+  /// rt_sigreturn.
+  func returnFromSignal() {
+    let state = state
+    let frame = state[x: 2]
+    var bytes = [UInt8](repeating: 0, count: Int(RISCVSignalFrame.byteCount))
+    guard bytes.withUnsafeMutableBytes({ process.memory.read(frame, into: $0) }) else {
+      apus_user_die(SIGSEGV)
+    }
+    bytes.withUnsafeBytes { raw in
+      func get(_ offset: Int) -> UInt64 { raw.load(fromByteOffset: offset, as: UInt64.self) }
+      state.pc = get(RISCVSignalFrame.registers)
+      for number in 1..<32 { state[x: number] = get(RISCVSignalFrame.registers + 8 * number) }
+      for number in 0..<32 { state[f: number] = get(RISCVSignalFrame.floats + 8 * number) }
+      let control = get(RISCVSignalFrame.floatControl)
+      state.floatFlags = control & 31
+      cpu.setRounding(control >> 5 & 7)
+      if get(RISCVSignalFrame.stack + 8) & 2 == 0 {
+        alternateStack = (get(RISCVSignalFrame.stack), get(RISCVSignalFrame.stack + 16))
+      }
+      setMask(get(RISCVSignalFrame.mask))
+    }
+  }
+
+  // MARK: System calls
+
+  func applyDisposition(_ signal: Int, _ action: GuestSignalAction) {
+    // Faults stay ours whatever the guest wants.
+    if signal == GuestSignal.segmentation || signal == GuestSignal.bus { return }
+    if action.handler > 1 {
+      _ = apus_user_catch(Int32(signal))
+    } else {
+      _ = apus_user_set_disposition(Int32(signal), action.handler == 1 ? 1 : 0)
+    }
+  }
+
+  func signalAction(_ signal: UInt64, _ new: UInt64, _ old: UInt64, _ setByteCount: UInt64) -> Int {
+    guard setByteCount == 8, signal >= 1, signal <= 64 else { return -Int(EINVAL) }
+    let number = Int(signal)
+    let previous = process.action(number)
+    if new != 0 {
+      guard number != GuestSignal.kill, number != GuestSignal.stop else { return -Int(EINVAL) }
+      guard let words = process.memory.read(new, as: (UInt64, UInt64, UInt64).self, default: (0, 0, 0)) else {
+        return -Int(EFAULT)
+      }
+      var action = GuestSignalAction()
+      (action.handler, action.flags, action.mask) = words
+      process.setAction(number, action)
+      applyDisposition(number, action)
+      if action.handler <= 1 && action.flags & GuestSignalAction.noChildStop != 0
+        && number == GuestSignal.child
+      {
+        // SA_NOCLDWAIT and SA_NOCLDSTOP without a handler: not passed on.
+      }
+    }
+    if old != 0 {
+      guard process.memory.write(old, (previous.handler, previous.flags, previous.mask)) else {
+        return -Int(EFAULT)
+      }
+    }
+    return 0
+  }
+
+  func signalMask(_ how: UInt64, _ new: UInt64, _ old: UInt64, _ setByteCount: UInt64) -> Int {
+    guard setByteCount == 8 else { return -Int(EINVAL) }
+    let previous = mask
+    if new != 0 {
+      guard let wanted = process.memory.readWord(new) else { return -Int(EFAULT) }
+      switch how {
+      case 0: setMask(mask | wanted)
+      case 1: setMask(mask & ~wanted)
+      case 2: setMask(wanted)
+      default: return -Int(EINVAL)
+      }
+    }
+    if old != 0, !process.memory.write(old, previous) { return -Int(EFAULT) }
+    return 0
+  }
+
+  func signalStack(_ new: UInt64, _ old: UInt64) -> Int {
+    let stackPointer = state[x: 2]
+    let previous = alternateStack
+    let isOn = previous.byteCount > 0 && stackPointer &- previous.base < previous.byteCount
+    if new != 0 {
+      guard let words = process.memory.read(new, as: (UInt64, UInt64, UInt64).self, default: (0, 0, 0)) else {
+        return -Int(EFAULT)
+      }
+      if isOn { return -Int(EPERM) }
+      if words.1 & 2 != 0 {
+        alternateStack = (0, 0)
+      } else {
+        guard words.2 >= 2048 else { return -Int(ENOMEM) }
+        alternateStack = (words.0, words.2)
+      }
+    }
+    if old != 0 {
+      let flags: UInt64 = previous.byteCount == 0 ? 2 : isOn ? 1 : 0
+      guard process.memory.write(old, (previous.base, flags, previous.byteCount)) else { return -Int(EFAULT) }
+    }
+    return 0
+  }
+
+  /// Waits with another mask in force. Always interrupted in the end.
+  func signalSuspend(_ set: UInt64, _ setByteCount: UInt64) -> Int {
+    guard setByteCount == 8 else { return -Int(EINVAL) }
+    guard let wanted = process.memory.readWord(set) else { return -Int(EFAULT) }
+    var temporary = wanted & ~Self.unblockable
+    _ = withUnsafePointer(to: &temporary) { pointer in
+      process.cache.whileBlocking {
+        apus_syscall_interruptible(
+          &record.pointee.pending, 130, UInt64(UInt(bitPattern: pointer)), 8, 0, 0, 0, 0)
+      }
+    }
+    return -Int(EINTR)
+  }
+}

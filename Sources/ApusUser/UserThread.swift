@@ -1,0 +1,173 @@
+import ApusAccelTranslate
+import ApusGuest
+import ApusGuestRISCV
+import ApusHost
+import ApusIR
+import ApusUserABI
+import CApusHost
+import Glibc
+
+/// A guest thread: a vCPU on a host thread of its own, and its side of signals and system calls.
+///
+/// Everything belongs to that thread.
+final class UserThread: @unchecked Sendable {
+  let process: UserProcess
+  private(set) var vcpu: TranslatedVCPU!
+  private(set) var cpu: RISCVCPU!
+  /// What the signal handler sees. Lives as long as self.
+  let record: UnsafeMutablePointer<apus_user_thread>
+  /// The guest's signal mask, which the host's is but for the signals of faults.
+  var mask: UInt64 = 0
+  /// sigaltstack: base, size; size 0: none.
+  var alternateStack: (base: UInt64, byteCount: UInt64) = (0, 0)
+  /// Where to store 0 and wake a waiter at the thread's end.
+  var clearChildThread: UInt64 = 0
+  /// A system call that a signal interrupted: its first argument and whether SA_RESTART applies.
+  var interrupted: (argument: UInt64, honoursRestart: Bool, wasEntered: Bool)?
+  /// What the last fault that the evaluator met was, for the exception that follows.
+  private var lastFault: (signal: Int, code: Int32) = (GuestSignal.segmentation, 1)
+  private var releasedPages: [UInt64] = []
+  private var isRepeating = false
+
+  init(_ process: UserProcess) throws(HostError) {
+    self.process = process
+    record = .allocate(capacity: 1)
+    record.initialize(to: apus_user_thread())
+    let process = process
+    var made: RISCVCPU?
+    let vcpu = try TranslatedVCPU(index: 0, cache: process.cache) { state, engine in
+      let cpu = RISCVCPU(
+        state: state, hartID: 0, extensions: process.options.extensions, clock: process.clock, eventLoop: nil,
+        engine: engine)
+      made = cpu
+      return cpu
+    }
+    self.vcpu = vcpu
+    cpu = made
+    vcpu.isExecutable = { [memory = process.memory] in memory.isExecutable($0) }
+    vcpu.flatFault = { [unowned(unsafe) self] address, access in mayRetry(address, access) }
+    vcpu.onInstructionFence = { [memory = process.memory] in memory.dropSharedCode() }
+    cpu.userCall = { [unowned(unsafe) self] _ in systemCall() }
+    cpu.userException = { [unowned(unsafe) self] state, cause, value in exception(state, cause, value) }
+    cpu.userInterrupt = { [unowned(unsafe) self] _ in takeSignals() }
+    fillRecord()
+  }
+
+  deinit {
+    record.deinitialize(count: 1)
+    record.deallocate()
+  }
+
+  var state: RISCVState { RISCVState(vcpu.state) }
+
+  private func fillRecord() {
+    record.pointee.state = vcpu.state
+    record.pointee.guest_mxcsr_offset = UInt32(StateHeader.guestMXCSR)
+    record.pointee.host_mxcsr_offset = UInt32(StateHeader.hostMXCSR)
+    record.pointee.exit_request_offset = UInt32(StateHeader.exitRequest)
+    guard let layout = process.cache.codeLayout else { return }
+    (record.pointee.code_begin, record.pointee.code_end) = (layout.begin, layout.end)
+    record.pointee.leave = layout.leave
+    record.pointee.pinned_count = UInt32(layout.pinned.count)
+    record.pointee.pinned_vector_count = UInt32(layout.pinnedVectors.count)
+    withUnsafeMutableBytes(of: &record.pointee.pinned_register) { registers in
+      withUnsafeMutableBytes(of: &record.pointee.pinned_offset) { offsets in
+        for (index, slot) in layout.pinned.enumerated() {
+          registers[index] = slot.register
+          offsets.storeBytes(of: UInt16(slot.offset), toByteOffset: index * 2, as: UInt16.self)
+        }
+      }
+    }
+    withUnsafeMutableBytes(of: &record.pointee.pinned_vector) { registers in
+      withUnsafeMutableBytes(of: &record.pointee.pinned_vector_offset) { offsets in
+        for (index, slot) in layout.pinnedVectors.enumerated() {
+          registers[index] = slot.register
+          offsets.storeBytes(of: UInt16(slot.offset), toByteOffset: index * 2, as: UInt16.self)
+        }
+      }
+    }
+  }
+
+  /// Runs the guest until this thread ends.
+  func run() {
+    apus_user_set_thread(record)
+    _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
+    switch vcpu.run() {
+    case .requested: break
+    case .failed(let reason):
+      writeStandardError("apus: \(reason)\n")
+      _exit(134)
+    }
+    finish()
+  }
+
+  private func finish() {
+    var all = UInt64.max
+    _ = apus_user_set_mask(SIG_SETMASK, &all, nil)
+    process.cache.detach(vcpu)
+    process.remove(apus_gettid())
+    if clearChildThread != 0 {
+      _ = process.memory.write(clearChildThread, 0 as UInt32)
+      _ = apus_syscall(202, clearChildThread, 1, 1, 0, 0, 0)  // FUTEX_WAKE
+    }
+    apus_user_set_thread(nil)
+  }
+
+  // MARK: Faults
+
+  /// A guarded access faulted: stores to pages that are read-only for their code are worth another attempt.
+  private func mayRetry(_ address: UInt64, _ access: GuestAccess) -> Bool {
+    let faulting = record.pointee.guard_address
+    let code = record.pointee.guard_code
+    // A non-canonical address comes as SI_KERNEL without the address.
+    lastFault = (Int(record.pointee.guard_signal), code == 128 ? 1 : code)
+    guard access == .store, code == 2 else { return false }
+    let page = faulting & ~4095
+    guard process.memory.releaseCode(faulting) else { return false }
+    if isRepeating {
+      process.memory.dropCode(faulting, (faulting & ~63) + 128)
+      releasedPages.append(page)
+    } else {
+      // Nobody guards the page again after the store: all of its code goes.
+      process.memory.dropCode(page, page + 4096)
+    }
+    return true
+  }
+
+  /// Generated code faulted at `fault_rip`; the state is as it was at the end of the instruction before. The
+  /// evaluator does the instruction over: the store of one to code goes through, anything else faults properly.
+  private func repeatFault() {
+    record.pointee.fault_signal = 0
+    guard let site = process.cache.faultSite(record.pointee.fault_rip) else {
+      writeStandardError("apus: internal error: a fault in generated code that accesses no guest memory\n")
+      _exit(134)
+    }
+    let state = state
+    state.pc = site.pc
+    isRepeating = true
+    vcpu.interpretOne()
+    isRepeating = false
+    // What is left of the page's code is guarded again.
+    for page in releasedPages where process.cache.hasCode(page) { process.memory.protectCode(page) }
+    releasedPages.removeAll()
+  }
+
+  /// Called by the engine outside generated code when an exit was requested.
+  private func takeSignals() {
+    if record.pointee.fault_signal != 0 { repeatFault() }
+    if record.pointee.pending != 0 { takePending() }
+  }
+
+  /// A synchronous exception; the state's PC is the instruction's.
+  private func exception(_ state: RISCVState, _ cause: UInt64, _ value: UInt64) {
+    switch cause {
+    case RISCVCause.illegalInstruction: force(GuestSignal.illegal, code: 1, address: state.pc)
+    case RISCVCause.breakpoint: force(GuestSignal.trap, code: 1, address: state.pc)
+    case RISCVCause.loadMisaligned, RISCVCause.storeMisaligned, RISCVCause.instructionMisaligned:
+      force(GuestSignal.bus, code: 1, address: value)
+    case RISCVCause.instructionAccess:
+      force(GuestSignal.segmentation, code: process.memory.region(at: value) == nil ? 1 : 2, address: value)
+    default: force(lastFault.signal, code: lastFault.code, address: value)
+    }
+  }
+}

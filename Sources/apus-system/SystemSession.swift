@@ -1,0 +1,96 @@
+import ApusBoards
+import ApusCharDev
+import ApusConfig
+import ApusDevice
+import ApusHost
+import ApusMachine
+import Synchronization
+
+/// One run of one machine.
+struct SystemSession {
+  private let configuration: MachineConfiguration
+
+  init(_ configuration: MachineConfiguration) { self.configuration = configuration }
+
+  func run() throws(MachineError) -> Int32 {
+    HostProcess.releaseFreedMemoryEarly()
+    // Threads and the event loop's descriptors belong to the process that stays.
+    let daemon =
+      configuration.daemonize ? try host { () throws(HostError) in try HostProcess.beginDaemon() } : nil
+    let loop = try host { () throws(HostError) in try EventLoop() }
+    try host { () throws(HostError) in
+      if let path = configuration.logFile { try HostLog.open(path) }
+      try writePIDFile()
+    }
+    let session = Session()
+    let backends = try host { () throws(HostError) in try makeBackends(loop, session) }
+    let engine = try makeVCPUFactory(
+      configuration.accelerators.first ?? .init("jit"), logItems: configuration.logItems)
+    let board = try RISCVVirtBoard(
+      configuration, loop: loop, vcpus: engine,
+      devices: makeDeviceRegistry(), characterBackends: backends
+    ) { writeStandardError("apus-system-riscv64: \($0)\n") }
+    if let path = configuration.dumpDeviceTree {
+      let blob = try board.deviceTreeBlob()
+      try host { () throws(HostError) in try HostDescriptor.replace(path, with: blob) }
+      writeStandardError("apus-system-riscv64: info: dtb dumped to \(path). Exiting.\n")
+      return 0
+    }
+    let machine = board.machine
+    session.machine.withLock { $0 = machine }
+    if configuration.logItems.contains("guest_errors") {
+      GuestErrorTrace.isEnabled.store(true, ordering: .relaxed)
+    }
+    try host { () throws(HostError) in
+      try HostProcess.onTermination(loop) { number in
+        writeStandardError("apus-system-riscv64: terminating on signal \(number)\n")
+        machine.request(.quit)
+      }
+    }
+    if let daemon { HostProcess.finishDaemon(daemon) }
+    let code = machine.run()
+    if let statistics = engine.statistics { writeStandardError(statistics) }
+    board.backends.close()
+    for backend in backends.values { backend.drain() }
+    HostTerminal.restore()
+    if let path = configuration.pidFile { HostDescriptor.remove(path) }
+    return code
+  }
+
+  /// Carries a host's failure over to the user.
+  private func host<T>(_ body: () throws(HostError) -> T) throws(MachineError) -> T {
+    do throws(HostError) { return try body() } catch { throw MachineError(error.description) }
+  }
+
+  private func writePIDFile() throws(HostError) {
+    guard let path = configuration.pidFile else { return }
+    try HostDescriptor.replace(path, with: Array("\(HostProcess.identifier)\n".utf8))
+  }
+
+  /// What back ends need of the machine, which is made after them.
+  private final class Session: Sendable {
+    let machine = Mutex<Machine?>(nil)
+  }
+
+  private func makeBackends(_ loop: EventLoop, _ session: Session) throws(HostError)
+    -> [String: any CharacterBackend]
+  {
+    let factory = CharacterBackendFactory(loop) { writeStandardError($0) }
+    var backends: [String: any CharacterBackend] = [:]
+    for device in configuration.charDevs {
+      let backend = try factory.make(device)
+      guard device.isMultiplexed else {
+        backends[device.id] = backend
+        continue
+      }
+      let multiplexer = CharacterMultiplexer(backend, loop) { multiplexer, command in
+        switch command {
+        case .quit: session.machine.withLock { $0 }?.request(.quit)
+        case .switchToMonitor: multiplexer.print("\r\nmonitor not available yet\r\n")
+        }
+      }
+      backends[device.id] = multiplexer
+    }
+    return backends
+  }
+}

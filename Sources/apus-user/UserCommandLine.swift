@@ -1,0 +1,223 @@
+import ApusAccelTranslate
+import ApusHost
+import ApusIR
+import ApusISARISCV
+import ApusUser
+
+/// The options of the user-mode emulator. Each may come from the environment, too; the command line wins.
+struct UserCommandLine {
+  private var rest: ArraySlice<String>
+  private var options = UserOptions()
+  private(set) var logFile: String?
+  private var argumentZero: String?
+  private var set: [String] = []
+  private var unset: [String] = []
+
+  init(_ arguments: [String]) { rest = arguments.dropFirst() }
+
+  private struct Option {
+    let name: String
+    let environment: String
+    let value: String?
+    let help: String
+  }
+  private static let all: [Option] = [
+    Option(name: "help", environment: "", value: nil, help: "show this text"),
+    Option(name: "version", environment: "", value: nil, help: "show the version"),
+    Option(
+      name: "L", environment: "LD_PREFIX", value: "DIRECTORY",
+      help: "look the guest's absolute paths up below DIRECTORY first"),
+    Option(
+      name: "E", environment: "SET_ENV", value: "NAME=VALUE",
+      help: "set a variable in the guest's environment"),
+    Option(
+      name: "U", environment: "UNSET_ENV", value: "NAME",
+      help: "remove a variable from the guest's environment"),
+    Option(name: "0", environment: "ARGV0", value: "NAME", help: "what the program sees as its own name"),
+    Option(
+      name: "s", environment: "STACK_SIZE", value: "BYTES",
+      help: "size of the guest's stack; k, M or G may follow"),
+    Option(
+      name: "cpu", environment: "CPU", value: "MODEL", help: "CPU model and properties, like rv64,zba=off"),
+    Option(
+      name: "accel", environment: "ACCEL", value: "NAME", help: "jit (verify=on, opt=-fold...) or interpreter"
+    ),
+    Option(name: "strace", environment: "STRACE", value: nil, help: "log system calls"),
+    Option(
+      name: "d", environment: "LOG", value: "ITEMS", help: "log in_asm, op, out_asm, exec, cpu, strace, unimp"
+    ),
+    Option(name: "D", environment: "LOG_FILENAME", value: "FILE", help: "write the log to FILE"),
+  ]
+
+  /// Reads the environment, then the arguments.
+  mutating func parse() throws(ProgramError) -> UserOptions {
+    for option in Self.all where !option.environment.isEmpty {
+      for prefix in ["QEMU_", "APUS_"] {
+        guard let value = HostProcess.environment(prefix + option.environment) else { continue }
+        try apply(option, value)
+      }
+    }
+    while let word = rest.first, word.hasPrefix("-"), word != "-" {
+      rest.removeFirst()
+      if word == "--" { break }
+      let name = String(word.drop { $0 == "-" })
+      guard let option = Self.all.first(where: { $0.name == name || ($0.name == "help" && name == "h") })
+      else {
+        throw ProgramError("there is no option '\(word)'; -help lists them", code: 1)
+      }
+      var value = ""
+      if let what = option.value {
+        guard let next = rest.popFirst() else {
+          throw ProgramError("option '\(word)' needs a value: \(what)", code: 1)
+        }
+        value = next
+        if name != "0" { options.inherited += [word, value] }
+      } else {
+        options.inherited.append(word)
+      }
+      try apply(option, value)
+    }
+    guard let path = rest.popFirst() else {
+      throw ProgramError("a program to run is missing: apus-riscv64 [OPTIONS] PROGRAM [ARGUMENTS]", code: 1)
+    }
+    options.path = path
+    options.arguments = [argumentZero ?? path] + rest
+    options.environment = environment()
+    let log = options.translate.log.items
+    if !log.isEmpty { options.translate.log.write = { HostLog.write($0) } }
+    return options
+  }
+
+  private func environment() -> [String] {
+    var result = HostProcess.environment
+    func remove(_ name: some StringProtocol) { result.removeAll { $0.hasPrefix(name + "=") } }
+    for name in unset { remove(name) }
+    for assignment in set {
+      remove(assignment.prefix { $0 != "=" })
+      result.append(assignment)
+    }
+    return result
+  }
+
+  private mutating func apply(_ option: Option, _ value: String) throws(ProgramError) {
+    switch option.name {
+    case "help":
+      writeStandardOutput(Self.help)
+      HostProcess.exit(0)
+    case "version":
+      writeStandardOutput("Apus user-mode emulator version \(UserTool.version)\n")
+      HostProcess.exit(0)
+    case "L": options.prefix = value.hasSuffix("/") ? String(value.dropLast()) : value
+    case "E": set += value.split(separator: ",").map(String.init)
+    case "U": unset += value.split(separator: ",").map(String.init)
+    case "0": argumentZero = value
+    case "s": options.stackByteCount = try byteCount(value)
+    case "cpu": try selectCPU(value)
+    case "accel": try selectAccelerator(value)
+    case "strace": options.tracesCalls = true
+    case "d": try selectLog(value)
+    case "D": logFile = value
+    default: break
+    }
+  }
+
+  private func byteCount(_ text: String) throws(ProgramError) -> UInt64 {
+    var digits = text[...]
+    var shift: UInt64 = 0
+    switch text.last {
+    case "k", "K": shift = 10
+    case "m", "M": shift = 20
+    case "g", "G": shift = 30
+    default: break
+    }
+    if shift > 0 { digits = digits.dropLast() }
+    guard let number = UInt64(digits), number > 0, number < 1 << 20 || shift < 30, number << shift >= 4096,
+      number << shift <= 1 << 36
+    else { throw ProgramError("-s: '\(text)' is no stack size; it must be from 4k to 64G", code: 1) }
+    return (number << shift + 4095) & ~4095
+  }
+
+  private mutating func selectCPU(_ text: String) throws(ProgramError) {
+    let words = text.split(separator: ",")
+    for (index, word) in words.enumerated() {
+      if index == 0, !word.contains("=") {
+        guard ["rv64", "max", "any"].contains(word) else {
+          throw ProgramError("-cpu: there is no model '\(word)'; there are rv64 and max", code: 1)
+        }
+        continue
+      }
+      let parts = word.split(separator: "=", maxSplits: 1)
+      let name = parts[0].lowercased()
+      guard let one = RISCVExtension.allCases.first(where: { "\($0)" == name }), parts.count == 2,
+        let on = ["on": true, "true": true, "off": false, "false": false][parts[1]]
+      else { throw ProgramError("-cpu: '\(word)' is no property; they look like zba=off", code: 1) }
+      options.extensions.set(one, on)
+    }
+  }
+
+  private mutating func selectAccelerator(_ text: String) throws(ProgramError) {
+    let words = text.split(separator: ",")
+    switch words.first {
+    case "jit", "tcg": options.translate.engine = .jit
+    case "interpreter": options.translate.engine = .interpreter
+    default: throw ProgramError("-accel: '\(text)' is none; there are jit and interpreter", code: 1)
+    }
+    for word in words.dropFirst() {
+      let parts = word.split(separator: "=", maxSplits: 1).map(String.init)
+      switch (parts.first, parts.count) {
+      case ("verify", 2): options.translate.verifies = parts[1] == "on"
+      case ("opt", 2): try selectOptimisations(parts[1])
+      default: throw ProgramError("-accel: '\(word)' is no property; there are verify=on and opt=", code: 1)
+      }
+    }
+  }
+
+  /// `none`, `all`, or names with - in front to switch one off: `opt=-fold-pin`, `opt=fold+pin`.
+  private mutating func selectOptimisations(_ text: String) throws(ProgramError) {
+    if text == "all" { return }
+    if text == "none" {
+      options.translate.optimisations = []
+      return
+    }
+    var result: IROptimisations = text.hasPrefix("-") ? .all : []
+    // Names contain hyphens themselves: longest first.
+    var rest = text[...]
+    while !rest.isEmpty {
+      let isOff = rest.hasPrefix("-")
+      if isOff || rest.hasPrefix("+") { rest.removeFirst() }
+      guard let (name, one) = IROptimisations.names.first(where: { rest.hasPrefix($0.0) }) else {
+        let names = IROptimisations.names.map(\.0).joined(separator: ", ")
+        throw ProgramError("-accel: '\(rest)' is no optimisation; there are \(names)", code: 1)
+      }
+      if isOff { result.remove(one) } else { result.insert(one) }
+      rest = rest.dropFirst(name.count)
+    }
+    options.translate.optimisations = result
+  }
+
+  private mutating func selectLog(_ text: String) throws(ProgramError) {
+    for word in text.split(separator: ",") {
+      switch word {
+      case "strace": options.tracesCalls = true
+      case "unimp": options.logsUnimplemented = true
+      default:
+        guard let item = TranslateLog.Items.names.first(where: { $0.0 == word })?.1 else {
+          throw ProgramError("-d: there is no log item '\(word)'", code: 1)
+        }
+        options.translate.log.items.insert(item)
+      }
+    }
+  }
+
+  private static var help: String {
+    var text = "usage: apus-riscv64 [OPTIONS] PROGRAM [ARGUMENTS]\nRuns a riscv64 Linux program.\n\n"
+    for option in all {
+      let left = "-\(option.name)" + (option.value.map { " \($0)" } ?? "")
+      text += "  " + left + String(repeating: " ", count: max(1, 22 - left.count)) + option.help + "\n"
+      if !option.environment.isEmpty {
+        text += String(repeating: " ", count: 24) + "or APUS_\(option.environment)\n"
+      }
+    }
+    return text
+  }
+}
