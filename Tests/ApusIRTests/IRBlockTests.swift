@@ -1,0 +1,79 @@
+import ApusIR
+import Testing
+
+struct IRBlockTests {
+  private func block(_ optimisations: IROptimisations = .all, _ build: (IRBlock) -> Void) -> IRBlock {
+    let block = IRBlock()
+    block.optimisations = optimisations
+    block.reset(startPC: 0x1000)
+    block.instruction(pc: 0x1000, length: 4)
+    build(block)
+    block.finish(.direct(target: 0x1004))
+    return block
+  }
+
+  @Test func constantsFold() {
+    let block = block { $0.set64(8, $0.binary(.add64, $0.const64(2), $0.const64(3))) }
+    #expect(
+      block.text() == """
+         ---- 0x1000
+          %1: i64 = const64 0x2
+          %2: i64 = const64 0x3
+          %3: i64 = const64 0x5
+          set64 %3 [8]
+          -> 0x1004
+
+        """)
+  }
+
+  @Test func readsForwardTheLastWrite() {
+    let block = block {
+      $0.set64(8, $0.get64(16))
+      $0.set64(24, $0.get64(8))
+    }
+    #expect(block.text().components(of: "get64") == 1)
+  }
+
+  @Test func readsAfterAHelperThatWritesAreReadAnew() {
+    let helper = IRHelper("writer", .writesState) { _, _, _, _ in 0 }
+    let block = block {
+      $0.set64(24, $0.get64(8))
+      $0.call(0, helper)
+      $0.set64(32, $0.get64(8))
+    }
+    #expect(block.text().components(of: "get64") == 2)
+  }
+
+  @Test func switchedOffOptimisationsDoNothing() {
+    let block = block([]) {
+      $0.set64(8, $0.binary(.add64, $0.const64(2), $0.const64(3)))
+      $0.set64(16, $0.get64(8))
+    }
+    #expect(block.text().components(of: "add64") == 1)
+    #expect(block.text().components(of: "get64") == 1)
+  }
+
+  @Test func theVerifierFindsTypeErrors() {
+    let good = block { $0.set64(8, $0.get64(16)) }
+    #expect(IRVerifier.check(good) == nil)
+    let bad = block { $0.set64(8, $0.getF64(1024)) }
+    #expect(IRVerifier.check(bad) == "%2 (set64), operand 0: %1 is f64, not i64")
+    let missing = block { $0.set64(8, .none) }
+    #expect(IRVerifier.check(missing) == "%1 (set64), operand 0: missing")
+    let late = block { $0.set64(8, IRValue(index: 9)) }
+    #expect(IRVerifier.check(late) == "%1 (set64), operand 0: %9 is not defined yet")
+  }
+}
+
+extension String {
+  /// How many times `part` occurs.
+  fileprivate func components(of part: String) -> Int {
+    var count = 0
+    var rest = self[...]
+    while let range = rest.firstRange(of: part) {
+      count += 1
+      rest = rest[range.upperBound...]
+    }
+    return count
+  }
+}
