@@ -125,12 +125,15 @@ extension TranslatedVCPU {
 
   private func noteStore(_ ram: GuestRAM, _ physical: UInt64, _ count: UInt64) {
     let page = Int((physical - ram.base.rawValue) >> 12)
+    // Either this sees that the page has code, or the translator, which marks it first, sees what was stored.
+    apus_fence()
     if apus_load_relaxed8(ram.pageFlags + page) & GuestRAM.pageHasCode != 0 {
-      cache.invalidate(physical, count, by: self)
+      cache.invalidate(physical, count)
     }
   }
 
-  /// Host memory for an atomic operation; `nil` after a fault. Devices take no atomics.
+  /// Host memory for an atomic operation; `nil` after a fault. Devices take no atomics. After one that stores the
+  /// caller tells with `noteAtomicStore`.
   func atomicGuestPointer(_ address: UInt64, _ byteCount: Int, context: Int, pc: UInt64, isStore: Bool)
     -> UnsafeMutableRawPointer?
   {
@@ -156,10 +159,16 @@ extension TranslatedVCPU {
         return nil
       }
       fillFirstLevel(address, context, entry)
-      // Before the store: nothing runs on this vCPU in between.
-      if isStore { noteStore(ram, entry.pointee.physicalPage << 12 | address & 4095, UInt64(byteCount)) }
       return host + Int(address & 4095)
     }
+  }
+
+  /// An atomic operation stored to RAM: translated code there goes.
+  func noteAtomicStore(_ address: UInt64, _ byteCount: Int, context: Int) {
+    guard memory != nil, case .page(let entry) = resolve(address, .store, context),
+      let ram = entry.pointee.ram?.takeUnretainedValue()
+    else { return }
+    noteStore(ram, entry.pointee.physicalPage << 12 | address & 4095, UInt64(byteCount))
   }
 
   // Flat memory faults like any other host memory: the guarded functions come back, and the memory's owner decides.
@@ -258,6 +267,7 @@ extension TranslatedVCPU {
         _ = apus_compare_exchange128(pointer, $0, desired.0, desired.1)
       }
     }
+    noteAtomicStore(address, 16, context: context)
     return nil
   }
 
@@ -323,4 +333,7 @@ extension TranslatedVCPU: EvaluatorMemory {
   public func atomicPointer(_ address: UInt64, _ byteCount: Int, context: Int, pc: UInt64, isStore: Bool)
     -> UnsafeMutableRawPointer?
   { atomicGuestPointer(address, byteCount, context: context, pc: pc, isStore: isStore) }
+  public func didStoreAtomically(_ address: UInt64, _ byteCount: Int, context: Int) {
+    noteAtomicStore(address, byteCount, context: context)
+  }
 }

@@ -8,21 +8,15 @@ import CApusHost
 
 extension TranslatedVCPU {
   /// The part of the state that is compared: everything below the jump caches.
-  private static let comparedByteCount = StateHeader.jumpCaches
+  fileprivate static let comparedByteCount = StateHeader.jumpCaches
 
-  func verify(_ record: BlockRecord) {
-    let before = UnsafeMutableRawPointer.allocate(byteCount: Self.comparedByteCount, alignment: 16)
-    let expected = UnsafeMutableRawPointer.allocate(byteCount: Self.comparedByteCount, alignment: 16)
-    defer {
-      before.deallocate()
-      expected.deallocate()
-    }
-    let number = cache.lock.withLock { cache.number(of: record) }
+  func verify(_ number: UInt32, _ record: BlockRecord) {
+    let (before, expected, overlay) = (lockstep.before, lockstep.expected, lockstep.overlay)
+    overlay.removeAll()
     // Requests that arrive meanwhile make the two leave at different polls: such a block is not compared.
     let request = apus_exchange32(state + StateHeader.exitRequest, 0)
     defer { if request != 0 { requestInterruptCheck() } }
     before.copyMemory(from: state, byteCount: Self.comparedByteCount)
-    let overlay = OverlayMemory(self)
     let canCompare = !hasLeavingHelper(record)
     if canCompare { evaluate(record, overlay) }
     expected.copyMemory(from: state, byteCount: Self.comparedByteCount)
@@ -108,14 +102,37 @@ extension TranslatedVCPU {
   }
 }
 
+/// What lockstep keeps between blocks. Belongs to the vCPU's thread.
+final class Lockstep {
+  // SAFETY: comparedByteCount bytes each, alive as long as self.
+  /// The state before the block, and as the evaluator left it.
+  let before = UnsafeMutableRawPointer.allocate(
+    byteCount: TranslatedVCPU.comparedByteCount, alignment: 16)
+  let expected = UnsafeMutableRawPointer.allocate(
+    byteCount: TranslatedVCPU.comparedByteCount, alignment: 16)
+  let overlay: OverlayMemory
+  init(_ vcpu: TranslatedVCPU) { overlay = OverlayMemory(vcpu) }
+  deinit {
+    before.deallocate()
+    expected.deallocate()
+  }
+}
+
 /// Memory as the evaluator sees it in lockstep: stores stay in 8-byte words aside.
-private final class OverlayMemory: EvaluatorMemory {
-  private let vcpu: TranslatedVCPU
-  /// Host address of an aligned word -> its new value, and which of its bytes were stored.
-  private var words: [UInt: UnsafeMutablePointer<UInt64>] = [:]
+final class OverlayMemory: EvaluatorMemory {
+  private unowned(unsafe) let vcpu: TranslatedVCPU
+  /// Host addresses of aligned words, and what they hold. One block stores few words: a search is short.
+  private var addresses: [UInt] = []
+  // SAFETY: capacity words, alive as long as self; every operation of a block stores two words at most.
+  private let words = UnsafeMutablePointer<UInt64>.allocate(capacity: 2 * IRBlock.capacity)
   private(set) var reachedDevice = false
   init(_ vcpu: TranslatedVCPU) { self.vcpu = vcpu }
-  deinit { for word in words.values { word.deallocate() } }
+  deinit { words.deallocate() }
+
+  func removeAll() {
+    addresses.removeAll(keepingCapacity: true)
+    reachedDevice = false
+  }
 
   /// Host address of a byte; `nil` after a fault or at a device.
   private func host(_ address: UInt64, _ context: Int, _ pc: UInt64, isStore: Bool)
@@ -139,38 +156,54 @@ private final class OverlayMemory: EvaluatorMemory {
       return host + Int(address & 4095)
     }
   }
+  private func known(_ key: UInt) -> UnsafeMutablePointer<UInt64>? {
+    var index = addresses.count
+    while index > 0 {
+      index -= 1
+      if addresses[index] == key { return words + index }
+    }
+    return nil
+  }
   private func word(_ host: UnsafeMutableRawPointer) -> UnsafeMutablePointer<UInt64> {
     let key = UInt(bitPattern: host) & ~7
-    if let known = words[key] { return known }
-    let new = UnsafeMutablePointer<UInt64>.allocate(capacity: 1)
+    if let known = known(key) { return known }
+    addresses.append(key)
+    let new = words + (addresses.count - 1)
     new.initialize(to: UnsafeRawPointer(bitPattern: key)!.load(as: UInt64.self))
-    words[key] = new
     return new
   }
 
   func load(_ address: UInt64, _ byteCount: Int, context: Int, pc: UInt64) -> UInt64? {
+    if address & 7 <= 8 - UInt64(byteCount) {
+      guard let host = host(address, context, pc, isStore: false) else { return nil }
+      let key = UInt(bitPattern: host) & ~7
+      let word = known(key)?.pointee ?? UnsafeRawPointer(bitPattern: key)!.load(as: UInt64.self)
+      return word >> (8 * (address & 7)) & (UInt64.max >> UInt64(64 - 8 * byteCount))
+    }
     var value: UInt64 = 0
     for k in 0..<byteCount {
-      guard let host = host(address &+ UInt64(k), context, pc, isStore: false) else { return nil }
-      let key = UInt(bitPattern: host) & ~7
-      let byte =
-        words[key].map { UInt8(truncatingIfNeeded: $0.pointee >> UInt64(8 * (UInt(bitPattern: host) & 7))) }
-        ?? host.load(as: UInt8.self)
-      value |= UInt64(byte) << UInt64(8 * k)
+      guard let byte = load(address &+ UInt64(k), 1, context: context, pc: pc) else { return nil }
+      value |= byte << UInt64(8 * k)
     }
     return value
   }
 
   func store(_ address: UInt64, _ byteCount: Int, _ value: UInt64, context: Int, pc: UInt64) -> Bool {
-    // All pages are checked before a byte is stored.
-    for k in 0..<byteCount where host(address &+ UInt64(k), context, pc, isStore: true) == nil {
+    if address & 7 <= 8 - UInt64(byteCount) {
+      guard let host = host(address, context, pc, isStore: true) else { return false }
+      let shift = 8 * (address & 7)
+      let mask = (UInt64.max >> UInt64(64 - 8 * byteCount)) << shift
+      let word = word(host)
+      word.pointee = word.pointee & ~mask | value << shift & mask
+      return true
+    }
+    // Both pages are checked before a byte is stored.
+    for k in [0, byteCount - 1] where host(address &+ UInt64(k), context, pc, isStore: true) == nil {
       return false
     }
-    for k in 0..<byteCount {
-      guard let host = host(address &+ UInt64(k), context, pc, isStore: true) else { return false }
-      let shift = UInt64(8 * (UInt(bitPattern: host) & 7))
-      let word = word(host)
-      word.pointee = word.pointee & ~(0xff << shift) | (value >> UInt64(8 * k) & 0xff) << shift
+    for k in 0..<byteCount
+    where !store(address &+ UInt64(k), 1, value >> UInt64(8 * k), context: context, pc: pc) {
+      return false
     }
     return true
   }
@@ -183,15 +216,17 @@ private final class OverlayMemory: EvaluatorMemory {
       return nil
     }
     guard let host = host(address, context, pc, isStore: isStore) else { return nil }
-    return UnsafeMutableRawPointer(word(host)) + Int(UInt(bitPattern: host) & 7)
+    return UnsafeMutableRawPointer(word(host)) + Int(address & 7)
   }
 
+  func didStoreAtomically(_ address: UInt64, _ byteCount: Int, context: Int) {}
+
   func firstDifference() -> String? {
-    for (key, word) in words {
+    for (index, key) in addresses.enumerated() {
       let ours = UnsafeRawPointer(bitPattern: key)!.load(as: UInt64.self)
-      if ours != word.pointee {
+      if ours != words[index] {
         return
-          "memory at host 0x\(String(key, radix: 16)): evaluator 0x\(String(word.pointee, radix: 16)), code 0x\(String(ours, radix: 16))"
+          "memory at host 0x\(String(key, radix: 16)): evaluator 0x\(String(words[index], radix: 16)), code 0x\(String(ours, radix: 16))"
       }
     }
     return nil

@@ -33,6 +33,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private let codeStale = Atomic<Bool>(false)
   private let storesStale = Atomic<Bool>(false)
   private let mappingsStale = Atomic<Bool>(false)
+  private let runsCode = Atomic<Bool>(false)
   private let sleepMonitor = Monitor()
 
   private var sleepRequested = false
@@ -135,10 +136,12 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     }
   }
   /// A page now has translated code: stores to it must take the slow path.
-  func codePageAppeared(hostPage: UInt64) {
+  func codePageAppeared() {
     storesStale.store(true, ordering: .releasing)
     apus_store_release32(state + StateHeader.exitRequest, 1)
   }
+  /// Whether the vCPU may be storing by its TLB. Once false, it drops stale permissions before it is true again.
+  var isInCode: Bool { runsCode.load(ordering: .sequentiallyConsistent) }
   /// What physical addresses mean has changed: host addresses in the TLBs may be wrong.
   func mappingsChanged() {
     mappingsStale.store(true, ordering: .releasing)
@@ -171,8 +174,10 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         continue
       }
       cache.beginRunning()
+      runsCode.store(true, ordering: .sequentiallyConsistent)
       applyStaleness()
       if isStepped { runStepped() } else { enterCode() }
+      runsCode.store(false, ordering: .sequentiallyConsistent)
       cache.endRunning()
       if let failure { return .failed(failure) }
     }
@@ -197,7 +202,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
 
   private func applyStaleness() {
     if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
-    if storesStale.exchange(false, ordering: .acquiringAndReleasing) { dropStorePermissions() }
+    dropStaleStorePermissions()
     if mappingsStale.exchange(false, ordering: .acquiringAndReleasing) {
       flushTLB(page: nil, keepGlobal: false, asid: nil)
     }
@@ -229,7 +234,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       }
       if cache.options.log.items.contains(.cpu) { cache.options.log.write(guest.registerText()) }
       if cache.options.verifies {
-        verify(record)
+        verify(nextBlock, record)
         if failure != nil { return }
       } else if isJIT {
         runCode(nextBlock)
@@ -321,7 +326,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         pc: pc, physical: page.physical, host: page.host, mode: mode, nextPage: nil, for: self)
       if case .needsNextPage = found {
         let next = (pc | 4095) &+ 1
+        let isGlobal = lastFetchWasGlobal
         guard let second = resolveFetch(next, pc: pc, context) else { continue }
+        lastFetchWasGlobal = lastFetchWasGlobal && isGlobal
         found = cache.findBlock(
           pc: pc, physical: page.physical, host: page.host, mode: mode, nextPage: second, for: self)
       }
@@ -329,7 +336,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       case .block(let number):
         nextBlock = number
         // Code that was just translated may lie in a page that this vCPU may store to.
-        if storesStale.exchange(false, ordering: .acquiringAndReleasing) { dropStorePermissions() }
+        dropStaleStorePermissions()
         if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
         if isJIT, !isStepped { remember(pc, mode, context, number, page.physical) }
         return true
@@ -351,23 +358,27 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     entry.storeBytes(of: pc, as: UInt64.self)
     entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
     // A block of two pages is not looked at again after a flush: it goes.
-    let isWithinPage = cache.byteCount(of: number) <= 4096 - physical & 4095
+    let isWithinPage = !cache.goesOnInSecondPage(number)
     jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
       isWithinPage ? physical >> 12 : .max
-    if !lastFetchWasGlobal { jumpCacheIsLocal[context] = true }
     if !jumpCachePages.insert(pc >> 12) {
       // Too many pages to tell apart: begin anew, with this one.
       clearJumpCaches()
       _ = jumpCachePages.insert(pc >> 12)
       entry.storeBytes(of: pc, as: UInt64.self)
     }
+    if !lastFetchWasGlobal { jumpCacheIsLocal[context] = true }
+    // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entry.
+    apus_fence()
+    if cache.isInvalid(number) { entry.storeBytes(of: StateHeader.noPC(index), as: UInt64.self) }
   }
   private var lastFetchWasGlobal = true
 
   private func resolveLink() -> UInt64 {
     let number = state.load(fromByteOffset: StateHeader.argument2, as: UInt32.self)
-    pc = cache.linkTarget(number)
-    let target = pc
+    let (target, isUnstable) = cache.linkTarget(number)
+    pc = target
+    if isUnstable { return isStepped ? 0 : dispatch() }
     guard !isStepped, findNext() else { return 0 }
     // A fault on the way leads elsewhere.
     if pc == target { cache.connect(number, to: nextBlock) }
@@ -405,6 +416,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   public var isExecutable: ((UInt64) -> Bool)?
   /// User-mode emulation: an access to flat memory faulted. True if it is worth another attempt.
   public var flatFault: ((_ address: UInt64, _ access: GuestAccess) -> Bool)?
+  /// For `verify`.
+  private(set) lazy var lockstep = Lockstep(self)
   private(set) lazy var singleStepBlock = IRBlock()
   private func flatFetch(_ address: UInt64, pc: UInt64) -> (physical: UInt64, host: UnsafePointer<UInt8>)? {
     guard isExecutable?(address) ?? true, let pointer = UnsafePointer<UInt8>(bitPattern: UInt(address)) else {
@@ -438,8 +451,12 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     jumpCachePages.remove(page)
     for context in 0..<StateHeader.contextCount where jumpCacheModes[context] != .max {
       let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
-      for entry in 0..<StateHeader.jumpCacheEntryCount where entries[entry * 2] >> 12 == page {
-        entries[entry * 2] = StateHeader.noPC(entry)
+      let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
+      for entry in 0..<StateHeader.jumpCacheEntryCount {
+        let entryPage = entries[entry * 2] >> 12
+        if entryPage == page || (entryPage == page &- 1 && physical[entry] == .max) {
+          entries[entry * 2] = StateHeader.noPC(entry)
+        }
       }
     }
   }
@@ -451,13 +468,15 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     }
     tlbIsLocal[context] = false
   }
-  private func dropStorePermissions() {
+  private func dropStaleStorePermissions() {
+    guard storesStale.exchange(false, ordering: .acquiringAndReleasing) else { return }
     for context in 0..<StateHeader.contextCount {
       let entries = (state + StateHeader.tlb(context)).assumingMemoryBound(to: UInt64.self)
       for entry in 0..<StateHeader.tlbEntryCount {
         entries[entry * 4 + 1] = StateHeader.noPage(entry)
       }
     }
+    cache.acknowledgeStores(self)
   }
 
   // MARK: GuestEngine
@@ -485,7 +504,10 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         entry[0] = StateHeader.noPage(index)
         entry[1] = StateHeader.noPage(index)
       }
-      if jumpCachePages.contains(number) { clearJumpCaches(ofPage: number) }
+      // A block of the page before may go on in this one.
+      if jumpCachePages.contains(number) || jumpCachePages.contains(number &- 1) {
+        clearJumpCaches(ofPage: number)
+      }
       return
     }
     counters.fullTLBFlushes += 1
@@ -530,10 +552,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     }
   }
 
-  /// Stores to translated code are noticed as they happen; only other vCPUs' notices may be outstanding.
+  /// Stores to translated code are noticed as they happen, but for those of `TranslationCache`'s unsettled pages.
   public func synchronizeInstructions() {
     onInstructionFence?()
     applyStaleness()
+    cache.recheckUnsettledPages()
   }
   /// User-mode emulation: `fence.i`, where memory that changes unseen may hold code.
   public var onInstructionFence: (() -> Void)?

@@ -32,7 +32,7 @@ extension TranslationCache {
     for page in pages {
       let low = max(start, page << 12)
       let high = min(end, (page + 1) << 12)
-      invalidate(low, high - low, by: nil)
+      invalidate(low, high - low)
     }
   }
   /// Whether blocks made from the page at `address` exist.

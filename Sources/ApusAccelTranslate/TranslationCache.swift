@@ -24,6 +24,8 @@ public final class TranslationCache: @unchecked Sendable {
   private let sites: ReservedArray<SlowSite>
   var vcpus: [TranslatedVCPU] = []
   private var perfMap: PerfMap?
+  /// Physical page numbers and the vCPUs, a bit each, that may still store to them unseen.
+  private var unsettledPages: [(page: UInt64, waiting: UInt64)] = []
   public private(set) var counters = TranslateCounters()
 
   /// Flat memory: called with the address of each page that code is about to be translated from, so that the owner
@@ -46,7 +48,7 @@ public final class TranslationCache: @unchecked Sendable {
     block.optimisations = options.optimisations
     if options.writesPerfMap { perfMap = PerfMap() }
     memory?.onMapChange { [unowned self] in lock.withLock { for vcpu in vcpus { vcpu.mappingsChanged() } } }
-    memory?.onCodeWrite { [unowned self] address, count in invalidate(address.rawValue, count, by: nil) }
+    memory?.onCodeWrite { [unowned self] address, count in invalidate(address.rawValue, count) }
   }
 
   func attach(_ vcpu: TranslatedVCPU) {
@@ -91,6 +93,7 @@ public final class TranslationCache: @unchecked Sendable {
       guard isFull else { return }  // another vCPU did it
       counters.flushes += 1
       table.removeAll()
+      unsettledPages.removeAll()
       emitter?.removeAllSites()
       buffer?.used = emptyBufferOffset
       for region in memory?.ram ?? [] {
@@ -124,8 +127,13 @@ public final class TranslationCache: @unchecked Sendable {
   ) -> Found {
     lock.lock()
     defer { lock.unlock() }
-    let known = table.find(physicalPC: physical, pc: pc, mode: mode)
-    if known != 0 { return .block(known) }
+    switch table.find(
+      physicalPC: physical, pc: pc, mode: mode, secondPhysicalPage: nextPage.map { $0.physical >> 12 })
+    {
+    case .block(let known): return .block(known)
+    case .needsSecondPage: return .needsNextPage
+    case .unknown: break
+    }
     if isFull { return .full }
     let start = options.countsTime ? HostClock.monotonicNanoseconds() : 0
     defer { if options.countsTime { counters.nanoseconds += HostClock.monotonicNanoseconds() - start } }
@@ -142,8 +150,8 @@ public final class TranslationCache: @unchecked Sendable {
     _ nextPage: (physical: UInt64, host: UnsafePointer<UInt8>)?, _ vcpu: TranslatedVCPU
   ) -> Found {
     // Stores to the page must be seen from before its bytes are read.
-    markCode(physical)
-    if let nextPage { markCode(nextPage.physical) }
+    markCode(physical, vcpu)
+    if let nextPage { markCode(nextPage.physical, vcpu) }
     let offset = Int(physical & 4095)
     let window = GuestCodeWindow(
       bytes: host, count: 4096 - offset, precedingCount: offset, nextPage: nextPage?.host)
@@ -166,6 +174,9 @@ public final class TranslationCache: @unchecked Sendable {
     var record = BlockRecord(
       physicalPC: physical, pc: pc, mode: mode, byteCount: byteCount,
       secondPhysicalPage: crosses ? nextPage!.physical >> 12 : .max, terminator: block.terminator)
+    if vcpus.count > 1, memory != nil {
+      record.byteHash = byteHash(record)
+    }
     if options.verifies || options.engine == .interpreter {
       let copy = UnsafeMutablePointer<IRInstruction>.allocate(capacity: block.count)
       copy.initialize(from: block.instructions, count: block.count)
@@ -204,7 +215,7 @@ public final class TranslationCache: @unchecked Sendable {
     return UInt64(bitPattern: last.immediate) &+ UInt64(last.c)
   }
 
-  private func markCode(_ physical: UInt64) {
+  private func markCode(_ physical: UInt64, _ current: TranslatedVCPU) {
     if memory == nil {
       onCodePage?(physical & ~4095)
       return
@@ -213,15 +224,66 @@ public final class TranslationCache: @unchecked Sendable {
     let flags = region.pageFlags + Int((physical - region.base.rawValue) >> 12)
     if apus_load_relaxed8(flags) & GuestRAM.pageHasCode != 0 { return }
     _ = apus_fetch_or8(flags, GuestRAM.pageHasCode)
-    let page = UInt64(UInt(bitPattern: region.host)) + (physical - region.base.rawValue) & ~4095
-    for vcpu in vcpus { vcpu.codePageAppeared(hostPage: page) }
+    for vcpu in vcpus { vcpu.codePageAppeared() }
+    apus_fence()
+    var waiting: UInt64 = 0
+    for vcpu in vcpus where vcpu !== current && vcpu.isInCode { waiting |= 1 << UInt64(vcpu.index) }
+    if waiting != 0 { unsettledPages.append((physical >> 12, waiting)) }
+  }
+
+  // MARK: Unsettled pages
+
+  // Generated code of another vCPU may store to a page, by a permission in its TLB, for a moment after code was
+  // translated from it, unseen. Such a page is unsettled until every vCPU that was in generated code at that time
+  // has dropped its permissions. Then, and at each `fence.i` before, its blocks are compared with its bytes.
+
+  /// A vCPU that ran generated code has dropped its permissions to store.
+  func acknowledgeStores(_ vcpu: TranslatedVCPU) {
+    lock.withLock {
+      for index in unsettledPages.indices.reversed() {
+        unsettledPages[index].waiting &= ~(1 << UInt64(vcpu.index))
+        if unsettledPages[index].waiting == 0 { recheck(unsettledPages.remove(at: index).page) }
+      }
+    }
+  }
+  /// `fence.i`: what other vCPUs stored before counts from now on.
+  func recheckUnsettledPages() {
+    lock.withLock { for (page, _) in unsettledPages { recheck(page) } }
+  }
+  private func recheck(_ page: UInt64) {
+    var stale: [BlockRecord] = []
+    table.forEachBlock(page: page) { number in
+      let record = table[number]
+      if byteHash(record) != record.byteHash { stale.append(record) }
+    }
+    for record in stale {
+      counters.lateInvalidations += 1
+      invalidateLocked(record.physicalPC, 1)
+    }
+  }
+
+  /// A hash of the bytes that a block was made from.
+  private func byteHash(_ record: BlockRecord) -> UInt64 {
+    let inFirst = min(UInt64(record.byteCount), 4096 - record.physicalPC & 4095)
+    let first = byteHash(record.physicalPC, inFirst, 0xcbf2_9ce4_8422_2325)
+    if inFirst == record.byteCount { return first }
+    return byteHash(record.secondPhysicalPage << 12, UInt64(record.byteCount) - inFirst, first)
+  }
+  private func byteHash(_ physical: UInt64, _ count: UInt64, _ seed: UInt64) -> UInt64 {
+    guard let pointer = memory!.ramPointer(GuestPhysicalAddress(physical), count) else { return seed }
+    var hash = seed
+    // Instructions are pairs of bytes.
+    for offset in stride(from: 0, to: Int(count), by: 2) {
+      hash = (hash ^ UInt64(pointer.loadUnaligned(fromByteOffset: offset, as: UInt16.self))) &* 0x100_0000_01b3
+    }
+    return hash
   }
 
   func byteCount(of number: UInt32) -> UInt64 { UInt64(table[number].byteCount) }
   func codeAddress(_ number: UInt32) -> UInt64 { buffer!.address(Int(table[number].codeOffset)) }
-  func number(of record: BlockRecord) -> UInt32 {
-    table.find(physicalPC: record.physicalPC, pc: record.pc, mode: record.mode)
-  }
+  func goesOnInSecondPage(_ number: UInt32) -> Bool { table.pointer(number).pointee.secondPhysicalPage != .max }
+  /// No lock: for a caller that has made the block reachable and asks whether it was dropped meanwhile.
+  func isInvalid(_ number: UInt32) -> Bool { table.pointer(number).pointee.isInvalid }
   func record(locked number: UInt32) -> BlockRecord { lock.withLock { table[number] } }
   /// The slow path's description. No lock: sites are written before their code can run.
   func site(_ number: Int) -> SlowSite { emitter!.sites.base[number] }
@@ -251,7 +313,12 @@ public final class TranslationCache: @unchecked Sendable {
       buffer!.writable + Int(link.siteOffset), UInt32(bitPattern: Int32(target - Int(link.siteOffset) - 4)))
   }
 
-  func linkTarget(_ number: UInt32) -> UInt64 { lock.withLock { table.links.base[Int(number)].targetPC } }
+  /// Where a link leads, and whether it must be looked up each time. No lock: `targetPC` never changes while code
+  /// runs, and an outdated `isUnstable` costs one more try.
+  func linkTarget(_ number: UInt32) -> (pc: UInt64, isUnstable: Bool) {
+    let link = table.links.base + Int(number)
+    return (link.pointee.targetPC, link.pointee.isUnstable)
+  }
 
   /// Lets link `number` jump to `target` from now on, if both blocks are still good.
   func connect(_ number: UInt32, to target: UInt32) {
@@ -261,6 +328,12 @@ public final class TranslationCache: @unchecked Sendable {
       guard link.pointee.targetBlock == 0, !record.pointee.isInvalid,
         !table[link.pointee.sourceBlock].isInvalid
       else { return }
+      if memory != nil, record.pointee.secondPhysicalPage != .max,
+        record.pointee.secondPhysicalPage != table[link.pointee.sourceBlock].secondPhysicalPage
+      {
+        link.pointee.isUnstable = true
+        return
+      }
       link.pointee.targetBlock = target
       link.pointee.nextIncoming = record.pointee.firstIncoming
       record.pointee.firstIncoming = number
@@ -278,29 +351,32 @@ public final class TranslationCache: @unchecked Sendable {
   }
 
   /// Drops the blocks made from `count` bytes at physical address `address`.
-  func invalidate(_ address: UInt64, _ count: UInt64, by vcpu: TranslatedVCPU?) {
-    lock.withLock {
-      var page = address >> 12
-      let last = (address + count - 1) >> 12
-      while page <= last {
-        let start = page == address >> 12 ? address & 4095 : 0
-        let end = page == last ? ((address + count - 1) & 4095) + 1 : 4096
-        var dropped: [UInt32] = []
-        let blocksLeft = table.remove(page: page, start: start, end: end) { dropped.append($0) }
-        counters.invalidations += UInt64(dropped.count)
-        for number in dropped { disconnect(number) }
-        if !blocksLeft, let region = memory?.ramRegion(GuestPhysicalAddress(page << 12)) {
-          _ = apus_fetch_and8(
-            region.pageFlags + Int(((page << 12) - region.base.rawValue) >> 12), ~GuestRAM.pageHasCode)
-        }
-        page += 1
+  func invalidate(_ address: UInt64, _ count: UInt64) {
+    lock.withLock { invalidateLocked(address, count) }
+  }
+  private func invalidateLocked(_ address: UInt64, _ count: UInt64) {
+    var page = address >> 12
+    let last = (address + count - 1) >> 12
+    while page <= last {
+      let start = page == address >> 12 ? address & 4095 : 0
+      let end = page == last ? ((address + count - 1) & 4095) + 1 : 4096
+      var dropped: [UInt32] = []
+      let blocksLeft = table.remove(page: page, start: start, end: end) { dropped.append($0) }
+      counters.invalidations += UInt64(dropped.count)
+      for number in dropped { disconnect(number) }
+      if !blocksLeft, let region = memory?.ramRegion(GuestPhysicalAddress(page << 12)) {
+        _ = apus_fetch_and8(
+          region.pageFlags + Int(((page << 12) - region.base.rawValue) >> 12), ~GuestRAM.pageHasCode)
       }
+      page += 1
     }
   }
 
   /// Makes sure that nothing leads to the block any more.
   private func disconnect(_ number: UInt32) {
     let record = table.pointer(number)
+    // A vCPU that enters the block into its jump cache right now sees that it is invalid.
+    apus_fence()
     for vcpu in vcpus { vcpu.forgetJump(to: record.pointee.pc) }
     var link = record.pointee.firstIncoming
     while link != 0 {
@@ -366,6 +442,8 @@ public struct TranslateCounters: Sendable {
   public var hostCodeBytes: UInt64 = 0
   public var links: UInt64 = 0
   public var invalidations: UInt64 = 0
+  /// Blocks that a store of another vCPU had made stale before that vCPU knew of them.
+  public var lateInvalidations: UInt64 = 0
   public var flushes: UInt64 = 0
   /// Host time spent translating, if `stats=on`.
   public var nanoseconds: UInt64 = 0
@@ -373,7 +451,7 @@ public struct TranslateCounters: Sendable {
   var named: [(String, UInt64)] {
     [
       ("blocks", blocks), ("guest-instructions", guestInstructions), ("host-code-bytes", hostCodeBytes),
-      ("links", links), ("invalidations", invalidations), ("flushes", flushes),
+      ("links", links), ("invalidations", invalidations), ("late-invalidations", lateInvalidations), ("flushes", flushes),
       ("translation-nanoseconds", nanoseconds),
     ]
   }

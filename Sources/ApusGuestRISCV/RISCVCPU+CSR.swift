@@ -10,6 +10,7 @@ extension RISCVCPU {
   private static let supervisorInterrupts: UInt64 = 1 << 1 | 1 << 5 | 1 << 9
   private static let machineInterrupts: UInt64 = 1 << 3 | 1 << 7 | 1 << 11
   private static let delegatableExceptions: UInt64 = 0xb3ff & ~(1 << 11)
+  private static let externalInterrupt: UInt64 = 1 << 9
   private static let environmentMask: UInt64 = 1 | 0xf << 4
 
   /// csrrw, csrrs, csrrc and their immediate forms, where they write.
@@ -22,12 +23,13 @@ extension RISCVCPU {
       return trap(RISCVCause.illegalInstruction, value: word, pc: s.pc)
     }
     let new: UInt64
+    let changed: UInt64
     switch word >> 12 & 3 {
-    case 1: new = value
-    case 2: new = old | value
-    default: new = old & ~value
+    case 1: (new, changed) = (value, .max)
+    case 2: (new, changed) = (old | value, value)
+    default: (new, changed) = (old & ~value, value)
     }
-    guard writeCSR(number, new) else { return trap(RISCVCause.illegalInstruction, value: word, pc: s.pc) }
+    guard writeCSR(number, new, changed: changed) else { return trap(RISCVCause.illegalInstruction, value: word, pc: s.pc) }
     if rd != 0 { s[x: rd] = old }
     s.pc = nextPC
     s.requestDispatch()
@@ -102,7 +104,9 @@ extension RISCVCPU {
   }
 
   /// Writes a CSR that `readCSR` allowed. False for a write that the hart refuses.
-  private func writeCSR(_ number: UInt16, _ value: UInt64) -> Bool {
+  ///
+  /// - Parameter changed: the bits that the instruction writes; the others of `value` are what was read before.
+  private func writeCSR(_ number: UInt16, _ value: UInt64, changed: UInt64) -> Bool {
     switch number {
     case 0xb03...0xb1f, 0x323...0x33f: return true
     case 0x3a0: writePMPConfiguration(.pmpcfg0, 0, value)
@@ -131,8 +135,8 @@ extension RISCVCPU {
     case .mie:
       s[.mie] = value & (Self.supervisorInterrupts | Self.machineInterrupts)
       engine.requestInterruptCheck()
-    case .sip: writePending(value, mask: s[.mideleg] & 2)
-    case .mip: writePending(value, mask: 2 | 1 << 9 | (hasSupervisorTimer ? 0 : 1 << 5))
+    case .sip: writePending(value, mask: s[.mideleg] & 2 & changed)
+    case .mip: writePending(value, mask: (2 | 1 << 9 | (hasSupervisorTimer ? 0 : 1 << 5)) & changed)
     case .stvec: s[.stvec] = value & ~2
     case .mtvec: s[.mtvec] = value & ~2
     case .scounteren: s[.scounteren] = value & 0xffff_ffff
@@ -188,10 +192,14 @@ extension RISCVCPU {
     engine.requestInterruptCheck()
   }
 
+  /// Sets the bits of mip in `mask` to those of `value`. Devices change other bits at the same time.
   private func writePending(_ value: UInt64, mask: UInt64) {
     let mip = state + RISCVState.Field.mip.offset
     _ = apus_fetch_or64(mip, value & mask)
-    _ = apus_fetch_and64(mip, value | ~mask)
+    // SEIP is software's bit or the interrupt controller's [RV-Priv 1.12 §3.1.9]: only what software set goes.
+    let clears = ~value & mask & ~(Self.externalInterrupt & ~softwarePending)
+    softwarePending = (softwarePending & ~mask | value & mask) & Self.externalInterrupt
+    if clears != 0 { _ = apus_fetch_and64(mip, ~clears) }
     engine.requestInterruptCheck()
   }
 

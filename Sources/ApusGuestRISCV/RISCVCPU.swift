@@ -30,6 +30,8 @@ public final class RISCVCPU: GuestCPU {
   /// Levels of the external interrupt inputs, as bits of mip; written by any thread.
   private let externalLevels: UnsafeMutablePointer<UInt64>
   private var timer: EventLoop.TimerID?
+  /// SEIP, if software set it; the interrupt controller has its own.
+  var softwarePending: UInt64 = 0
   /// Set for user-mode emulation: what `ecall` does. Returns after changing the state.
   public var userCall: ((RISCVState) -> Void)?
   /// Looks for signals; called outside generated code when an exit was requested.
@@ -77,6 +79,7 @@ public final class RISCVCPU: GuestCPU {
     let levels = externalLevels.pointee
     for field in RISCVState.Field.allCases { s[field] = 0 }
     s[.mip] = levels
+    softwarePending = 0
     s[.privilege] = 3
     s[.mstatus] = MStatus.uxl | MStatus.sxl
     s[.stimecmp] = .max
@@ -91,6 +94,7 @@ public final class RISCVCPU: GuestCPU {
     for (index, value) in arguments.prefix(8).enumerated() { s[x: 10 + index] = value }
     cancelTimer()
     updateMode()
+    engine.addressSpaceChanged(asid: 0)
     engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
   }
 

@@ -11,6 +11,8 @@ public protocol EvaluatorMemory: AnyObject {
   /// Host memory behind an aligned operand of an atomic operation (4 or 8 bytes).
   func atomicPointer(_ address: UInt64, _ byteCount: Int, context: Int, pc: UInt64, isStore: Bool)
     -> UnsafeMutableRawPointer?
+  /// An atomic operation has stored through the pointer that `atomicPointer` gave.
+  func didStoreAtomically(_ address: UInt64, _ byteCount: Int, context: Int)
 }
 
 /// Executes IR directly: the meaning of the IR in executable form, oracle of the back ends and portable fallback.
@@ -152,6 +154,7 @@ public final class IREvaluator {
         let pointer = memory.atomicPointer(address, byteCount, context: context, pc: pc, isStore: isStore)
       else { return false }
       values[index] = body(pointer)
+      if isStore { memory.didStoreAtomically(address, byteCount, context: context) }
       return true
     }
     func signed32(_ value: UInt64) -> UInt64 { UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))) }

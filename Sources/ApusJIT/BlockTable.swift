@@ -19,6 +19,8 @@ public struct BlockRecord {
   public var nextInSecondPage: UInt32 = 0
   /// First of the links that jump here.
   public var firstIncoming: UInt32 = 0
+  /// A hash of the guest's bytes, where several vCPUs may change them.
+  public var byteHash: UInt64 = 0
   /// The page that the block goes on in, or all ones.
   public var secondPhysicalPage: UInt64
   /// For the evaluator: the block's IR, `irCount` instructions on the heap.
@@ -47,6 +49,8 @@ public struct LinkRecord {
   public var targetPC: UInt64
   /// The block jumped to, or 0 while the link goes to its stub.
   public var targetBlock: UInt32 = 0
+  /// The target goes on in another page, whose mapping may change: it is looked up at each jump.
+  public var isUnstable = false
   public init(siteOffset: UInt32, stubOffset: UInt32, sourceBlock: UInt32, targetPC: UInt64) {
     (self.siteOffset, self.stubOffset, self.sourceBlock, self.targetPC) =
       (siteOffset, stubOffset, sourceBlock, targetPC)
@@ -130,16 +134,39 @@ public struct BlockTable {
     return Int(((key ^ UInt64(mode) &* 0xff51_afd7_ed55_8ccd) >> 40) & bucketMask)
   }
 
-  public func find(physicalPC: UInt64, pc: UInt64, mode: UInt32) -> UInt32 {
+  /// What is known of a block.
+  public enum Lookup {
+    case block(UInt32)
+    /// There are such blocks, but they go on in a second page: which one must be said.
+    case needsSecondPage
+    case unknown
+  }
+
+  /// - Parameter secondPhysicalPage: the page that follows in the guest's address space, once it is known.
+  public func find(physicalPC: UInt64, pc: UInt64, mode: UInt32, secondPhysicalPage: UInt64?) -> Lookup {
     var block = buckets[bucket(physicalPC, pc, mode)]
     while block != 0 {
       let record = blocks + Int(block)
       if record.pointee.physicalPC == physicalPC, record.pointee.pc == pc, record.pointee.mode == mode {
-        return block
+        if record.pointee.secondPhysicalPage == .max { return .block(block) }
+        guard let secondPhysicalPage else { return .needsSecondPage }
+        if record.pointee.secondPhysicalPage == secondPhysicalPage { return .block(block) }
       }
       block = record.pointee.nextInHash
     }
-    return 0
+    return .unknown
+  }
+
+  /// Calls `body` with the number of each valid block made from bytes of a page.
+  public func forEachBlock(page: UInt64, _ body: (UInt32) -> Void) {
+    var block = pages[page]?.first ?? 0
+    while block != 0 {
+      let record = blocks + Int(block)
+      if !record.pointee.isInvalid { body(block) }
+      block =
+        record.pointee.physicalPC >> 12 == page
+        ? record.pointee.nextInPage : record.pointee.nextInSecondPage
+    }
   }
 
   public mutating func insert(_ record: BlockRecord) -> UInt32 {

@@ -190,6 +190,8 @@ public final class AddressSpace: Sendable {
   private func noteWrite(_ ram: GuestRAM, _ address: GuestPhysicalAddress, _ count: UInt64) {
     let first = (address - ram.base) / guestPageByteCount
     let last = (address - ram.base + count - 1) / guestPageByteCount
+    // Either this sees that the page has code, or the translator, which marks it first, sees what was written.
+    apus_fence()
     for page in first...last where apus_load_relaxed8(ram.pageFlags + Int(page)) & GuestRAM.pageHasCode != 0 {
       let handler = codeWriteHandler.withLock { $0 }
       handler?(address, count)
