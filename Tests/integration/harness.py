@@ -192,8 +192,9 @@ class Machine:
 
     def command(self, text, timeout=60, code=0):
         """Runs a shell command in the guest; returns its output as text."""
-        self.send(text + "; echo apus-$((40+2))-$?\r")
-        match = self.expect(rb"\n(.*?)apus-42-(\d+)\r*\n", timeout)
+        # The terminal shows the command too, but not with the sums worked out.
+        self.send("echo apus-$((20+1)); " + text + "; echo apus-$((40+2))-$?\r")
+        match = self.expect(rb"apus-21\r*\n(.*?)apus-42-(\d+)\r*\n", timeout)
         output = match.group(1).decode(errors="replace").replace("\r", "")
         if code is not None:
             check(int(match.group(2)) == code, f"'{text}' in the guest ended with {int(match.group(2))}, printing "
