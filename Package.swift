@@ -44,7 +44,7 @@ let package = Package(
     lib("ApusGuest", ["ApusIR"], hot),
     lib(
       "ApusGuestRISCV",
-      ["ApusGuest", "ApusISARISCV", "ApusIR", "ApusFloat", "ApusCPU", "ApusHost", "CApusHost"],
+      ["ApusGuest", "ApusISARISCV", "ApusIR", "ApusFloat", "ApusCPU", "ApusMemory", "ApusHost", "CApusHost"],
       hot),
     lib("ApusAsmX86", [], hot),
     lib("ApusJIT", ["ApusIR", "ApusHost"], hot),

@@ -452,9 +452,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     for context in 0..<StateHeader.contextCount where jumpCacheModes[context] != .max {
       let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
       let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
-      for entry in 0..<StateHeader.jumpCacheEntryCount {
-        let entryPage = entries[entry * 2] >> 12
-        if entryPage == page || (entryPage == page &- 1 && physical[entry] == .max) {
+      // The entries of a page are neighbours, one for each possible instruction.
+      for candidate in [page, page &- 1] {
+        let first = Int(truncatingIfNeeded: candidate << 11) & (StateHeader.jumpCacheEntryCount - 1)
+        for entry in first..<first + 2048
+        where entries[entry * 2] >> 12 == candidate && (candidate == page || physical[entry] == .max) {
           entries[entry * 2] = StateHeader.noPC(entry)
         }
       }
@@ -480,17 +482,6 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
 
   // MARK: GuestEngine
-
-  public func loadPhysical(_ address: UInt64) -> UInt64? {
-    guard let memory, let pointer = memory.ramPointer(GuestPhysicalAddress(address), 8) else { return nil }
-    return apus_load_relaxed64(pointer)
-  }
-
-  public func updatePhysical(_ address: UInt64, expected: UInt64, desired: UInt64) -> Bool {
-    guard let memory, let pointer = memory.ramPointer(GuestPhysicalAddress(address), 8) else { return false }
-    var expected = expected
-    return apus_compare_exchange64(pointer, &expected, desired)
-  }
 
   public func flushTLB(page: UInt64?, keepGlobal: Bool, asid: UInt64?) {
     counters.tlbFlushes += 1

@@ -84,10 +84,6 @@ public protocol GuestCPU: AnyObject {
 
 /// What a guest CPU asks of the engine that runs it. Same thread as the CPU.
 public protocol GuestEngine: AnyObject {
-  /// Physical memory for page walks: 8 bytes, `nil` where there is no RAM.
-  func loadPhysical(_ address: UInt64) -> UInt64?
-  /// Sets bits in a page table entry atomically if it still is `expected`.
-  func updatePhysical(_ address: UInt64, expected: UInt64, desired: UInt64) -> Bool
   /// Stores 8 aligned bytes as the guest would in `context`; gives the fault number if it faults.
   func storeGuest(_ address: UInt64, _ value: UInt64, context: Int) -> UInt64?
   /// Compares and swaps 16 aligned bytes; `expected` receives the old value. Gives the fault number if it faults.

@@ -1,6 +1,7 @@
 import ApusGuest
 import ApusIR
 import ApusISARISCV
+import CApusHost
 
 // Sv39, Sv48, Sv57 page tables and physical memory protection [RV-Priv 1.12 §3.7, §4.3-4.5].
 //
@@ -53,9 +54,10 @@ extension RISCVCPU {
     guard allowed else { return .fault(busFault(access)) }
     while true {
       let entryAddress = table + (address >> UInt64(12 + 9 * level) & 0x1ff) * 8
-      guard pmpAllows(entryAddress, 1, .load), var entry = engine.loadPhysical(entryAddress) else {
+      guard pmpAllows(entryAddress, 1, .load), let entryPointer = physicalMemory?.word(entryAddress) else {
         return .fault(busFault(access))
       }
+      var entry = apus_load_relaxed64(entryPointer)
       let isReserved =
         entry & PTE.valid == 0 || entry & (PTE.read | PTE.write) == PTE.write || entry >> 54 & 0x7f != 0
       if isReserved { return pageFault(access) }
@@ -100,7 +102,8 @@ extension RISCVCPU {
         // With Svadu the environment decides; without, the hardware sets the bits, as QEMU's does.
         if extensions.contains(.svadu), s[.menvcfg] >> 61 & 1 == 0 { return pageFault(access) }
         guard pmpAllows(entryAddress, 1, .store) else { return .fault(busFault(access)) }
-        guard engine.updatePhysical(entryAddress, expected: entry, desired: entry | wanted) else { continue }
+        var expected = entry
+        guard apus_compare_exchange64(entryPointer, &expected, entry | wanted) else { continue }
         entry |= wanted
       }
       let physical = (page | (address >> 12 & pageMask)) << 12 | address & 0xfff
@@ -140,31 +143,69 @@ extension RISCVCPU {
 
   /// The first matching entry decides [RV-Priv 1.12 §3.7.1].
   private func pmpAllows(_ physical: UInt64, _ privilege: UInt64, _ access: GuestAccess) -> Bool {
-    // With no entry on, only M-mode has access.
-    let word = physical >> 2
+    if physical &- pmpRange.low >= pmpRange.byteCount { pmpRange = findPMPRange(physical) }
+    if privilege == 3, !pmpRange.isLocked { return true }
+    switch access {
+    case .load: return pmpRange.permissions & 1 != 0
+    case .store: return pmpRange.permissions & 2 != 0
+    case .fetch: return pmpRange.permissions & 4 != 0
+    }
+  }
+
+  /// The protection of `physical`, and around it the range that no entry's border cuts.
+  private func findPMPRange(_ physical: UInt64) -> PMPRange {
+    // With no entry that matches, only M-mode has access.
+    var range = PMPRange(low: 0, byteCount: .max, permissions: 0, isLocked: false)
+    var high = UInt64.max
     var previous: UInt64 = 0
-    for index in 0..<16 {
+    let grain = ~(UInt64(1) << Self.pmpGrain - 1)
+    entries: for index in 0..<16 {
       let configuration = pmpConfiguration(index)
       let address = pmpAddress(index)
-      let matches: Bool
+      // In words of 4 bytes; `last` is inside.
+      var first: UInt64 = 0
+      var last: UInt64 = 0
       switch configuration >> 3 & 3 {
       case 1:
-        matches = word >= previous & ~(1 << Self.pmpGrain - 1) && word < address & ~(1 << Self.pmpGrain - 1)
+        first = previous & grain
+        last = (address & grain) &- 1
+        previous = address
+        if first > last || address & grain == 0 { continue }
       case 3:
         let ones = address | (1 << (Self.pmpGrain - 1) - 1)
         let size = ones ^ (ones &+ 1)  // the trailing ones and the zero above
-        matches = (word ^ ones) & ~size == 0
-      default: matches = false
+        first = ones & ~size
+        last = first | size
+        previous = address
+      default:
+        previous = address
+        continue
       }
-      previous = address
-      guard matches else { continue }
-      if privilege == 3, configuration & 0x80 == 0 { return true }
-      switch access {
-      case .load: return configuration & 1 != 0
-      case .store: return configuration & 2 != 0
-      case .fetch: return configuration & 4 != 0
+      let low = first << 2
+      let end = last >> 62 != 0 ? UInt64.max : last << 2 | 3
+      if physical < low {
+        high = min(high, low - 1)
+      } else if physical > end {
+        range.low = max(range.low, end + 1)
+      } else {
+        range.low = max(range.low, low)
+        high = min(high, end)
+        range.permissions = configuration & 7
+        range.isLocked = configuration & 0x80 != 0
+        break entries
       }
     }
-    return privilege == 3
+    range.byteCount = high &- range.low &+ 1
+    if range.byteCount == 0 { range.byteCount = .max }
+    return range
   }
+}
+
+/// Physical addresses that protection treats alike: what was found last. Empty when entries changed.
+struct PMPRange {
+  var low: UInt64 = 0
+  var byteCount: UInt64 = 0
+  /// 1 load, 2 store, 4 fetch, for S and U; for M too if locked.
+  var permissions: UInt64 = 0
+  var isLocked = false
 }

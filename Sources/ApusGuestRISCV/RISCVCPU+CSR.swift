@@ -254,6 +254,7 @@ extension RISCVCPU {
     state.storeBytes(
       of: value & ((1 << 54) - 1), toByteOffset: RISCVState.Field.pmpaddr0.offset + index * 8, as: UInt64.self
     )
+    pmpRange = PMPRange()
     engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
   }
 
@@ -268,6 +269,7 @@ extension RISCVCPU {
       result = result & ~(0xff << shift) | new << shift
     }
     s[field] = result
+    pmpRange = PMPRange()
     engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
   }
 }

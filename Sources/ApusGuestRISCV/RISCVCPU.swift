@@ -3,6 +3,7 @@ import ApusGuest
 import ApusHost
 import ApusIR
 import ApusISARISCV
+import ApusMemory
 import CApusHost
 
 /// One RISC-V hart: M, S and U modes, RV64GC and what `RISCVExtensionSet` lists [RV-Priv 1.12].
@@ -21,6 +22,8 @@ public final class RISCVCPU: GuestCPU {
   let translationLevels: Int
   let clock: GuestClock
   let eventLoop: EventLoop?
+  /// Where page tables lie; `nil` in user-mode emulation.
+  let physicalMemory: GuestRAMTable?
   /// Set by the engine that runs this CPU.
   public unowned(unsafe) var engine: any GuestEngine
   /// Shown each trap (`-d int`): cause, its value, PC, and whether it goes to S-mode.
@@ -30,6 +33,7 @@ public final class RISCVCPU: GuestCPU {
   /// Levels of the external interrupt inputs, as bits of mip; written by any thread.
   private let externalLevels: UnsafeMutablePointer<UInt64>
   private var timer: EventLoop.TimerID?
+  var pmpRange = PMPRange()
   /// SEIP, if software set it; the interrupt controller has its own.
   var softwarePending: UInt64 = 0
   /// Set for user-mode emulation: what `ecall` does. Returns after changing the state.
@@ -42,10 +46,12 @@ public final class RISCVCPU: GuestCPU {
   ///   - state: `StateHeader.byteCount` zeroed bytes that outlive the CPU.
   ///   - translationLevels: 3 for Sv39 at most, 4 Sv48, 5 Sv57, 0 for no address translation.
   ///   - eventLoop: where the supervisor timer fires; `nil` in user-mode emulation.
+  ///   - physicalMemory: where page tables lie; `nil` in user-mode emulation. Its address space outlives the CPU.
   public init(
     state: UnsafeMutableRawPointer, hartID: Int, extensions: RISCVExtensionSet, clock: GuestClock,
-    eventLoop: EventLoop?, engine: any GuestEngine, translationLevels: Int = 5
+    eventLoop: EventLoop?, engine: any GuestEngine, physicalMemory: GuestRAMTable? = nil, translationLevels: Int = 5
   ) {
+    self.physicalMemory = physicalMemory
     self.translationLevels = translationLevels
     (self.state, self.hartID, self.extensions) = (state, hartID, extensions)
     (self.clock, self.eventLoop, self.engine) = (clock, eventLoop, engine)
@@ -80,6 +86,7 @@ public final class RISCVCPU: GuestCPU {
     for field in RISCVState.Field.allCases { s[field] = 0 }
     s[.mip] = levels
     softwarePending = 0
+    pmpRange = PMPRange()
     s[.privilege] = 3
     s[.mstatus] = MStatus.uxl | MStatus.sxl
     s[.stimecmp] = .max

@@ -36,12 +36,18 @@ public final class AddressSpace: Sendable {
   private let mapChangeHandler = Mutex<(@Sendable () -> Void)?>(nil)
   private let codeWriteHandler = Mutex<(@Sendable (GuestPhysicalAddress, UInt64) -> Void)?>(nil)
 
+  /// The same for paths without reference counting.
+  public let ramTable: GuestRAMTable
+
   public init(ram: [GuestRAM]) {
     self.ram = ram.sorted { $0.base < $1.base }
+    ramTable = GuestRAMTable(self.ram)
     for (a, b) in zip(self.ram, self.ram.dropFirst()) {
       precondition(a.end <= b.base, "RAM regions '\(a.name)' and '\(b.name)' overlap")
     }
   }
+
+  deinit { ramTable.ranges.deallocate() }
 
   // MARK: Device regions
 
@@ -82,10 +88,9 @@ public final class AddressSpace: Sendable {
   }
 
   /// The RAM region that holds `count` bytes at `address`.
-  @inlinable
   public func ramRegion(_ address: GuestPhysicalAddress, _ count: UInt64 = 1) -> GuestRAM? {
     for region in ram where region.contains(address, count) {
-      return region.isHidden.load(ordering: .relaxed) ? nil : region
+      return region.isHidden ? nil : region
     }
     return nil
   }
@@ -94,7 +99,7 @@ public final class AddressSpace: Sendable {
 
   /// Hides `ram`, so that accesses reach the device region underneath, or shows it again.
   public func setHidden(_ ram: GuestRAM, _ hidden: Bool) {
-    guard ram.isHidden.exchange(hidden, ordering: .sequentiallyConsistent) != hidden else { return }
+    guard apus_exchange8(ram.hidden, hidden ? 1 : 0) != (hidden ? 1 : 0) else { return }
     let handler = mapChangeHandler.withLock { $0 }
     handler?()
   }

@@ -1,7 +1,6 @@
 import ApusHost
 import CApusHost
 import Glibc
-import Synchronization
 
 /// An address in the guest's physical address space, in bytes.
 public struct GuestPhysicalAddress: Hashable, Comparable, Sendable, CustomStringConvertible {
@@ -33,7 +32,9 @@ public final class GuestRAM: @unchecked Sendable {
   public let pageFlags: UnsafeMutablePointer<UInt8>
   /// While true, accesses go to the device region that lies underneath (flash in command mode). Set it through
   /// `AddressSpace.setHidden`.
-  public let isHidden = Atomic<Bool>(false)
+  public var isHidden: Bool { apus_load_relaxed8(hidden) != 0 }
+  // SAFETY: one byte, as long as self lives; changed by `AddressSpace.setHidden` only.
+  @usableFromInline let hidden = UnsafeMutablePointer<UInt8>.allocate(capacity: 1)
   /// The memfd behind it, for device processes and snapshots.
   public let descriptor: Int32
 
@@ -57,11 +58,13 @@ public final class GuestRAM: @unchecked Sendable {
       flags != MAP_FAILED
     else { throw .last("map page flags of guest RAM") }
     pageFlags = flags.assumingMemoryBound(to: UInt8.self)
+    hidden.initialize(to: 0)
   }
 
   deinit {
     munmap(host, Int(byteCount))
     munmap(pageFlags, Int(byteCount / guestPageByteCount))
+    hidden.deallocate()
     close(descriptor)
   }
 
@@ -77,5 +80,42 @@ public final class GuestRAM: @unchecked Sendable {
     let start = (offset + guestPageByteCount - 1) & ~(guestPageByteCount - 1)
     let end = min(offset + count, byteCount) & ~(guestPageByteCount - 1)
     if start < end { discardPages(host + Int(start), Int(end - start)) }
+  }
+}
+
+/// The RAM of an address space as flat memory, for paths that must not touch reference counts: page walks.
+///
+/// Any thread. Valid as long as the `AddressSpace` that gave it.
+public struct GuestRAMTable: @unchecked Sendable {
+  struct Range {
+    var base: UInt64
+    var byteCount: UInt64
+    var host: UnsafeMutableRawPointer
+    var hidden: UnsafeMutablePointer<UInt8>
+  }
+  // SAFETY: count ranges that the address space frees.
+  let ranges: UnsafeMutablePointer<Range>
+  let count: Int
+
+  init(_ ram: [GuestRAM]) {
+    count = ram.count
+    ranges = .allocate(capacity: ram.count)
+    for (index, region) in ram.enumerated() {
+      (ranges + index).initialize(
+        to: Range(
+          base: region.base.rawValue, byteCount: region.byteCount, host: region.host, hidden: region.hidden))
+    }
+  }
+
+  /// Host memory behind 8 bytes at a physical address; `nil` where there is no RAM.
+  public func word(_ address: UInt64) -> UnsafeMutableRawPointer? {
+    for index in 0..<count {
+      let range = ranges + index
+      let offset = address &- range.pointee.base
+      if offset < range.pointee.byteCount, range.pointee.byteCount - offset >= 8 {
+        return apus_load_relaxed8(range.pointee.hidden) != 0 ? nil : range.pointee.host + Int(offset)
+      }
+    }
+    return nil
   }
 }

@@ -43,7 +43,8 @@ final class TranslatingVCPUFactory: VCPUFactory {
         let vcpu = try TranslatedVCPU(index: index, cache: cache) { state, engine in
           RISCVCPU(
             state: state, hartID: index, extensions: extensions, clock: environment.clock,
-            eventLoop: environment.loop, engine: engine, translationLevels: levels)
+            eventLoop: environment.loop, engine: engine, physicalMemory: environment.space.ramTable,
+            translationLevels: levels)
         }
         guard let cpu = vcpu.guest as? RISCVCPU else { throw MachineError("the engine made no RISC-V CPU") }
         cpu.wake = { [unowned vcpu] in vcpu.kick() }

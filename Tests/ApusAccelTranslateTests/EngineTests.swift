@@ -53,7 +53,8 @@ struct EngineTests {
     let cache = try TranslationCache(memory: space, options: options)
     let vcpu = try TranslatedVCPU(index: 0, cache: cache) { state, engine in
       RISCVCPU(
-        state: state, hartID: 0, extensions: .default, clock: GuestClock(), eventLoop: nil, engine: engine)
+        state: state, hartID: 0, extensions: .default, clock: GuestClock(), eventLoop: nil, engine: engine,
+        physicalMemory: space.ramTable)
     }
     finisher.stop.withLock { $0 = { [unowned vcpu] in vcpu.requestExit() } }
     vcpu.reset(entry: 0x8000_0000 + UInt64(offset), arguments: [0x8000_0000])
