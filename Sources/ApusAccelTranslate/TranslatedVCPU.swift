@@ -93,13 +93,15 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     jumpCachePages.deallocate()
   }
 
-  /// The vCPU whose state this is; for the runtime functions.
+  /// Calls `body` with the vCPU whose state this is; for the runtime functions.
   @inline(__always)
-  static func of(_ state: UnsafeMutableRawPointer) -> TranslatedVCPU {
+  private static func with(
+    _ state: UnsafeMutableRawPointer, _ body: (TranslatedVCPU) -> UInt64
+  ) -> UInt64 {
     Unmanaged<TranslatedVCPU>.fromOpaque(
       state.load(fromByteOffset: StateHeader.engine, as: UnsafeRawPointer.self)
     )
-    .takeUnretainedValue()
+    ._withUnsafeGuaranteedRef(body)
   }
 
   @inline(__always) var pc: UInt64 {
@@ -262,12 +264,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
 
   /// The runtime functions for the back end.
   static let runtime = X86Runtime(
-    slowMemory: address { state in TranslatedVCPU.of(state).slowMemory() },
-    resolveLink: address { state in TranslatedVCPU.of(state).resolveLink() },
-    dispatch: address { state in
-      let vcpu = TranslatedVCPU.of(state)
-      return vcpu.isStepped ? 0 : vcpu.dispatch()
-    })
+    slowMemory: address { state in TranslatedVCPU.with(state) { $0.slowMemory() } },
+    resolveLink: address { state in TranslatedVCPU.with(state) { $0.resolveLink() } },
+    dispatch: address { state in TranslatedVCPU.with(state) { $0.isStepped ? 0 : $0.dispatch() } })
   private typealias RuntimeFunction = @convention(c) (UnsafeMutableRawPointer) -> UInt64
   private static func address(_ function: RuntimeFunction) -> UInt64 {
     UInt64(UInt(bitPattern: unsafeBitCast(function, to: Int.self)))
@@ -515,6 +514,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     guard jumpCacheModes[context] != .max else { return }
     let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
     let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
+    let guest = self.guest!
     // A small memory of pages looked up: page number, then what it maps to.
     var memory: InlineArray<64, (page: UInt64, physical: UInt64)> = .init(repeating: (.max, .max))
     for entry in 0..<StateHeader.jumpCacheEntryCount where entries[entry * 2] != StateHeader.noPC(entry) {
