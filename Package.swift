@@ -109,7 +109,9 @@ let package = Package(
         "ApusAccelTranslate",
         "ApusGuestRISCV", "ApusISARISCV", "ApusCPU", "ApusIR",
       ],
-      swiftSettings: common),
+      swiftSettings: common,
+      // Swift's libraries need not be on the user's machine, and starting takes half the time.
+      linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
     .executableTarget(
       name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusDecode", "ApusHost"], swiftSettings: hot),
     // Tests

@@ -53,8 +53,8 @@ extension TranslatedVCPU {
   }
 
   private func hasLeavingHelper(_ record: BlockRecord) -> Bool {
-    for index in 0..<Int(record.irCount) {
-      let i = record.ir![index]
+    for index in 0..<record.ir!.pointee.count {
+      let i = record.ir!.pointee.instructions[index]
       if i.opcode == .call,
         IRHelperEffects(rawValue: UInt8(truncatingIfNeeded: i.immediate >> 32)).contains(.mayExit)
       {
@@ -85,11 +85,12 @@ extension TranslatedVCPU {
     text += "--- registers after the evaluator\n\(guest.registerText())"
     state.copyMemory(from: ours, byteCount: Self.comparedByteCount)
     text += "--- code\n"
-    for index in 0..<Int(record.irCount) where record.ir![index].opcode == .instruction {
-      let pc = UInt64(bitPattern: record.ir![index].immediate)
+    let ir = record.ir!.pointee
+    for index in 0..<ir.count where ir.instructions[index].opcode == .instruction {
+      let pc = UInt64(bitPattern: ir.instructions[index].immediate)
       if let page = resolveForReport(pc) { text += "\(hex(pc)): \(guest.disassemble(page, pc: pc))\n" }
     }
-    text += "--- IR\n\(IRBlock.text(record.ir!, count: Int(record.irCount), terminator: record.terminator))"
+    text += "--- IR\n\(IRBlock.text(ir.instructions, count: ir.count, terminator: ir.terminator))"
     fail(text)
   }
 

@@ -247,9 +247,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
 
   func evaluate(_ record: BlockRecord, _ memory: some EvaluatorMemory) {
+    let ir = record.ir!.pointee
     evaluator.run(
-      record.ir!, count: Int(record.irCount), terminator: record.terminator, state: state,
-      helpers: guest.helpers,
+      ir.instructions, count: ir.count, terminator: ir.terminator, state: state, helpers: guest.helpers,
       memory: memory)
   }
   /// Runs one block of generated code; `dispatch` returns to the run loop when stepping.

@@ -21,7 +21,7 @@ public final class TranslationCache: @unchecked Sendable {
   var emitter: X86Emitter?
   let buffer: CodeBuffer?
   private var emptyBufferOffset = 0
-  private let sites: ReservedArray<SlowSite>
+  private let sites: SlowSiteTable
   var vcpus: [TranslatedVCPU] = []
   private var perfMap: PerfMap?
   /// Physical page numbers and the vCPUs, a bit each, that may still store to them unseen.
@@ -41,7 +41,7 @@ public final class TranslationCache: @unchecked Sendable {
   public init(memory: AddressSpace?, options: TranslateOptions) throws(HostError) {
     (self.memory, self.options) = (memory, options)
     table = try BlockTable()
-    sites = try ReservedArray(capacity: 1 << 22)
+    sites = try SlowSiteTable()
     buffer =
       options.engine == .jit
       ? try CodeBuffer(byteCount: options.codeBufferByteCount, isPrivate: options.forks) : nil
@@ -142,7 +142,7 @@ public final class TranslationCache: @unchecked Sendable {
 
   private var isFull: Bool {
     table.isFull || (buffer.map { $0.free < 1 << 20 } ?? false)
-      || (emitter.map { $0.sites.count > $0.sites.capacity - 8192 } ?? false)
+      || (emitter?.sites.isNearlyFull ?? false)
   }
 
   private func translate(
@@ -173,28 +173,20 @@ public final class TranslationCache: @unchecked Sendable {
     let crosses = UInt64(offset) + UInt64(byteCount) > 4096
     var record = BlockRecord(
       physicalPC: physical, pc: pc, mode: mode, byteCount: byteCount,
-      secondPhysicalPage: crosses ? nextPage!.physical >> 12 : .max, terminator: block.terminator)
-    if vcpus.count > 1, memory != nil {
-      record.byteHash = byteHash(record)
-    }
-    if options.verifies || options.engine == .interpreter {
-      let copy = UnsafeMutablePointer<IRInstruction>.allocate(capacity: block.count)
-      copy.initialize(from: block.instructions, count: block.count)
-      record.ir = copy
-      record.irCount = UInt32(block.count)
-    }
+      secondPhysicalPage: crosses ? nextPage!.physical >> 12 : .max)
+    if vcpus.count > 1, memory != nil { record.byteHash = byteHash(record) }
+    if options.verifies || options.engine == .interpreter { record.ir = BlockIR.copy(block) }
     guard let emitter else { return .block(table.insert(record)) }
     let context = X86BlockContext(
       block: UInt32(table.count), jumpCacheContext: vcpu.guest.fetchContext(mode: mode),
       isPaged: memory != nil,
       isFlat: memory == nil)
     guard let code = emitter.emit(block, context) else {
-      record.ir?.deallocate()
       preconditionFailure("a block of \(block.count) operations does not fit 1 MiB")
     }
     record.codeOffset = UInt32(code.offset)
-    record.codeByteCount = UInt32(code.byteCount)
     counters.hostCodeBytes += UInt64(code.byteCount)
+    buffer?.releaseWritten()
     let number = table.insert(record)
     for link in emitter.links {
       let linkNumber = table.links.append(
@@ -263,11 +255,13 @@ public final class TranslationCache: @unchecked Sendable {
   }
 
   /// A hash of the bytes that a block was made from.
-  private func byteHash(_ record: BlockRecord) -> UInt64 {
+  private func byteHash(_ record: BlockRecord) -> UInt32 {
     let inFirst = min(UInt64(record.byteCount), 4096 - record.physicalPC & 4095)
-    let first = byteHash(record.physicalPC, inFirst, 0xcbf2_9ce4_8422_2325)
-    if inFirst == record.byteCount { return first }
-    return byteHash(record.secondPhysicalPage << 12, UInt64(record.byteCount) - inFirst, first)
+    var hash = byteHash(record.physicalPC, inFirst, 0xcbf2_9ce4_8422_2325)
+    if inFirst < record.byteCount {
+      hash = byteHash(record.secondPhysicalPage << 12, UInt64(record.byteCount) - inFirst, hash)
+    }
+    return UInt32(truncatingIfNeeded: hash >> 32)
   }
   private func byteHash(_ physical: UInt64, _ count: UInt64, _ seed: UInt64) -> UInt64 {
     guard let pointer = memory!.ramPointer(GuestPhysicalAddress(physical), count) else { return seed }
@@ -286,21 +280,14 @@ public final class TranslationCache: @unchecked Sendable {
   func isInvalid(_ number: UInt32) -> Bool { table.pointer(number).pointee.isInvalid }
   func record(locked number: UInt32) -> BlockRecord { lock.withLock { table[number] } }
   /// The slow path's description. No lock: sites are written before their code can run.
-  func site(_ number: Int) -> SlowSite { emitter!.sites.base[number] }
+  func site(_ number: Int) -> SlowSite { emitter!.sites[number] }
 
   /// The site whose access is at `address` in generated code, for a fault in flat memory. Async-signal-safe.
   public func faultSite(_ address: UInt64) -> SlowSite? {
     guard let buffer, let emitter else { return nil }
     let start = buffer.address(0)
     guard address >= start, address < start + UInt64(buffer.used) else { return nil }
-    let offset = UInt32(address - start)
-    var low = 1
-    var high = emitter.sites.count
-    while low < high {
-      let middle = (low + high) / 2
-      if emitter.sites.base[middle].codeOffset <= offset { low = middle + 1 } else { high = middle }
-    }
-    return low > 1 ? emitter.sites.base[low - 1] : nil
+    return emitter.sites.find(flatOffset: UInt32(address - start))
   }
 
   // MARK: Links

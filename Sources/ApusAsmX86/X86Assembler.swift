@@ -419,6 +419,17 @@ public struct X86Assembler: @unchecked Sendable {
   public mutating func jump(_ register: X86Register) { registerForm(4, register.rawValue, wide: false, 0xff) }
   public mutating func call(_ register: X86Register) { registerForm(2, register.rawValue, wide: false, 0xff) }
   public mutating func ret() { byte(0xc3) }
+  /// Returns and takes so many bytes of arguments off the stack.
+  public mutating func ret(popping byteCount: UInt16) {
+    byte(0xc2)
+    byte(UInt8(truncatingIfNeeded: byteCount))
+    byte(UInt8(truncatingIfNeeded: byteCount >> 8))
+  }
+  /// Pushes a sign-extended immediate; always 5 bytes, the immediate last.
+  public mutating func push(immediate: Int32) {
+    byte(0x68)
+    word32(UInt32(bitPattern: immediate))
+  }
   public mutating func push(_ register: X86Register) {
     if register.rawValue >= 8 { byte(0x41) }
     byte(0x50 | register.rawValue & 7)

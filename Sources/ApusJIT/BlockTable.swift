@@ -10,9 +10,8 @@ public struct BlockRecord {
   public var mode: UInt32
   /// Guest bytes from the first instruction's first to the last one's last.
   public var byteCount: UInt32
-  /// Offset of the host code in the code buffer, and its length; for the evaluator, unused.
+  /// Offset of the host code in the code buffer; for the evaluator, unused.
   public var codeOffset: UInt32 = 0
-  public var codeByteCount: UInt32 = 0
   /// Next block with the same hash; next blocks in the block's first and second page. 0 ends a list.
   public var nextInHash: UInt32 = 0
   public var nextInPage: UInt32 = 0
@@ -20,21 +19,36 @@ public struct BlockRecord {
   /// First of the links that jump here.
   public var firstIncoming: UInt32 = 0
   /// A hash of the guest's bytes, where several vCPUs may change them.
-  public var byteHash: UInt64 = 0
+  public var byteHash: UInt32 = 0
   /// The page that the block goes on in, or all ones.
   public var secondPhysicalPage: UInt64
-  /// For the evaluator: the block's IR, `irCount` instructions on the heap.
-  public var ir: UnsafeMutablePointer<IRInstruction>?
-  public var irCount: UInt32 = 0
+  /// The block's IR on the heap, where the evaluator runs it.
+  public var ir: UnsafeMutablePointer<BlockIR>?
   public var isInvalid = false
-  public var terminator: IRTerminator
 
   public init(
-    physicalPC: UInt64, pc: UInt64, mode: UInt32, byteCount: UInt32, secondPhysicalPage: UInt64,
-    terminator: IRTerminator
+    physicalPC: UInt64, pc: UInt64, mode: UInt32, byteCount: UInt32, secondPhysicalPage: UInt64
   ) {
     (self.physicalPC, self.pc, self.mode, self.byteCount) = (physicalPC, pc, mode, byteCount)
-    (self.secondPhysicalPage, self.terminator) = (secondPhysicalPage, terminator)
+    self.secondPhysicalPage = secondPhysicalPage
+  }
+}
+
+/// A copy of a block's IR.
+public struct BlockIR {
+  // SAFETY: count instructions that belong to this value until `BlockTable.removeAll`.
+  public let instructions: UnsafeMutablePointer<IRInstruction>
+  public let count: Int
+  public let terminator: IRTerminator
+
+  /// Copies the IR to the heap; the block table frees it with its block.
+  public static func copy(_ block: IRBlock) -> UnsafeMutablePointer<BlockIR> {
+    let instructions = UnsafeMutablePointer<IRInstruction>.allocate(capacity: block.count)
+    instructions.initialize(from: block.instructions, count: block.count)
+    let copy = UnsafeMutablePointer<BlockIR>.allocate(capacity: 1)
+    copy.initialize(
+      to: BlockIR(instructions: instructions, count: block.count, terminator: block.terminator))
+    return copy
   }
 }
 
@@ -57,15 +71,49 @@ public struct LinkRecord {
   }
 }
 
-/// Where a slow path of generated code comes from, by number.
+/// Where a slow path of generated code comes from, by number. There is one for every memory access: 16 bytes.
 public struct SlowSite {
   public var pc: UInt64
-  public var memoryOperand: Int64
-  public var opcode: IROpcode
-  /// Offset of the access in the code buffer (flat memory, where a fault arrives as a signal), ascending.
-  public var codeOffset: UInt32
-  public init(pc: UInt64, memoryOperand: Int64, opcode: IROpcode, codeOffset: UInt32 = 0) {
-    (self.pc, self.memoryOperand, self.opcode, self.codeOffset) = (pc, memoryOperand, opcode, codeOffset)
+  /// The operand in the lower 56 bits, the opcode above.
+  private var packed: Int64
+  public init(pc: UInt64, memoryOperand: Int64, opcode: IROpcode) {
+    self.pc = pc
+    packed = memoryOperand | Int64(opcode.rawValue) << 56
+  }
+  public var memoryOperand: Int64 { packed & (1 << 56 - 1) }
+  public var opcode: IROpcode { IROpcode(rawValue: UInt16(packed >> 56)).unsafelyUnwrapped }
+}
+
+/// All slow sites, by number; in flat memory also the offset of each access in the code buffer, ascending.
+///
+/// Written under the translation cache's lock; a site may be read without it, being written before its code can run.
+public struct SlowSiteTable: Sendable {
+  private var sites: ReservedArray<SlowSite>
+  private let offsets: ReservedArray<UInt32>
+
+  public init() throws(HostError) {
+    sites = try ReservedArray(capacity: 1 << 22)
+    offsets = try ReservedArray(capacity: 1 << 22)
+  }
+  public var isNearlyFull: Bool { sites.count > sites.capacity - 8192 }
+  public subscript(_ number: Int) -> SlowSite { sites.base[number] }
+
+  /// - Parameter flatOffset: where the access is in the code buffer, in flat memory, where a fault comes from there.
+  public mutating func append(_ site: SlowSite, flatOffset: Int?) -> UInt32 {
+    if let flatOffset { offsets.base[sites.count] = UInt32(flatOffset) }
+    return sites.append(site)
+  }
+  public mutating func removeAll() { sites.removeAll() }
+
+  /// The site of the last access at or before `offset`. Async-signal-safe.
+  public func find(flatOffset offset: UInt32) -> SlowSite? {
+    var low = 1
+    var high = sites.count
+    while low < high {
+      let middle = (low + high) / 2
+      if offsets.base[middle] <= offset { low = middle + 1 } else { high = middle }
+    }
+    return low > 1 ? sites.base[low - 1] : nil
   }
 }
 
@@ -261,7 +309,11 @@ public struct BlockTable {
   public var pageNumbers: [UInt64] { Array(pages.keys) }
 
   public mutating func removeAll() {
-    for block in 1..<max(count, 1) { blocks[block].ir?.deallocate() }
+    for block in 1..<max(count, 1) {
+      guard let ir = blocks[block].ir else { continue }
+      ir.pointee.instructions.deallocate()
+      ir.deallocate()
+    }
     count = 1
     buckets.update(repeating: 0, count: Int(bucketMask) + 1)
     pages.removeAll(keepingCapacity: true)

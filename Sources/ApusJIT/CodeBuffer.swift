@@ -43,6 +43,19 @@ public final class CodeBuffer: @unchecked Sendable {
     if executable != writable { munmap(executable, byteCount) }
   }
 
+  private var released = 0
+  private static let releasedPiece = 256 << 10
+
+  /// Takes the finished part of the writable view out of the process's resident memory, once a piece: the executable
+  /// view holds the same pages. Patching a link brings a page back, until the next time.
+  public func releaseWritten() {
+    if used < released { released = 0 }
+    let end = used & ~(Self.releasedPiece - 1)
+    guard executable != writable, end > released else { return }
+    madvise(writable, end, MADV_DONTNEED)
+    released = end
+  }
+
   public var free: Int { byteCount - used }
   /// The executable address of an offset.
   @inlinable public func address(_ offset: Int) -> UInt64 { UInt64(UInt(bitPattern: executable + offset)) }

@@ -12,7 +12,7 @@ struct ColdStub {
     /// Goes to a block of another page through the jump cache.
     case crossPage(target: UInt64)
     /// A slow memory access. Operands as they were at the access.
-    case memory(site: UInt32, address: StubOperand, value: StubOperand, result: StubResult)
+    case memory(site: UInt32, address: X86Register, value: StubOperand, result: StubResult)
     /// Loads the default NaN into a vector register.
     case defaultNaN(X86Vector, double: Bool)
     /// Saturation of a failed conversion to a signed integer of a vector register.
@@ -26,8 +26,7 @@ struct ColdStub {
     case none
     case register(X86Register)
     case vector(X86Vector, double: Bool)
-    case constant(Int64)
-    case memory(X86Memory)
+    case constant(Int32)
   }
   enum StubResult {
     case none
@@ -242,9 +241,7 @@ extension X86Emitter {
         asm.load(register, state(double ? Self.defaultNaN64 : Self.defaultNaN32), double: double)
         asm.jump(to: stub.resume)
       case .fused(let site, let to, let a, let b, let c, let double):
-        storeStubOperand(.vector(a, double: true), StateHeader.argument0)
-        storeStubOperand(.vector(b, double: true), StateHeader.argument1)
-        storeStubOperand(.vector(c, double: true), StateHeader.result)
+        storeVectors([(a, StateHeader.argument0), (b, StateHeader.argument1), (c, StateHeader.result)])
         asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
         asm.call(to: thunks.slowMemory)
         asm.load(to, state(StateHeader.result), double: double)
@@ -261,46 +258,44 @@ extension X86Emitter {
       links[number].stubOffset = asm.offset
       asm.bind(links[number].siteOffset)
       // The link's number is not known yet: the block table fills it in.
-      asm.store(state(StateHeader.argument2), immediate: 0, byteCount: 8)
+      asm.push(immediate: 0)
       asm.jump(to: thunks.resolveLink)
     }
   }
 
-  /// Offset of the link number inside a link stub: an 11-byte store ends with it.
-  public static let linkNumberOffsetInStub = 7
+  /// Offset of the link number inside a link stub: a 5-byte push ends with it.
+  public static let linkNumberOffsetInStub = 1
 
+  /// Calls a slow path: it finds its operands on the stack, the site last, and leaves a load's result there.
   private func emitMemoryStub(
-    _ site: UInt32, _ address: ColdStub.StubOperand, _ value: ColdStub.StubOperand,
-    _ result: ColdStub.StubResult
+    _ site: UInt32, _ address: X86Register, _ value: ColdStub.StubOperand, _ result: ColdStub.StubResult
   ) {
-    storeStubOperand(address, StateHeader.argument0)
-    storeStubOperand(value, StateHeader.argument1)
-    asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
-    asm.call(to: thunks.slowMemory)
-    switch result {
+    asm.push(address)
+    switch value {
     case .none: break
-    case .register(let register): asm.load(register, state(StateHeader.result))
-    case .vector(let register, let double): asm.load(register, state(StateHeader.result), double: double)
+    case .register(let register): asm.push(register)
+    case .constant(let value): asm.push(immediate: value)
+    case .vector(let register, let double):
+      asm.store(state(StateHeader.argument1), register, double: double)
+    }
+    asm.push(immediate: Int32(bitPattern: site))
+    switch (value, result) {
+    case (.register, _), (.constant, _): asm.call(to: thunks.slowStore)
+    case (_, .register(let register)):
+      asm.call(to: thunks.slowAccess)
+      asm.pop(register)
+    case (_, .vector(let register, let double)):
+      asm.call(to: thunks.slowAccess)
+      asm.load(register, X86Memory(.rsp), double: double)
+      asm.loadAddress(.rsp, X86Memory(.rsp, 8))
+    case (_, .none):
+      asm.call(to: thunks.slowAccess)
+      asm.loadAddress(.rsp, X86Memory(.rsp, 8))
     }
   }
 
-  private func storeStubOperand(_ operand: ColdStub.StubOperand, _ offset: Int) {
-    switch operand {
-    case .none: break
-    case .register(let register): asm.store(state(offset), register)
-    case .vector(let register, let double): asm.store(state(offset), register, double: double)
-    case .constant(let value):
-      if value == Int64(Int32(truncatingIfNeeded: value)) {
-        asm.store(state(offset), immediate: Int32(value), byteCount: 8)
-      } else {
-        asm.store(state(offset), immediate: Int32(truncatingIfNeeded: value), byteCount: 4)
-        asm.store(state(offset + 4), immediate: Int32(truncatingIfNeeded: value >> 32), byteCount: 4)
-      }
-    case .memory(let memory):
-      asm.push(.rax)
-      asm.load(.rax, memory)
-      asm.store(state(offset), .rax)
-      asm.pop(.rax)
-    }
+  /// Puts a fused multiply-add's operands where the slow path looks for them.
+  private func storeVectors(_ operands: [(X86Vector, Int)]) {
+    for (register, offset) in operands { asm.store(state(offset), register, double: true) }
   }
 }

@@ -129,7 +129,7 @@ extension X86Emitter {
     // Infinity times zero is invalid even with a quiet NaN as addend, which hosts may not say: the slow path does.
     asm.sse(double ? 0x66 : 0, 0x2e, register, register)
     addStub(
-      .fused(site: floatSite(i), register, a, b, c, double: double), asm.jump(.parity), resume: asm.offset)
+      .fused(site: site(i), register, a, b, c, double: double), asm.jump(.parity), resume: asm.offset)
     finishVector(register)
   }
 
@@ -341,13 +341,8 @@ extension X86Emitter {
     let source = useVector(i.a)
     asm.store(state(StateHeader.argument0), source, double: true)
     asm.store(
-      state(StateHeader.argument2), immediate: Int32(floatSite(i)), byteCount: 4)
+      state(StateHeader.argument2), immediate: Int32(site(i)), byteCount: 4)
     asm.call(to: thunks.slowMemory)
     asm.load(destination(), state(StateHeader.result))
-  }
-
-  private func floatSite(_ i: IRInstruction) -> UInt32 {
-    sites.append(
-      SlowSite(pc: currentPC, memoryOperand: i.immediate, opcode: i.opcode, codeOffset: UInt32(asm.offset)))
   }
 }

@@ -79,9 +79,11 @@ extension X86Emitter {
     return (X86Memory(t1, index: t2), (slow, misaligned))
   }
 
-  private func site(_ i: IRInstruction) -> UInt32 {
+  /// The number of a site for the access or operation that is emitted next.
+  func site(_ i: IRInstruction) -> UInt32 {
     sites.append(
-      SlowSite(pc: currentPC, memoryOperand: i.immediate, opcode: i.opcode, codeOffset: UInt32(asm.offset)))
+      SlowSite(pc: currentPC, memoryOperand: i.immediate, opcode: i.opcode),
+      flatOffset: context.isFlat ? asm.offset : nil)
   }
 
   private func emitLoad(_ i: IRInstruction) {
@@ -115,7 +117,7 @@ extension X86Emitter {
     access()
     if slow.0 >= 0 {
       addStub(
-        .memory(site: site, address: .register(address), value: value, result: result), slow.0, slow.1,
+        .memory(site: site, address: address, value: value, result: result), slow.0, slow.1,
         resume: asm.offset)
     }
   }
@@ -140,7 +142,7 @@ extension X86Emitter {
       immediate = fits ? Int32(truncatingIfNeeded: constant) : nil
     }
     if let immediate {
-      stubValue = .constant(Int64(immediate))
+      stubValue = .constant(immediate)
     } else {
       value = use(i.b)
       stubValue = .register(value)
@@ -219,7 +221,7 @@ extension X86Emitter {
       emitReadModifyWrite(operation, target, argument, scratch, isWide)
     }
     addStub(
-      .memory(site: site, address: .register(address), value: .none, result: .register(.rax)), slow.0, slow.1,
+      .memory(site: site, address: address, value: .none, result: .register(.rax)), slow.0, slow.1,
       resume: asm.offset)
     if values[index].lastUse != 0 { finishIn(.rax) }
   }

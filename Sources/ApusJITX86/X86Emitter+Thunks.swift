@@ -18,7 +18,12 @@ public struct X86Runtime: Sendable {
 public struct X86Thunks: Sendable {
   public var enter = 0
   var leave = 0
+  /// Called with operands in the state: a fused multiply-add's.
   var slowMemory = 0
+  /// Called with an address and a site on the stack; the result takes the address's place. The same for a store,
+  /// which has its value between the two and leaves nothing.
+  var slowAccess = 0
+  var slowStore = 0
   var helper = 0
   var helperMayExit = 0
   var resolveLink = 0
@@ -91,9 +96,13 @@ extension X86Emitter {
     asm.ret()
 
     // Jumped to: the stack is 16-byte aligned.
-    func transfer(_ function: UInt64) -> (offset: Int, afterStore: Int) {
+    func transfer(_ function: UInt64, popsArgument: Bool = false) -> (offset: Int, afterStore: Int) {
       asm.align(16)
       let offset = asm.offset
+      if popsArgument {
+        asm.pop(.rax)
+        asm.store(state(StateHeader.argument2), .rax)
+      }
       storePinned()
       let afterStore = asm.offset
       stateArgument()
@@ -107,15 +116,20 @@ extension X86Emitter {
       return (offset, afterStore)
     }
     (thunks.dispatch, thunks.dispatchStored) = transfer(runtime.dispatch)
-    thunks.resolveLink = transfer(runtime.resolveLink).offset
+    thunks.resolveLink = transfer(runtime.resolveLink, popsArgument: true).offset
 
-    // Called: one return address on the stack.
-    func service(_ function: UInt64?, tests: ServiceTest) -> Int {
+    // Called: a return address on the stack, and below it `stacked` words: where each goes, the last one first.
+    func service(_ function: UInt64?, tests: ServiceTest, stacked: [Int] = [], leavesResult: Bool = false) -> Int {
       asm.align(16)
       let offset = asm.offset
-      asm.arithmetic(.sub, .rsp, immediate: 8)
+      let padding = stacked.count % 2 == 0 ? 8 : 16
+      asm.arithmetic(.sub, .rsp, immediate: Int32(padding))
       storePinned()
       storeTemporaries()
+      for (index, slot) in stacked.enumerated() {
+        asm.load(.rax, X86Memory(.rsp, Int32(padding + 8 + index * 8)))
+        asm.store(state(slot), .rax)
+      }
       stateArgument()
       if let function {
         asm.move(.rax, immediate: function)
@@ -136,17 +150,28 @@ extension X86Emitter {
       if tests != .none {
         let stay = asm.jumpShort(.equal)
         // The state is complete: go on at its PC.
-        asm.arithmetic(.add, .rsp, immediate: 16)
+        asm.arithmetic(.add, .rsp, immediate: Int32(padding + 8 + stacked.count * 8))
         asm.jump(to: thunks.dispatchStored)
         asm.bindShort(stay)
       }
+      if leavesResult {
+        asm.load(.rax, state(StateHeader.result))
+        asm.store(X86Memory(.rsp, Int32(padding + stacked.count * 8)), .rax)
+      }
       loadPinned()
       loadTemporaries()
-      asm.arithmetic(.add, .rsp, immediate: 8)
-      asm.ret()
+      asm.arithmetic(.add, .rsp, immediate: Int32(padding))
+      let popped = stacked.count - (leavesResult ? 1 : 0)
+      if popped == 0 { asm.ret() } else { asm.ret(popping: UInt16(popped * 8)) }
       return offset
     }
     thunks.slowMemory = service(runtime.slowMemory, tests: .result)
+    thunks.slowAccess = service(
+      runtime.slowMemory, tests: .result, stacked: [StateHeader.argument2, StateHeader.argument0],
+      leavesResult: true)
+    thunks.slowStore = service(
+      runtime.slowMemory, tests: .result,
+      stacked: [StateHeader.argument2, StateHeader.argument1, StateHeader.argument0])
     thunks.helper = service(nil, tests: .none)
     thunks.helperMayExit = service(nil, tests: .pendingExit)
     asm.align(64)

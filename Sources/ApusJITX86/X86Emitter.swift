@@ -98,7 +98,7 @@ public final class X86Emitter {
   /// Jumps of the block that was emitted last, to constant guest PCs.
   public internal(set) var links: [PendingLink] = []
   /// Slow paths of the block, appended to the table when the block is inserted.
-  public internal(set) var sites: ReservedArray<SlowSite>
+  public internal(set) var sites: SlowSiteTable
 
   /// A jump to a constant guest PC that can be patched.
   public struct PendingLink {
@@ -109,7 +109,7 @@ public final class X86Emitter {
 
   public init(
     buffer: CodeBuffer, layout: StateLayout, helpers: [IRHelper], optimisations: IROptimisations,
-    runtime: X86Runtime, sites: ReservedArray<SlowSite>
+    runtime: X86Runtime, sites: SlowSiteTable
   ) {
     (self.buffer, self.layout, self.helpers, self.optimisations) = (buffer, layout, helpers, optimisations)
     self.sites = sites
