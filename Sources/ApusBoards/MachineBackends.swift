@@ -42,18 +42,37 @@ public final class MachineBackends: Sendable {
 
   /// Refuses objects that nothing would use and drives with two users.
   private static func check(_ configuration: MachineConfiguration) throws(MachineError) {
-    // virtio-rng takes the host's random numbers whatever its object is.
-    let objects = ["rng-random", "rng-builtin"]
-    for item in configuration.objects where !objects.contains(item.name) {
-      throw MachineError(
-        "-object: \(ConfigurationError.unknown("object type", item.name, among: objects).description)")
+    var objects: Set<String> = []
+    for item in configuration.objects {
+      do throws(ConfigurationError) { try check(object: item) } catch { throw MachineError(error.description) }
+      guard let id = item.id else { throw MachineError("-object \(item.name): it has no id; add id=NAME") }
+      guard objects.insert(id).inserted else { throw MachineError("-object: there are two with id '\(id)'") }
     }
     var drives: Set<String> = []
     for device in configuration.devices {
+      if let object = device.options["rng"], !objects.contains(object) {
+        throw MachineError("-device \(device.name): there is no -object with id '\(object)'")
+      }
       guard let drive = device.options["drive"] else { continue }
       guard drives.insert(drive).inserted else {
         throw MachineError("-device \(device.name): the drive '\(drive)' has a device already")
       }
+    }
+  }
+
+  /// The kinds of `-object`: sources of random numbers for virtio-rng. All are the host kernel's generator.
+  private static func check(object item: MachineConfiguration.Item) throws(ConfigurationError) {
+    let owner = "-object \(item.name)"
+    switch item.name {
+    case "rng-builtin": try item.options.check(known: ["id"], of: owner)
+    case "rng-random":
+      try item.options.check(known: ["id", "filename"], of: owner)
+      if let file = item.options["filename"], file != "/dev/urandom", file != "/dev/random" {
+        throw ConfigurationError("\(owner): filename is /dev/urandom or /dev/random, not '\(file)'")
+      }
+    default:
+      throw ConfigurationError(
+        "-object: \(ConfigurationError.unknown("object type", item.name, among: ["rng-random", "rng-builtin"]))")
     }
   }
 

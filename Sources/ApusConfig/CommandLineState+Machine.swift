@@ -76,21 +76,33 @@ extension CommandLineState {
     func number(_ key: String) throws(ConfigurationError) -> Int? {
       try list.number(key, of: "-smp", in: 1...1024).map { Int($0) }
     }
-    // A key that is left out counts one, and the total follows from the others.
+    // Without a total, a level that is left out counts one; with one, cores (else sockets, else threads) make it up.
     let levels = ["sockets", "dies", "clusters", "cores", "threads"]
-    var product = 1
-    for level in levels {
-      let (value, overflow) = product.multipliedReportingOverflow(by: try number(level) ?? 1)
-      product = overflow ? .max : value
+    var counts: [String: Int] = [:]
+    for level in levels { counts[level] = try number(level) }
+    func product() -> Int {
+      counts.values.reduce(1) { product, count in
+        let (value, overflow) = product.multipliedReportingOverflow(by: count)
+        return overflow ? .max : value
+      }
     }
-    let count = try number("cpus") ?? product
-    let maximum = try number("maxcpus") ?? max(count, product)
+    let cpus = try number("cpus")
+    let given = try number("maxcpus") ?? cpus
+    if let given, let missing = ["cores", "sockets", "threads"].first(where: { counts[$0] == nil }) {
+      counts[missing] = max(1, given / product())
+    }
+    let maximum = given ?? product()
+    let count = cpus ?? maximum
     guard count <= 8, maximum <= 8 else {
       throw ConfigurationError("-smp \(text): machine virt has at most 8 CPUs here")
     }
-    guard maximum >= count, product == 1 || product == maximum || levels.contains(where: { list[$0] == nil })
-    else {
-      throw ConfigurationError("-smp \(text): \(product) by its levels is not the \(maximum) CPUs asked for")
+    guard count <= maximum else {
+      throw ConfigurationError("-smp \(text): \(count) CPUs are more than maxcpus=\(maximum)")
+    }
+    guard product() == maximum else {
+      let described = levels.compactMap { level in counts[level].map { "\(level)=\($0)" } }
+      throw ConfigurationError(
+        "-smp \(text): \(described.joined(separator: ",")) make \(product()) CPUs, not the \(maximum) asked for")
     }
     configuration.cpuCount = count
   }

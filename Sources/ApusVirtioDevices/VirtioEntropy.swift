@@ -5,7 +5,7 @@ import ApusVirtio
 /// An entropy source [VIRTIO 1.3 §5.4] that hands out the host kernel's random bytes.
 ///
 /// Requests are filled on the notifying vCPU's thread, at most 4 KiB each: getrandom does not block there.
-/// Not modelled: rate limits (`max-bytes`, `period`).
+/// Not modelled: rate limits (`max-bytes`, `period`); the options are refused.
 public final class VirtioEntropy: VirtioDevice {
   public let name: String
   public var deviceID: UInt16 { VirtioDeviceID.entropy }

@@ -106,6 +106,9 @@ public struct VirtioModel: Sendable {
     if try reader.bool("disable-modern") {
       throw OptionError("'\(request.driver)': disable-modern=on leaves no interface; leave it out")
     }
+    if let file = reader.given("romfile"), !file.isEmpty {
+      throw OptionError("'\(request.driver)': romfile=\(file): option ROMs are not implemented; leave it empty")
+    }
     var address: PCIAddress?
     if let text = reader.given("addr") {
       guard let place = PCIAddress(text) else {
@@ -134,7 +137,7 @@ public enum VirtioRegistry {
     block + net + serial
     + pair(
       "virtio-rng", "entropy source",
-      [.init("rng", .string), .init("period", .integer(1...Int64(UInt32.max)))]
+      [.init("rng", .reference("object"), "rng-random or rng-builtin: both are the host kernel's numbers")]
     ) { request, _, environment in
       VirtioEntropy(name: label("virtio-rng", request), pool: environment.pool)
     }
@@ -159,15 +162,15 @@ public enum VirtioRegistry {
   private static let ringOptions: [OptionDescription] = [
     .init("event_idx", .bool, default: "on"), .init("indirect_desc", .bool, default: "on"),
     .init("packed", .bool, default: "off", "offer packed rings"), .init("queue_reset", .bool, default: "on"),
-    .init("iommu_platform", .bool, default: "off"), .init("any_layout", .bool, default: "on"),
-    .init("notify_on_empty", .bool, default: "on"), .init("bootindex", .integer(-1...Int64(Int32.max))),
+    .init("iommu_platform", .bool, default: "off"),
     .init("ioeventfd", .bool, default: "on", "accepted; notifications never block a CPU here"),
   ]
   private static let pciOptions: [OptionDescription] = [
     .init("addr", .string, "slot and optional function, 06.0 or 06"),
     .init("multifunction", .bool, default: "off"), .init("vectors", .integer(0...2048), "MSI-X vectors"),
     .init("disable-legacy", .onOffAuto, default: "auto"), .init("disable-modern", .bool, default: "off"),
-    .init("romfile", .string), .init("rombar", .integer(0...1)), .init("bus", .string),
+    .init("romfile", .string, "empty: there are no option ROMs"),
+    .init("rombar", .integer(0...0), "there are no option ROMs"), .init("bus", .string),
   ]
 
   private typealias Make =
