@@ -19,6 +19,25 @@ public enum LinuxImage {
     }
   }
 
+  /// The bytes that an Image which is an EFI application too must have: the end of its sections [PE/COFF §3, §4].
+  /// `nil` for others, whose length nothing tells.
+  static func fileByteCount(_ bytes: [UInt8]) -> Int? {
+    guard bytes.starts(with: [0x4d, 0x5a]), let header: UInt32 = bytes.littleEndian(at: 0x3c),
+      let magic: UInt32 = bytes.littleEndian(at: Int(header)), magic == 0x4550,
+      let sectionCount: UInt16 = bytes.littleEndian(at: Int(header) + 6),
+      let optionalByteCount: UInt16 = bytes.littleEndian(at: Int(header) + 20)
+    else { return nil }
+    var end = 0
+    for index in 0..<Int(sectionCount) {
+      let section = Int(header) + 24 + Int(optionalByteCount) + 40 * index
+      guard let count: UInt32 = bytes.littleEndian(at: section + 16),
+        let offset: UInt32 = bytes.littleEndian(at: section + 20)
+      else { return section + 40 }
+      end = max(end, Int(offset) + Int(count))
+    }
+    return end
+  }
+
   /// No kernel is larger than this when unpacked.
   static let unpackedLimit = 1 << 30
 
