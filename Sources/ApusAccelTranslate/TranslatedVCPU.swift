@@ -35,6 +35,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private let mappingsStale = Atomic<Bool>(false)
   private let sleepMonitor = Monitor()
 
+  /// Counted by the cache as running code.
+  private(set) var isRunning = false
   private var sleepRequested = false
   /// Interrupts may have become deliverable by something that this vCPU did.
   private var interruptCheckRequested = false
@@ -170,12 +172,21 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         sleep()
         continue
       }
-      cache.beginRunning()
+      beginRunning()
       applyStaleness()
       if isStepped { runStepped() } else { enterCode() }
-      cache.endRunning()
+      endRunning()
       if let failure { return .failed(failure) }
     }
+  }
+
+  func beginRunning() {
+    cache.beginRunning()
+    isRunning = true
+  }
+  func endRunning() {
+    isRunning = false
+    cache.endRunning()
   }
 
   /// Deals with what other threads asked for.

@@ -57,11 +57,21 @@ extension TranslationCache {
 
   /// Forgets a vCPU that will not run again. Its own thread.
   public func detach(_ vcpu: TranslatedVCPU) { lock.withLock { vcpus.removeAll { $0 === vcpu } } }
+}
 
-  /// Lets code be dropped while the calling vCPU blocks in the host; it must come back through the dispatcher.
+extension TranslatedVCPU {
+  /// Lets code be dropped while this vCPU blocks in the host; it must come back through the dispatcher.
   public func whileBlocking<R>(_ body: () -> R) -> R {
     endRunning()
     let result = body()
+    beginRunning()
+    return result
+  }
+  /// The same while a child of vfork uses this vCPU, which may end wherever it is.
+  public func whileChildRuns(_ body: () -> Int) -> Int {
+    endRunning()
+    let result = body()
+    if isRunning { endRunning() }
     beginRunning()
     return result
   }
