@@ -25,19 +25,18 @@ extension TranslationCache {
       pinned: pinned.general, pinnedVectors: pinned.vector)
   }
 
-  /// Drops the blocks made from flat memory in `start ..< end`. Any thread that does not hold `lock`.
-  public func invalidateFlat(_ start: UInt64, _ end: UInt64) {
-    guard start < end else { return }
+  /// Drops the blocks made from flat memory in `start ..< end`; returns whether there were any. Any thread that does not
+  /// hold `lock`.
+  public func invalidateFlat(_ start: UInt64, _ end: UInt64) -> Bool {
+    guard start < end else { return false }
+    var hadBlocks = false
     let pages = lock.withLock { codePages(start >> 12, (end - 1) >> 12) }
     for page in pages {
       let low = max(start, page << 12)
       let high = min(end, (page + 1) << 12)
-      invalidate(low, high - low, by: nil)
+      if invalidate(low, high - low, by: nil) { hadBlocks = true }
     }
-  }
-  /// Whether blocks made from the page at `address` exist.
-  public func hasCode(_ address: UInt64) -> Bool {
-    lock.withLock { !codePages(address >> 12, address >> 12).isEmpty }
+    return hadBlocks
   }
 
   /// Holds the cache still while the process forks; in the child, `vcpu` is the only one left.

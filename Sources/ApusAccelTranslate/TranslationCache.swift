@@ -277,9 +277,11 @@ public final class TranslationCache: @unchecked Sendable {
     return table.pageNumbers.filter { $0 >= first && $0 <= last }
   }
 
-  /// Drops the blocks made from `count` bytes at physical address `address`.
-  func invalidate(_ address: UInt64, _ count: UInt64, by vcpu: TranslatedVCPU?) {
+  /// Drops the blocks made from `count` bytes at physical address `address`; returns whether there were any.
+  @discardableResult
+  func invalidate(_ address: UInt64, _ count: UInt64, by vcpu: TranslatedVCPU?) -> Bool {
     lock.withLock {
+      var hadBlocks = false
       var page = address >> 12
       let last = (address + count - 1) >> 12
       while page <= last {
@@ -288,6 +290,7 @@ public final class TranslationCache: @unchecked Sendable {
         var dropped: [UInt32] = []
         let blocksLeft = table.remove(page: page, start: start, end: end) { dropped.append($0) }
         counters.invalidations += UInt64(dropped.count)
+        if !dropped.isEmpty { hadBlocks = true }
         for number in dropped { disconnect(number) }
         if !blocksLeft, let region = memory?.ramRegion(GuestPhysicalAddress(page << 12)) {
           _ = apus_fetch_and8(
@@ -295,6 +298,7 @@ public final class TranslationCache: @unchecked Sendable {
         }
         page += 1
       }
+      return hadBlocks
     }
   }
 

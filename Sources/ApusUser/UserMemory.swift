@@ -4,9 +4,8 @@ import Glibc
 
 /// The guest's address space, which lies in the host's: which pages are the guest's, and with what protection.
 ///
-/// No guest page is ever executable on the host. A page that code was translated from is read-only there while the
-/// guest may write it: the store faults, the blocks go, and it is carried out (`releaseCode`). Pages are only ever
-/// mapped over pages that are the guest's or nobody's, so that a guest cannot replace the emulator.
+/// No guest page is ever executable on the host. How changes to code are noticed is told in `CodePage`. Pages are only
+/// ever mapped over pages that are the guest's or nobody's, so that a guest cannot replace the emulator.
 ///
 /// Any thread. Lock order: the translation cache's lock before this one.
 public final class UserMemory: @unchecked Sendable {
@@ -27,18 +26,22 @@ public final class UserMemory: @unchecked Sendable {
   /// Where mappings without a wish begin; far from the emulator, the host's libraries and guest programs.
   static let mappingBase: UInt64 = 0x40_0000_0000
 
-  private let lock = Monitor()
+  let lock = Monitor()
   // Guarded by `lock`. Ascending, disjoint.
-  private var regions: [Region] = []
+  private(set) var regions: [Region] = []
   private var lastFound = 0
+  /// One fence at a time: whoever returns from one relies on what another has begun to drop. Taken before `lock`.
+  let fenceLock = Monitor()
   private var nextMapping = UserMemory.mappingBase
-  private var codePages: Set<UInt64> = []
+  /// Pages that code was translated from and that may be written, by address.
+  var codePages: [UInt64: CodePage] = [:]
   /// System V shared memory: sizes by address.
   private var attachments: [UInt64: UInt64] = [:]
   private var breakStart: UInt64 = 0
   private var breakEnd: UInt64 = 0
-  /// Drops translated code of a range. Called without `lock`.
-  public var dropCode: (UInt64, UInt64) -> Void = { _, _ in }
+  /// Drops translated code of a range and says whether there was any. Called without `lock`.
+  public var invalidate: (UInt64, UInt64) -> Bool = { _, _ in false }
+  func dropCode(_ start: UInt64, _ end: UInt64) { _ = invalidate(start, end) }
 
   public init() {}
 
@@ -46,7 +49,7 @@ public final class UserMemory: @unchecked Sendable {
 
   // MARK: Looking up
 
-  private func index(_ address: UInt64) -> Int? {
+  func index(_ address: UInt64) -> Int? {
     if lastFound < regions.count, regions[lastFound].start <= address, address < regions[lastFound].end {
       return lastFound
     }
@@ -65,7 +68,7 @@ public final class UserMemory: @unchecked Sendable {
   }
   public var all: [Region] { lock.withLock { regions } }
 
-  private func hostProtection(_ protection: Int32) -> Int32 {
+  func hostProtection(_ protection: Int32) -> Int32 {
     // What may be executed must be readable by the translator.
     let readable = protection & (PROT_READ | PROT_EXEC | PROT_WRITE) != 0 ? PROT_READ : 0
     return readable | protection & PROT_WRITE
@@ -96,7 +99,7 @@ public final class UserMemory: @unchecked Sendable {
       last += 1
     }
     regions.replaceSubrange(position..<last, with: replacement)
-    if !codePages.isEmpty { codePages = codePages.filter { $0 < start || $0 >= end } }
+    forgetCodePages(start, end)
   }
 
   private func enter(_ region: Region) {
@@ -450,47 +453,6 @@ public final class UserMemory: @unchecked Sendable {
     }
     lock.withLock { breakEnd = wish }
     return wish
-  }
-
-  // MARK: Code
-
-  /// Code is about to be translated from the page: from now on stores to it fault. Under the cache's lock.
-  public func protectCode(_ page: UInt64) {
-    lock.withLock {
-      guard let position = index(page), regions[position].protection & PROT_WRITE != 0 else { return }
-      if codePages.insert(page).inserted {
-        mprotect(UnsafeMutableRawPointer(bitPattern: UInt(page)), 4096, PROT_READ)
-      }
-    }
-  }
-
-  /// After a fault of a store: if the page is read-only for its code alone, makes it writable and says so.
-  public func releaseCode(_ address: UInt64) -> Bool {
-    let page = address & ~Self.pageMask
-    return lock.withLock {
-      guard codePages.remove(page) != nil, let position = index(page) else { return false }
-      mprotect(
-        UnsafeMutableRawPointer(bitPattern: UInt(page)), 4096, hostProtection(regions[position].protection))
-      return true
-    }
-  }
-
-  /// Makes all pages writable that are read-only for their code, and drops that code: for system calls that store.
-  /// Returns whether there were any.
-  public func releaseAllCode() -> Bool {
-    let pages = lock.withLock { Array(codePages) }
-    for page in pages {
-      dropCode(page, page + 4096)
-      _ = releaseCode(page)
-    }
-    return !pages.isEmpty
-  }
-
-  /// Drops code from shared memory, which may change without a store through the page that it was read from.
-  public func dropSharedCode() {
-    for region in all where region.isShared && region.protection & PROT_EXEC != 0 {
-      dropCode(region.start, region.end)
-    }
   }
 
   // MARK: Contents

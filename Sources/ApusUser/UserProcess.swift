@@ -67,7 +67,7 @@ public final class UserProcess: @unchecked Sendable {
       cache = try TranslationCache(memory: nil, options: translate)
     } catch { throw ProgramError(error.description) }
     cache.onCodePage = { [memory] page in memory.protectCode(page) }
-    memory.dropCode = { [cache] start, end in cache.invalidateFlat(start, end) }
+    memory.invalidate = { [cache] start, end in cache.invalidateFlat(start, end) }
   }
 
   private static func absolute(_ path: ByteString, _ descriptor: Int32?) -> ByteString {

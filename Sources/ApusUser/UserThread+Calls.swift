@@ -149,7 +149,8 @@ extension UserThread {
     case 233: return advise(a)
     case 258: return hardwareProbe(a)
     case 259:
-      process.memory.dropCode(a.a, a.b)
+      if a.a < a.b { process.memory.dropCode(a.a, a.b) }
+      process.memory.dropChangedCode()
       return 0
     default:
       if process.options.logsUnimplemented { process.log("unimp: system call \(row.name) has no code\n") }

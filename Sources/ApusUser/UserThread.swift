@@ -70,7 +70,7 @@ final class UserThread: @unchecked Sendable {
     cpu = made
     vcpu.isExecutable = { [memory = process.memory] in memory.isExecutable($0) }
     vcpu.flatFault = { [unowned(unsafe) self] address, access in mayRetry(address, access) }
-    vcpu.onInstructionFence = { [memory = process.memory] in memory.dropSharedCode() }
+    vcpu.onInstructionFence = { [memory = process.memory] in memory.dropChangedCode() }
     cpu.userCall = { [unowned(unsafe) self] _ in systemCall() }
     cpu.userException = { [unowned(unsafe) self] state, cause, value in exception(state, cause, value) }
     cpu.userInterrupt = { [unowned(unsafe) self] _ in takeSignals() }
@@ -151,7 +151,6 @@ final class UserThread: @unchecked Sendable {
     let page = faulting & ~4095
     guard process.memory.releaseCode(faulting) else { return false }
     if isRepeating {
-      process.memory.dropCode(faulting, (faulting & ~63) + 128)
       releasedPages.append(page)
     } else {
       // Nobody guards the page again after the store: all of its code goes.
@@ -173,8 +172,7 @@ final class UserThread: @unchecked Sendable {
     isRepeating = true
     vcpu.interpretOne()
     isRepeating = false
-    // What is left of the page's code is guarded again.
-    for page in releasedPages where process.cache.hasCode(page) { process.memory.protectCode(page) }
+    for page in releasedPages { process.memory.protectCodeAgain(page) }
     releasedPages.removeAll()
   }
 
