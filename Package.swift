@@ -100,6 +100,7 @@ let package = Package(
       linkerSettings: [
         .unsafeFlags([
           "-static-stdlib", "-static-executable", "-use-ld=lld", "-Xlinker", "--image-base=0x60000000",
+          "-Xlinker", "--wrap=swift_copyAuxiliaryExecutablePath",
         ])
       ]),
     .executableTarget(

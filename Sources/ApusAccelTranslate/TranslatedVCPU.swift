@@ -175,14 +175,21 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         sleep()
         continue
       }
-      cache.beginRunning()
-      runsCode.store(true, ordering: .sequentiallyConsistent)
+      beginRunning()
       applyStaleness()
       if isStepped { runStepped() } else { enterCode() }
-      runsCode.store(false, ordering: .sequentiallyConsistent)
-      cache.endRunning()
+      endRunning()
       if let failure { return .failed(failure) }
     }
+  }
+
+  func beginRunning() {
+    cache.beginRunning()
+    runsCode.store(true, ordering: .sequentiallyConsistent)
+  }
+  func endRunning() {
+    runsCode.store(false, ordering: .sequentiallyConsistent)
+    cache.endRunning()
   }
 
   /// Deals with what other threads asked for.

@@ -25,19 +25,18 @@ extension TranslationCache {
       pinned: pinned.general, pinnedVectors: pinned.vector)
   }
 
-  /// Drops the blocks made from flat memory in `start ..< end`. Any thread that does not hold `lock`.
-  public func invalidateFlat(_ start: UInt64, _ end: UInt64) {
-    guard start < end else { return }
+  /// Drops the blocks made from flat memory in `start ..< end`; returns whether there were any. Any thread that does not
+  /// hold `lock`.
+  public func invalidateFlat(_ start: UInt64, _ end: UInt64) -> Bool {
+    guard start < end else { return false }
+    var hadBlocks = false
     let pages = lock.withLock { codePages(start >> 12, (end - 1) >> 12) }
     for page in pages {
       let low = max(start, page << 12)
       let high = min(end, (page + 1) << 12)
-      invalidate(low, high - low)
+      if invalidate(low, high - low) { hadBlocks = true }
     }
-  }
-  /// Whether blocks made from the page at `address` exist.
-  public func hasCode(_ address: UInt64) -> Bool {
-    lock.withLock { !codePages(address >> 12, address >> 12).isEmpty }
+    return hadBlocks
   }
 
   /// Holds the cache still while the process forks; in the child, `vcpu` is the only one left.
@@ -57,11 +56,21 @@ extension TranslationCache {
 
   /// Forgets a vCPU that will not run again. Its own thread.
   public func detach(_ vcpu: TranslatedVCPU) { lock.withLock { vcpus.removeAll { $0 === vcpu } } }
+}
 
-  /// Lets code be dropped while the calling vCPU blocks in the host; it must come back through the dispatcher.
+extension TranslatedVCPU {
+  /// Lets code be dropped while this vCPU blocks in the host; it must come back through the dispatcher.
   public func whileBlocking<R>(_ body: () -> R) -> R {
     endRunning()
     let result = body()
+    beginRunning()
+    return result
+  }
+  /// The same while a child of vfork uses this vCPU, which may end wherever it is.
+  public func whileChildRuns(_ body: () -> Int) -> Int {
+    endRunning()
+    let result = body()
+    if isInCode { endRunning() }
     beginRunning()
     return result
   }

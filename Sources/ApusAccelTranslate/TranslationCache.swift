@@ -337,11 +337,14 @@ public final class TranslationCache: @unchecked Sendable {
     return table.pageNumbers.filter { $0 >= first && $0 <= last }
   }
 
-  /// Drops the blocks made from `count` bytes at physical address `address`.
-  func invalidate(_ address: UInt64, _ count: UInt64) {
+  /// Drops the blocks made from `count` bytes at physical address `address`; returns whether there were any.
+  @discardableResult
+  func invalidate(_ address: UInt64, _ count: UInt64) -> Bool {
     lock.withLock { invalidateLocked(address, count) }
   }
-  private func invalidateLocked(_ address: UInt64, _ count: UInt64) {
+  @discardableResult
+  private func invalidateLocked(_ address: UInt64, _ count: UInt64) -> Bool {
+    var hadBlocks = false
     var page = address >> 12
     let last = (address + count - 1) >> 12
     while page <= last {
@@ -350,6 +353,7 @@ public final class TranslationCache: @unchecked Sendable {
       var dropped: [UInt32] = []
       let blocksLeft = table.remove(page: page, start: start, end: end) { dropped.append($0) }
       counters.invalidations += UInt64(dropped.count)
+      if !dropped.isEmpty { hadBlocks = true }
       for number in dropped { disconnect(number) }
       if !blocksLeft, let region = memory?.ramRegion(GuestPhysicalAddress(page << 12)) {
         _ = apus_fetch_and8(
@@ -357,6 +361,7 @@ public final class TranslationCache: @unchecked Sendable {
       }
       page += 1
     }
+    return hadBlocks
   }
 
   /// Makes sure that nothing leads to the block any more.

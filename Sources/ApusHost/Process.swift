@@ -21,6 +21,26 @@ public enum HostProcess {
     }
     return result
   }
+  /// The same, and the arguments, as the kernel gave them: they need not be UTF-8.
+  public static var environmentBytes: [[UInt8]] { bytes(of: environ) }
+  public static var argumentBytes: [[UInt8]] { bytes(of: apus_arguments()) }
+  private static func bytes(of vector: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>?) -> [[UInt8]] {
+    var result: [[UInt8]] = []
+    guard var position = vector else { return result }
+    while let entry = position.pointee {
+      result.append(Array(UnsafeRawBufferPointer(start: entry, count: strlen(entry))))
+      position += 1
+    }
+    return result
+  }
+  /// An entry of the auxiliary vector that this process was started with; 0 if there is none.
+  public static func auxiliaryValue(_ key: UInt) -> UInt { UInt(getauxval(key)) }
+  /// The path without links; `nil` if it does not exist.
+  public static func absolutePath(_ path: String) -> String? {
+    guard let resolved = realpath(path, nil) else { return nil }
+    defer { free(resolved) }
+    return String(cString: resolved)
+  }
   public static func environment(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
 
   /// Calls `handler` on the loop's thread for each SIGINT, SIGTERM or SIGHUP, with the signal's number.

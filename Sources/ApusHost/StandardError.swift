@@ -1,3 +1,4 @@
+import CApusHost
 import Glibc
 import Synchronization
 
@@ -11,8 +12,15 @@ public enum HostLog {
   private static let descriptor = Atomic<Int32>(2)
 
   /// Sends the log to a file, which stays open.
-  public static func open(_ path: String) throws(HostError) {
-    descriptor.store(try HostDescriptor.open(path, .create), ordering: .relaxed)
+  public static func open(_ path: String, appending: Bool = false) throws(HostError) {
+    descriptor.store(try HostDescriptor.open(path, appending ? .append : .create), ordering: .relaxed)
+  }
+  /// Moves the log to a high descriptor, out of the way of a guest that closes or replaces low ones. Returns it.
+  public static func moveAside() -> Int32? {
+    let high = apus_fcntl(descriptor.load(ordering: .relaxed), F_DUPFD_CLOEXEC, 900)
+    guard high >= 0 else { return nil }
+    descriptor.store(high, ordering: .relaxed)
+    return high
   }
   public static func write(_ text: String) { writeAll(descriptor.load(ordering: .relaxed), text) }
 }

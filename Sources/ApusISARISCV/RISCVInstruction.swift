@@ -19,6 +19,12 @@ public struct RISCVExtensionSet: OptionSet, Sendable, Hashable {
     self = RISCVExtensionSet(
       rawValue: on ? rawValue | 1 << UInt64(one.rawValue) : rawValue & ~(1 << UInt64(one.rawValue)))
   }
+  /// As in /proc/cpuinfo: `rv64imafdc_zicsr_zba`.
+  public var officialText: String {
+    let all = RISCVExtension.allCases.filter { contains($0) && $0 != .s && $0 != .u }.map { "\($0)" }
+    let letters = all.filter { $0.utf8.count == 1 }.joined()
+    return "rv64" + letters + all.filter { $0.utf8.count > 1 }.map { "_" + $0 }.joined()
+  }
   /// What `-cpu rv64` has unless told otherwise: all that is implemented.
   public static let `default` = RISCVExtensionSet(RISCVExtension.allCases.filter { $0 != .v })
 }

@@ -203,7 +203,6 @@ extension X86Emitter {
       // Succeeds if the monitor holds this address and memory still holds the value that was loaded.
       asm.loadAddress(scratch, X86Memory(address, IRMemoryOperand(rawValue: i.immediate).displacement))
       asm.arithmetic(.cmp, scratch, state(StateHeader.monitorAddress))
-      asm.store(state(StateHeader.monitorAddress), immediate: -1, byteCount: 8)
       asm.moveKeepingFlags(.rax, immediate: 1)
       let mismatch = asm.jumpShort(.notEqual)
       asm.load(.rax, state(StateHeader.monitorValue))
@@ -212,6 +211,8 @@ extension X86Emitter {
       asm.set(.notEqual, .rax)
       asm.extend(.rax, .rax, bits: 8, signed: false)
       asm.bindShort(mismatch)
+      // Last: in flat memory the exchange may fault and be done over.
+      asm.store(state(StateHeader.monitorAddress), immediate: -1, byteCount: 8)
     case .atomicCompareExchange32, .atomicCompareExchange64:
       asm.load(.rax, argument)
       asm.load(scratch, state(StateHeader.result))

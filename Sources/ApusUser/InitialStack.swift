@@ -3,43 +3,65 @@ import ApusUserABI
 import CApusHost
 import Glibc
 
+/// Where a process's parts lie, as /proc and prctl tell of them.
+struct ProcessLayout: Sendable {
+  var codeStart: UInt64 = 0
+  var codeEnd: UInt64 = 0
+  var stackPointer: UInt64 = 0
+  var argumentsStart: UInt64 = 0
+  /// Also where the environment begins.
+  var argumentsEnd: UInt64 = 0
+  var environmentEnd: UInt64 = 0
+}
+
 /// Builds the stack that a program starts with [gABI ch. 3, process initialization]:
 ///
 /// ```
-///  high   strings, 16 random bytes
+///  high   the program's path, environment and argument strings, 16 random bytes
 ///         auxiliary vector, 16 bytes an entry, ending with AT_NULL
 ///         environment pointers, 0
 ///         argument pointers, 0
 ///  sp ->  argument count
 /// ```
 struct InitialStack {
-  static let defaultByteCount: UInt64 = 8 << 20
+  /// Without `-s`: the soft limit of the stack within these bounds.
+  static let defaultByteCounts: ClosedRange<UInt64> = 8 << 20...1 << 30
+  /// The kernel's limit of arguments and environment together: a quarter of the stack.
+  private static let argumentShare: UInt64 = 4
 
   let memory: UserMemory
   var top: UInt64
+  private(set) var layout = ProcessLayout()
+  private(set) var auxiliary: [UInt64] = []
 
-  /// - Returns: the initial stack pointer, or `nil` without memory.
+  static func defaultByteCount() -> UInt64 {
+    var limit = rlimit()
+    guard getrlimit(__rlimit_resource_t(3), &limit) == 0 else { return defaultByteCounts.lowerBound }
+    let wish = UInt64(limit.rlim_cur)
+    return min(max(wish, defaultByteCounts.lowerBound), defaultByteCounts.upperBound) & ~4095
+  }
+
+  /// - Returns: the stack as built, or `nil` without memory.
   static func build(
-    _ memory: UserMemory, byteCount: UInt64, arguments: [String], environment: [String], path: String,
-    program: LoadedProgram, hardwareCapabilities: UInt64
-  ) -> UInt64? {
+    _ memory: UserMemory, byteCount: UInt64, options: UserOptions, program: LoadedProgram,
+    hardwareCapabilities: UInt64, vdso: UInt64
+  ) -> InitialStack? {
     let protection = PROT_READ | PROT_WRITE | (program.hasExecutableStack ? PROT_EXEC : 0)
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | 0x20000  // MAP_STACK
-    let base = memory.map(0x3f_0000_0000 - byteCount, byteCount, protection, flags, -1, 0)
+    let base = memory.map(0x3f_0000_0000 - byteCount, byteCount, protection, flags, -1, 0, label: .stack)
     guard base > 0 else { return nil }
-    var stack = InitialStack(memory: memory, top: UInt64(base) + byteCount)
-    guard let name = stack.push(path), let random = stack.pushRandom() else { return nil }
-    var environmentPointers: [UInt64] = []
-    for variable in environment {
-      guard let pointer = stack.push(variable) else { return nil }
-      environmentPointers.append(pointer)
-    }
-    var argumentPointers: [UInt64] = []
-    for argument in arguments {
-      guard let pointer = stack.push(argument) else { return nil }
-      argumentPointers.append(pointer)
-    }
-    let auxiliary: [(UInt64, UInt64)] = [
+    var stack = InitialStack(memory: memory, top: UInt64(base) + byteCount - 8)
+    guard let name = stack.push(options.path) else { return nil }
+    stack.layout.environmentEnd = stack.top
+    guard let environment = stack.push(options.environment) else { return nil }
+    stack.layout.argumentsEnd = stack.top
+    guard let arguments = stack.push(options.arguments) else { return nil }
+    stack.layout.argumentsStart = stack.top
+    guard let random = stack.pushRandom(),
+      UInt64(base) + byteCount - stack.top < byteCount / argumentShare * 3
+    else { return nil }
+    let pairs: [(UInt64, UInt64)] = [
+      (AuxiliaryKey.vdso, vdso),
       (AuxiliaryKey.programHeaders, program.headers), (AuxiliaryKey.programHeaderByteCount, 56),
       (AuxiliaryKey.programHeaderCount, program.headerCount), (AuxiliaryKey.pageByteCount, 4096),
       (AuxiliaryKey.interpreterBase, program.interpreterBase), (AuxiliaryKey.flags, 0),
@@ -47,22 +69,38 @@ struct InitialStack {
       (AuxiliaryKey.effectiveUser, UInt64(geteuid())), (AuxiliaryKey.group, UInt64(getgid())),
       (AuxiliaryKey.effectiveGroup, UInt64(getegid())),
       (AuxiliaryKey.hardwareCapabilities, hardwareCapabilities),
-      (AuxiliaryKey.clockTicks, 100), (AuxiliaryKey.isSecure, 0), (AuxiliaryKey.random, random),
+      (AuxiliaryKey.clockTicks, 100), (AuxiliaryKey.isSecure, UInt64(getauxval(UInt(AuxiliaryKey.isSecure)))),
+      (AuxiliaryKey.random, random), (AuxiliaryKey.minimumSignalStack, RISCVSignalFrame.byteCount),
       (AuxiliaryKey.programName, name), (AuxiliaryKey.null, 0),
     ]
+    stack.auxiliary = pairs.filter { $0.0 != AuxiliaryKey.vdso || vdso != 0 }.flatMap { [$0.0, $0.1] }
     var words: [UInt64] = [UInt64(arguments.count)]
-    words += argumentPointers + [0] + environmentPointers + [0]
-    for (key, value) in auxiliary { words += [key, value] }
+    words += arguments + [0] + environment + [0] + stack.auxiliary
     let stackPointer = (stack.top & ~15) - UInt64((words.count * 8 + 15) & ~15)
-    return words.withUnsafeBytes { memory.write(stackPointer, $0) } ? stackPointer : nil
+    stack.layout.stackPointer = stackPointer
+    (stack.layout.codeStart, stack.layout.codeEnd) = (program.codeStart, program.codeEnd)
+    return words.withUnsafeBytes({ memory.write(stackPointer, $0) }) ? stack : nil
   }
 
-  private mutating func push(_ text: String) -> UInt64? {
-    var text = text
-    return text.withUTF8 { bytes -> UInt64? in
-      top -= UInt64(bytes.count) + 1
-      return memory.write(top, UnsafeRawBufferPointer(bytes)) ? top : nil
+  private init(memory: UserMemory, top: UInt64) { (self.memory, self.top) = (memory, top) }
+
+  private mutating func push(_ text: ByteString) -> UInt64? {
+    top -= UInt64(text.count) + 1
+    return text.withUnsafeBytes { memory.write(top, $0) } ? top : nil
+  }
+  /// Strings one behind the other; returns their addresses.
+  private mutating func push(_ texts: [ByteString]) -> [UInt64]? {
+    var bytes: ByteString = []
+    bytes.reserveCapacity(texts.reduce(0) { $0 + $1.count + 1 })
+    var offsets: [UInt64] = []
+    for text in texts {
+      offsets.append(UInt64(bytes.count))
+      bytes += text
+      bytes.append(0)
     }
+    guard top > UInt64(bytes.count) else { return nil }
+    top -= UInt64(bytes.count)
+    return bytes.withUnsafeBytes({ memory.write(top, $0) }) ? offsets.map { $0 + top } : nil
   }
   private mutating func pushRandom() -> UInt64? {
     var bytes: (UInt64, UInt64) = (0, 0)

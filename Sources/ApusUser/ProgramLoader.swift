@@ -23,6 +23,9 @@ public struct LoadedProgram: Sendable {
   /// End of the highest segment, where the break begins.
   public var end: UInt64
   public var hasExecutableStack: Bool
+  /// The segments that may be executed.
+  public var codeStart: UInt64 = 0
+  public var codeEnd: UInt64 = 0
 }
 
 /// Loads ELF64 programs [ELF-64 1.5; gABI ch. 4-5].
@@ -34,25 +37,19 @@ public struct ProgramLoader {
 
   let memory: UserMemory
   /// Turns a guest path into a host path (`-L`).
-  let resolve: (String) -> String
+  let resolve: (ByteString) -> ByteString
 
-  public init(memory: UserMemory, resolve: @escaping (String) -> String) {
+  public init(memory: UserMemory, resolve: @escaping (ByteString) -> ByteString) {
     (self.memory, self.resolve) = (memory, resolve)
   }
 
   /// The machine of an ELF64 little-endian file, or `nil` if it is something else.
-  public static func machine(ofFileAt path: String) -> UInt16? {
-    let file = apus_open(path, O_RDONLY | O_CLOEXEC, 0)
-    guard file >= 0 else { return nil }
-    defer { close(file) }
-    var header = [UInt8](repeating: 0, count: 64)
-    guard pread(file, &header, 64, 0) == 64, header.starts(with: [0x7f, 0x45, 0x4c, 0x46, 2, 1]) else {
-      return nil
-    }
+  static func machine(ofHeader header: [UInt8]) -> UInt16? {
+    guard header.count >= 64, header.starts(with: [0x7f, 0x45, 0x4c, 0x46, 2, 1]) else { return nil }
     return UInt16(header[18]) | UInt16(header[19]) << 8
   }
 
-  private struct Segment {
+  struct Segment {
     var type: UInt32
     var flags: UInt32
     var offset: UInt64
@@ -67,26 +64,32 @@ public struct ProgramLoader {
     var headers: UInt64
     var headerCount: UInt64
     var end: UInt64
-    var interpreter: String?
+    var interpreter: ByteString?
     var hasExecutableStack = true
+    var codeStart: UInt64 = 0
+    var codeEnd: UInt64 = 0
   }
 
-  public func load(_ path: String) throws(ProgramError) -> LoadedProgram {
-    let program = try loadImage(path, isInterpreter: false)
+  /// - Parameter descriptor: the program's file, if it is open already; closed in any case.
+  public func load(_ path: ByteString, descriptor: Int32?) throws(ProgramError) -> LoadedProgram {
+    let program = try loadImage(path, descriptor: descriptor, isInterpreter: false)
     var result = LoadedProgram(
       entry: program.entry, start: program.entry, headers: program.headers, headerCount: program.headerCount,
-      end: program.end, hasExecutableStack: program.hasExecutableStack)
+      end: program.end, hasExecutableStack: program.hasExecutableStack, codeStart: program.codeStart,
+      codeEnd: program.codeEnd)
     if let interpreter = program.interpreter {
-      let image = try loadImage(resolve(interpreter), isInterpreter: true)
+      let image = try loadImage(resolve(interpreter), descriptor: nil, isInterpreter: true)
       result.start = image.entry
       result.interpreterBase = image.bias
     }
     return result
   }
 
-  private func loadImage(_ path: String, isInterpreter: Bool) throws(ProgramError) -> Image {
-    let what = isInterpreter ? "interpreter '\(path)'" : "'\(path)'"
-    let file = apus_open(path, O_RDONLY | O_CLOEXEC, 0)
+  private func loadImage(_ path: ByteString, descriptor: Int32?, isInterpreter: Bool) throws(ProgramError)
+    -> Image
+  {
+    let what = isInterpreter ? "interpreter '\(path.text)'" : "'\(path.text)'"
+    let file = descriptor ?? path.withPointer { apus_open($0, O_RDONLY | O_CLOEXEC, 0) }
     guard file >= 0 else {
       let reason = String(cString: strerror(errno))
       if isInterpreter {
@@ -107,32 +110,40 @@ public struct ProgramLoader {
     guard pread(file, &header, 64, 0) == 64, header.starts(with: [0x7f, 0x45, 0x4c, 0x46]) else {
       throw ProgramError("cannot run \(what): it is not an ELF file")
     }
-    func half(_ offset: Int) -> UInt16 { UInt16(header[offset]) | UInt16(header[offset + 1]) << 8 }
-    func word(_ offset: Int) -> UInt64 {
-      (0..<8).reduce(0) { $0 | UInt64(header[offset + $1]) << UInt64(8 * $1) }
-    }
     guard header[4] == 2, header[5] == 1 else {
       throw ProgramError("cannot run \(what): it is not a 64-bit little-endian ELF file")
     }
-    guard half(18) == Self.machineRISCV else {
-      throw ProgramError("cannot run \(what): its machine is \(half(18)), not \(Self.machineRISCV) (RISC-V)")
+    let machine = Self.half(header, 18)
+    guard machine == Self.machineRISCV else {
+      throw ProgramError("cannot run \(what): its machine is \(machine), not \(Self.machineRISCV) (RISC-V)")
     }
-    guard half(16) == 2 || half(16) == 3 else {
-      throw ProgramError("cannot run \(what): its type is \(half(16)), not an executable's (2 or 3)")
+    let type = Self.half(header, 16)
+    guard type == 2 || type == 3 else {
+      throw ProgramError("cannot run \(what): its type is \(type), not an executable's (2 or 3)")
     }
-    let (tableOffset, entrySize, count) = (word(32), half(54), Int(half(56)))
-    guard entrySize == 56, count > 0, count <= Self.maximumHeaderCount, tableOffset <= fileByteCount,
-      fileByteCount - tableOffset >= UInt64(count * 56)
-    else { throw ProgramError("cannot run \(what): its program headers are not inside the file") }
-    let segments = readSegments(file, tableOffset, count)
+    guard let segments = Self.readSegments(file, header: header, fileByteCount: fileByteCount) else {
+      throw ProgramError("cannot run \(what): its program headers are not inside the file")
+    }
     return try map(
-      file, what, segments, tableOffset, header: (half(16), word(24)), fileByteCount,
+      file, what, segments, Self.word(header, 32), header: (type, Self.word(header, 24)), fileByteCount,
       isInterpreter: isInterpreter)
   }
 
-  private func readSegments(_ file: Int32, _ offset: UInt64, _ count: Int) -> [Segment] {
+  private static func half(_ header: [UInt8], _ offset: Int) -> UInt16 {
+    UInt16(header[offset]) | UInt16(header[offset + 1]) << 8
+  }
+  private static func word(_ header: [UInt8], _ offset: Int) -> UInt64 {
+    header.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: UInt64.self) }
+  }
+
+  /// The program headers that a 64-byte file header tells of; `nil` if they are not in the file.
+  static func readSegments(_ file: Int32, header: [UInt8], fileByteCount: UInt64) -> [Segment]? {
+    let (offset, entrySize, count) = (word(header, 32), half(header, 54), Int(half(header, 56)))
+    guard entrySize == 56, count > 0, count <= maximumHeaderCount, offset <= fileByteCount,
+      fileByteCount - offset >= UInt64(count * 56)
+    else { return nil }
     var bytes = [UInt8](repeating: 0, count: count * 56)
-    guard pread(file, &bytes, bytes.count, Int(offset)) == bytes.count else { return [] }
+    guard pread(file, &bytes, bytes.count, Int(offset)) == bytes.count else { return nil }
     return bytes.withUnsafeBytes { raw in
       (0..<count).map { number in
         func word(_ offset: Int) -> UInt64 {
@@ -186,6 +197,10 @@ public struct ProgramLoader {
     for segment in loads {
       try mapSegment(file, what, segment, bias, isReserved: header.type == 3)
       end = max(end, segment.address &+ segment.memoryByteCount &+ bias)
+      if segment.flags & 1 != 0, image.codeEnd == 0 {
+        image.codeStart = segment.address &+ bias
+        image.codeEnd = image.codeStart &+ segment.fileByteCount
+      }
       if tableOffset >= segment.offset, tableOffset < segment.offset + segment.fileByteCount {
         image.headers = segment.address &+ (tableOffset - segment.offset) &+ bias
       }
@@ -199,7 +214,7 @@ public struct ProgramLoader {
         guard pread(file, &name, name.count, Int(segment.offset)) == name.count,
           let terminator = name.firstIndex(of: 0)
         else { throw ProgramError("cannot run \(what): the name of its interpreter is not in the file") }
-        image.interpreter = String(decoding: name[..<terminator], as: UTF8.self)
+        image.interpreter = ByteString(name[..<terminator])
       }
     }
     return image

@@ -4,9 +4,8 @@ import Glibc
 
 /// The guest's address space, which lies in the host's: which pages are the guest's, and with what protection.
 ///
-/// No guest page is ever executable on the host. A page that code was translated from is read-only there while the
-/// guest may write it: the store faults, the blocks go, and it is carried out (`releaseCode`). Pages are only ever
-/// mapped over pages that are the guest's or nobody's, so that a guest cannot replace the emulator.
+/// No guest page is ever executable on the host. How changes to code are noticed is told in `CodePage`. Pages are only
+/// ever mapped over pages that are the guest's or nobody's, so that a guest cannot replace the emulator.
 ///
 /// Any thread. Lock order: the translation cache's lock before this one.
 public final class UserMemory: @unchecked Sendable {
@@ -16,7 +15,10 @@ public final class UserMemory: @unchecked Sendable {
     /// As the guest asked for it: PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
     public var protection: Int32
     public var isShared: Bool
+    public var label = Label.none
   }
+  /// What /proc/self/maps calls a region without a file.
+  public enum Label: Sendable { case none, heap, stack, vdso }
 
   public static let pageMask: UInt64 = 4095
   /// Guest addresses end here: Sv39 user space would be smaller, but the host's end is what counts.
@@ -24,16 +26,22 @@ public final class UserMemory: @unchecked Sendable {
   /// Where mappings without a wish begin; far from the emulator, the host's libraries and guest programs.
   static let mappingBase: UInt64 = 0x40_0000_0000
 
-  private let lock = Monitor()
+  let lock = Monitor()
   // Guarded by `lock`. Ascending, disjoint.
-  private var regions: [Region] = []
+  private(set) var regions: [Region] = []
   private var lastFound = 0
+  /// One fence at a time: whoever returns from one relies on what another has begun to drop. Taken before `lock`.
+  let fenceLock = Monitor()
   private var nextMapping = UserMemory.mappingBase
-  private var codePages: Set<UInt64> = []
+  /// Pages that code was translated from and that may be written, by address.
+  var codePages: [UInt64: CodePage] = [:]
+  /// System V shared memory: sizes by address.
+  private var attachments: [UInt64: UInt64] = [:]
   private var breakStart: UInt64 = 0
   private var breakEnd: UInt64 = 0
-  /// Drops translated code of a range. Called without `lock`.
-  public var dropCode: (UInt64, UInt64) -> Void = { _, _ in }
+  /// Drops translated code of a range and says whether there was any. Called without `lock`.
+  public var invalidate: (UInt64, UInt64) -> Bool = { _, _ in false }
+  func dropCode(_ start: UInt64, _ end: UInt64) { _ = invalidate(start, end) }
 
   public init() {}
 
@@ -41,7 +49,7 @@ public final class UserMemory: @unchecked Sendable {
 
   // MARK: Looking up
 
-  private func index(_ address: UInt64) -> Int? {
+  func index(_ address: UInt64) -> Int? {
     if lastFound < regions.count, regions[lastFound].start <= address, address < regions[lastFound].end {
       return lastFound
     }
@@ -60,7 +68,7 @@ public final class UserMemory: @unchecked Sendable {
   }
   public var all: [Region] { lock.withLock { regions } }
 
-  private func hostProtection(_ protection: Int32) -> Int32 {
+  func hostProtection(_ protection: Int32) -> Int32 {
     // What may be executed must be readable by the translator.
     let readable = protection & (PROT_READ | PROT_EXEC | PROT_WRITE) != 0 ? PROT_READ : 0
     return readable | protection & PROT_WRITE
@@ -78,16 +86,20 @@ public final class UserMemory: @unchecked Sendable {
       let region = regions[last]
       if region.start < start {
         replacement.append(
-          Region(start: region.start, end: start, protection: region.protection, isShared: region.isShared))
+          Region(
+            start: region.start, end: start, protection: region.protection, isShared: region.isShared,
+            label: region.label))
       }
       if region.end > end {
         replacement.append(
-          Region(start: end, end: region.end, protection: region.protection, isShared: region.isShared))
+          Region(
+            start: end, end: region.end, protection: region.protection, isShared: region.isShared,
+            label: region.label))
       }
       last += 1
     }
     regions.replaceSubrange(position..<last, with: replacement)
-    if !codePages.isEmpty { codePages = codePages.filter { $0 < start || $0 >= end } }
+    forgetCodePages(start, end)
   }
 
   private func enter(_ region: Region) {
@@ -96,6 +108,7 @@ public final class UserMemory: @unchecked Sendable {
     var region = region
     func canMerge(_ other: Region) -> Bool {
       other.protection == region.protection && other.isShared == region.isShared
+        && other.label == region.label
     }
     if position > 0, regions[position - 1].end == region.start, canMerge(regions[position - 1]) {
       region.start = regions[position - 1].start
@@ -141,7 +154,8 @@ public final class UserMemory: @unchecked Sendable {
   private static let low32: Int32 = 0x40
 
   public func map(
-    _ wish: UInt64, _ length: UInt64, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int
+    _ wish: UInt64, _ length: UInt64, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int,
+    label: Label = .none
   ) -> Int {
     guard length > 0 else { return -Int(EINVAL) }
     guard length <= Self.limit, wish < Self.limit, wish & Self.pageMask == 0 || flags & MAP_FIXED == 0 else {
@@ -159,14 +173,9 @@ public final class UserMemory: @unchecked Sendable {
           return -Int(EEXIST)
         }
         // What is not the guest's must be nobody's.
-        for (low, high) in parts(wish, wish + size, inside: false) {
-          let probe = hostMap(
-            low, high - low, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | Self.noReplace, -1, 0)
-          guard probe == Int(low) else {
-            if probe > 0 { munmap(UnsafeMutableRawPointer(bitPattern: probe), Int(high - low)) }
-            return probe == -Int(EEXIST)
-              ? (flags & MAP_FIXED != 0 ? -Int(ENOMEM) : -Int(EEXIST)) : probe < 0 ? probe : -Int(ENOMEM)
-          }
+        let reserved = reserveHoles(wish, wish + size)
+        guard reserved == 0 else {
+          return reserved == -Int(EEXIST) && flags & Self.noReplace == 0 ? -Int(ENOMEM) : reserved
         }
         address = wish
       } else {
@@ -176,15 +185,14 @@ public final class UserMemory: @unchecked Sendable {
       let mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
       guard mapped == Int(address) else {
         // The kernel refused (a bad descriptor, say): give back what the search reserved.
-        for (low, high) in parts(address, address + size, inside: false) {
-          munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
-        }
+        giveBackHoles(address, address + size)
         return mapped
       }
       dropped = (address, address + size)
       enter(
-        Region(start: address, end: address + size, protection: protection, isShared: flags & MAP_SHARED != 0)
-      )
+        Region(
+          start: address, end: address + size, protection: protection, isShared: flags & MAP_SHARED != 0,
+          label: label))
       return mapped
     }
     if let dropped, isFixed { dropCode(dropped.0, dropped.1) }
@@ -255,7 +263,8 @@ public final class UserMemory: @unchecked Sendable {
       }
       for (low, high) in parts(address, end, inside: true) {
         guard let position = index(low) else { continue }
-        enter(Region(start: low, end: high, protection: protection, isShared: regions[position].isShared))
+        let (isShared, label) = (regions[position].isShared, regions[position].label)
+        enter(Region(start: low, end: high, protection: protection, isShared: isShared, label: label))
       }
       return 0
     }
@@ -273,6 +282,9 @@ public final class UserMemory: @unchecked Sendable {
     }
     let oldSize = (oldLength + Self.pageMask) & ~Self.pageMask
     let newSize = (newLength + Self.pageMask) & ~Self.pageMask
+    guard flags & ~7 == 0, flags & 4 == 0 || oldSize == newSize && flags & 1 != 0, flags & 3 != 2 else {
+      return -Int(EINVAL)
+    }
     let (mayMove, isFixed) = (flags & 1 != 0, flags & 2 != 0)
     var dropped: [(UInt64, UInt64)] = []
     let result = lock.withLock { () -> Int in
@@ -280,7 +292,7 @@ public final class UserMemory: @unchecked Sendable {
         return -Int(EFAULT)
       }
       let region = regions[position]
-      if !isFixed, newSize <= oldSize, oldSize > 0 {
+      if !isFixed, newSize <= oldSize, oldSize > 0, flags & 4 == 0 {
         if newSize < oldSize {
           munmap(UnsafeMutableRawPointer(bitPattern: UInt(old + newSize)), Int(oldSize - newSize))
           forget(old + newSize, old + oldSize)
@@ -289,7 +301,7 @@ public final class UserMemory: @unchecked Sendable {
         return Int(old)
       }
       // In place where the pages behind are nobody's.
-      if !isFixed, parts(old + oldSize, old + newSize, inside: true).isEmpty, oldSize > 0 {
+      if !isFixed, newSize > oldSize, parts(old + oldSize, old + newSize, inside: true).isEmpty, oldSize > 0 {
         let grown = Int(apus_syscall(25, old, oldSize, newSize, 0, 0, 0))
         if grown == Int(old) {
           enter(
@@ -301,24 +313,19 @@ public final class UserMemory: @unchecked Sendable {
       let place: UInt64
       if isFixed {
         guard target & Self.pageMask == 0, target + newSize <= Self.limit else { return -Int(EINVAL) }
-        for (low, high) in parts(target, target + newSize, inside: false) {
-          let probe = hostMap(
-            low, high - low, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | Self.noReplace, -1, 0)
-          guard probe == Int(low) else { return -Int(ENOMEM) }
-        }
+        guard target + newSize <= old || target >= old + oldSize else { return -Int(EINVAL) }
+        guard reserveHoles(target, target + newSize) == 0 else { return -Int(ENOMEM) }
         place = target
       } else {
         guard let found = findPlace(0, newSize) else { return -Int(ENOMEM) }
         place = found
       }
-      let moved = Int(apus_syscall(25, old, oldSize, newSize, 3, place, 0))
+      let moved = Int(apus_syscall(25, old, oldSize, newSize, 3 | UInt64(flags & 4), place, 0))
       guard moved == Int(place) else {
-        for (low, high) in parts(place, place + newSize, inside: false) {
-          munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
-        }
+        giveBackHoles(place, place + newSize)
         return moved
       }
-      forget(old, old + oldSize)
+      if flags & 4 == 0 { forget(old, old + oldSize) }
       enter(
         Region(start: place, end: place + newSize, protection: region.protection, isShared: region.isShared))
       dropped = [(old, old + oldSize), (place, place + newSize)]
@@ -331,6 +338,87 @@ public final class UserMemory: @unchecked Sendable {
     return result
   }
 
+  // MARK: System V shared memory
+
+  /// shmat.
+  func attach(_ identifier: Int32, _ wish: UInt64, _ flags: Int32) -> Int {
+    // struct shmid64_ds: permissions 48, size 8, ...
+    var status = [UInt64](repeating: 0, count: 16)
+    let known = status.withUnsafeMutableBytes { raw in
+      apus_syscall(
+        31, UInt64(UInt32(bitPattern: identifier)), 2, UInt64(UInt(bitPattern: raw.baseAddress)), 0, 0, 0)
+    }
+    guard known >= 0 else { return Int(known) }
+    let size = (status[6] + Self.pageMask) & ~Self.pageMask
+    let (readOnly, round, remap, execute): (Int32, Int32, Int32, Int32) = (
+      0o10000, 0o20000, 0o40000, 0o100000
+    )
+    let address = flags & round != 0 ? wish & ~Self.pageMask : wish
+    guard address & Self.pageMask == 0, address < Self.limit else { return -Int(EINVAL) }
+    var place = address
+    let result = lock.withLock { () -> Int in
+      if address == 0 {
+        guard let found = findPlace(0, size) else { return -Int(ENOMEM) }
+        place = found
+      } else {
+        if flags & remap == 0, !parts(place, place + size, inside: true).isEmpty { return -Int(EINVAL) }
+        guard reserveHoles(place, place + size) == 0 else { return -Int(EINVAL) }
+      }
+      // Never executable on the host.
+      let hostFlags = flags & readOnly | remap
+      let mapped = Int(
+        apus_syscall(
+          30, UInt64(UInt32(bitPattern: identifier)), place, UInt64(UInt32(bitPattern: hostFlags)), 0, 0, 0))
+      guard mapped == Int(place) else {
+        giveBackHoles(place, place + size)
+        return mapped
+      }
+      let protection =
+        PROT_READ | (flags & readOnly == 0 ? PROT_WRITE : 0) | (flags & execute != 0 ? PROT_EXEC : 0)
+      enter(Region(start: place, end: place + size, protection: protection, isShared: true))
+      attachments[place] = size
+      return mapped
+    }
+    if result == Int(place) { dropCode(place, place + size) }
+    return result
+  }
+
+  /// shmdt.
+  func detach(_ address: UInt64) -> Int {
+    var size: UInt64 = 0
+    let result = lock.withLock { () -> Int in
+      guard let known = attachments[address] else { return -Int(EINVAL) }
+      let result = Int(apus_syscall(67, address, 0, 0, 0, 0, 0))
+      if result == 0 {
+        size = known
+        attachments[address] = nil
+        forget(address, address + size)
+      }
+      return result
+    }
+    if result == 0 { dropCode(address, address + size) }
+    return result
+  }
+
+  /// Takes what is nobody's of a range, so that nothing of the emulator's is replaced. 0 or a negative errno.
+  private func reserveHoles(_ start: UInt64, _ end: UInt64) -> Int {
+    for (low, high) in parts(start, end, inside: false) {
+      let probe = hostMap(
+        low, high - low, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | Self.noReplace, -1, 0)
+      if probe == Int(low) { continue }
+      if probe > 0 { munmap(UnsafeMutableRawPointer(bitPattern: probe), Int(high - low)) }
+      giveBackHoles(start, low)
+      return probe < 0 ? probe : -Int(EEXIST)
+    }
+    return 0
+  }
+  private func giveBackHoles(_ start: UInt64, _ end: UInt64) {
+    guard start < end else { return }
+    for (low, high) in parts(start, end, inside: false) {
+      munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
+    }
+  }
+
   // MARK: The break
 
   public func startBreak(_ address: UInt64) {
@@ -340,60 +428,31 @@ public final class UserMemory: @unchecked Sendable {
     }
   }
 
+  public var currentBreak: UInt64 { lock.withLock { breakEnd } }
+
+  /// The name of a region without a file, `nil` if it has none.
+  func name(of region: Region) -> Substring? {
+    switch region.label {
+    case .none: nil
+    case .heap: "                         [heap]"
+    case .stack: "                         [stack]"
+    case .vdso: "                         [vdso]"
+    }
+  }
+
   public func setBreak(_ wish: UInt64) -> UInt64 {
     let (start, end) = lock.withLock { (breakStart, breakEnd) }
     guard wish >= start, wish < Self.limit else { return end }
     let (oldPage, newPage) = ((end + Self.pageMask) & ~Self.pageMask, (wish + Self.pageMask) & ~Self.pageMask)
     if newPage > oldPage {
       let flags = MAP_PRIVATE | MAP_ANONYMOUS | Self.noReplace
-      let result = map(oldPage, newPage - oldPage, PROT_READ | PROT_WRITE, flags, -1, 0)
+      let result = map(oldPage, newPage - oldPage, PROT_READ | PROT_WRITE, flags, -1, 0, label: .heap)
       guard result == Int(oldPage) else { return end }
     } else if newPage < oldPage {
       _ = unmap(newPage, oldPage - newPage)
     }
     lock.withLock { breakEnd = wish }
     return wish
-  }
-
-  // MARK: Code
-
-  /// Code is about to be translated from the page: from now on stores to it fault. Under the cache's lock.
-  public func protectCode(_ page: UInt64) {
-    lock.withLock {
-      guard let position = index(page), regions[position].protection & PROT_WRITE != 0 else { return }
-      if codePages.insert(page).inserted {
-        mprotect(UnsafeMutableRawPointer(bitPattern: UInt(page)), 4096, PROT_READ)
-      }
-    }
-  }
-
-  /// After a fault of a store: if the page is read-only for its code alone, makes it writable and says so.
-  public func releaseCode(_ address: UInt64) -> Bool {
-    let page = address & ~Self.pageMask
-    return lock.withLock {
-      guard codePages.remove(page) != nil, let position = index(page) else { return false }
-      mprotect(
-        UnsafeMutableRawPointer(bitPattern: UInt(page)), 4096, hostProtection(regions[position].protection))
-      return true
-    }
-  }
-
-  /// Makes all pages writable that are read-only for their code, and drops that code: for system calls that store.
-  /// Returns whether there were any.
-  public func releaseAllCode() -> Bool {
-    let pages = lock.withLock { Array(codePages) }
-    for page in pages {
-      dropCode(page, page + 4096)
-      _ = releaseCode(page)
-    }
-    return !pages.isEmpty
-  }
-
-  /// Drops code from shared memory, which may change without a store through the page that it was read from.
-  public func dropSharedCode() {
-    for region in all where region.isShared && region.protection & PROT_EXEC != 0 {
-      dropCode(region.start, region.end)
-    }
   }
 
   // MARK: Contents
@@ -421,21 +480,23 @@ public final class UserMemory: @unchecked Sendable {
     withUnsafeBytes(of: value) { write(address, $0) }
   }
 
-  /// A zero-terminated string of at most 64 KiB.
-  public func readString(_ address: UInt64) -> String? {
-    var bytes: [UInt8] = []
+  /// A zero-terminated string of at most 128 KiB, as the kernel limits arguments; `nil` if it is not all there.
+  public func readString(_ address: UInt64) -> ByteString? {
+    var result: ByteString = []
     var position = address
-    while bytes.count < 65536 {
-      let count = Int(4096 - position & 4095)
-      var page = [UInt8](repeating: 0, count: count)
-      guard page.withUnsafeMutableBytes({ read(position, into: $0) }) else { return nil }
-      if let end = page.firstIndex(of: 0) {
-        bytes += page[..<end]
-        return String(decoding: bytes, as: UTF8.self)
+    return withUnsafeTemporaryAllocation(byteCount: 256, alignment: 16) { buffer -> ByteString? in
+      while result.count < 131_072 {
+        let count = Int(min(256, 4096 - position & 4095))
+        let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
+        guard read(position, into: part) else { return nil }
+        if let end = part.firstIndex(of: 0) {
+          result += part[..<end]
+          return result
+        }
+        result += part
+        position += UInt64(count)
       }
-      bytes += page
-      position += UInt64(count)
+      return nil
     }
-    return nil
   }
 }

@@ -11,13 +11,16 @@ import Glibc
 /// How a program is to be run.
 public struct UserOptions: Sendable {
   /// The program's path and its arguments, the first of which is its name for itself.
-  public var path = ""
-  public var arguments: [String] = []
+  public var path: ByteString = []
+  public var arguments: [ByteString] = []
   /// As `name=value`.
-  public var environment: [String] = []
+  public var environment: [ByteString] = []
+  /// The program's file where it is open already (fexecve, or binfmt_misc's O flag).
+  public var descriptor: Int32?
   /// `-L`: where absolute paths of the guest are looked up first.
-  public var prefix = ""
-  public var stackByteCount = InitialStack.defaultByteCount
+  public var prefix: ByteString = []
+  /// 0: as the stack's limit says.
+  public var stackByteCount: UInt64 = 0
   public var tracesCalls = false
   public var logsUnimplemented = false
   public var extensions = RISCVExtensionSet.default
@@ -33,56 +36,86 @@ public final class UserProcess: @unchecked Sendable {
   public let memory = UserMemory()
   let cache: TranslationCache
   let clock = GuestClock()
+  /// Where the log goes, if there is one; the guest must not close it.
+  private(set) var logDescriptor: Int32?
   private let lock = Monitor()
   // Guarded by `lock`.
   private var threads: [Int: UserThread] = [:]
-  private var actions = [GuestSignalAction](repeating: GuestSignalAction(), count: 65)
+  let actions = SignalActions()
   /// Absolute path of the program, for /proc/self/exe.
-  let programPath: String
+  let programPath: ByteString
+  /// Limits that are kept but not in force, by resource. The initial thread's and its callers', as the kernel's would be.
+  var limits: [Int: (UInt64, UInt64)] {
+    get { lock.withLock { guardedLimits } }
+    set { lock.withLock { guardedLimits = newValue } }
+  }
+  private var guardedLimits: [Int: (UInt64, UInt64)] = [:]
+  private(set) var layout = ProcessLayout()
+  private(set) var auxiliaryVector: [UInt64] = []
   /// The page that a signal handler returns to.
   private(set) var signalReturn: UInt64 = 0
 
   public init(_ options: UserOptions) throws(ProgramError) {
     self.options = options
-    programPath = Self.absolute(options.path)
+    if options.tracesCalls || options.logsUnimplemented || !options.translate.log.items.isEmpty {
+      logDescriptor = HostLog.moveAside()
+    }
+    programPath = Self.absolute(options.path, options.descriptor)
     var translate = options.translate
     translate.forks = true
     do throws(HostError) {
       cache = try TranslationCache(memory: nil, options: translate)
     } catch { throw ProgramError(error.description) }
     cache.onCodePage = { [memory] page in memory.protectCode(page) }
-    memory.dropCode = { [cache] start, end in cache.invalidateFlat(start, end) }
+    memory.invalidate = { [cache] start, end in cache.invalidateFlat(start, end) }
   }
 
-  private static func absolute(_ path: String) -> String {
-    guard let resolved = realpath(path, nil) else { return path }
-    defer { free(resolved) }
-    return String(cString: resolved)
+  private static func absolute(_ path: ByteString, _ descriptor: Int32?) -> ByteString {
+    if let descriptor { return readLink(ByteString(text: "/proc/self/fd/\(descriptor)")) ?? path }
+    return path.withPointer { pointer -> ByteString in
+      guard let resolved = realpath(pointer, nil) else { return path }
+      defer { free(resolved) }
+      return ByteString(terminated: resolved)
+    }
+  }
+
+  /// Where a symbolic link of the host leads.
+  static func readLink(_ path: ByteString) -> ByteString? {
+    var target = [UInt8](repeating: 0, count: 4096)
+    let count = path.withPointer { pointer in
+      target.withUnsafeMutableBytes { readlink(pointer, $0.baseAddress!, $0.count) }
+    }
+    return count > 0 ? ByteString(target[..<count]) : nil
   }
 
   /// Loads the program and runs it. Returns only if it cannot be loaded.
   public func run() throws(ProgramError) -> Never {
-    for number in [SIGSEGV, SIGBUS] { _ = apus_user_catch(number) }
+    for number in [SIGSEGV, SIGBUS] { _ = apus_user_catch(number, 0) }
     let loader = ProgramLoader(memory: memory) { [self] in resolve($0) }
-    let program = try loader.load(options.path)
+    let program = try loader.load(options.path, descriptor: options.descriptor)
+    _ = options.path.lastComponent.withPointer { apus_set_thread_name($0) }
     memory.startBreak(program.end)
-    guard
-      let stackPointer = InitialStack.build(
-        memory, byteCount: options.stackByteCount, arguments: options.arguments,
-        environment: options.environment,
-        path: options.path, program: program, hardwareCapabilities: hardwareCapabilities)
-    else { throw ProgramError("cannot run '\(options.path)': there is no memory for its stack") }
     try mapSignalReturn()
+    let stackByteCount =
+      options.stackByteCount == 0 ? InitialStack.defaultByteCount() : options.stackByteCount
+    guard
+      let stack = InitialStack.build(
+        memory, byteCount: stackByteCount, options: options, program: program,
+        hardwareCapabilities: hardwareCapabilities, vdso: 0)
+    else {
+      throw ProgramError("cannot run '\(options.path.text)': there is no memory for its stack or arguments")
+    }
+    (layout, auxiliaryVector) = (stack.layout, stack.auxiliary)
     let thread: UserThread
     do throws(HostError) { thread = try UserThread(self) } catch { throw ProgramError(error.description) }
     add(thread, apus_gettid())
     var mask: UInt64 = 0
     _ = apus_user_set_mask(0, nil, &mask)
     thread.mask = mask
-    thread.cpu.enterUserEmulation(pc: program.start, stackPointer: stackPointer)
+    thread.cpu.enterUserEmulation(pc: program.start, stackPointer: stack.layout.stackPointer)
     thread.run()
     // The initial thread ended while others go on.
-    _ = apus_syscall(60, 0, 0, 0, 0, 0, 0)
+    _ = apus_syscall(60, thread.exitCode, 0, 0, 0, 0, 0)
     _exit(0)
   }
 
@@ -109,11 +142,24 @@ public final class UserProcess: @unchecked Sendable {
 
   // MARK: Paths
 
-  /// The host path of a guest path: below the prefix if that is there.
-  func resolve(_ path: String) -> String {
-    guard !options.prefix.isEmpty, path.hasPrefix("/") else { return path }
-    let candidate = options.prefix + path
-    return access(candidate, F_OK) == 0 ? candidate : path
+  /// The host path of a guest path: below the prefix if that is there, with the prefix as the root of its links.
+  func resolve(_ path: ByteString) -> ByteString {
+    guard !options.prefix.isEmpty, path.isAbsolute else { return path }
+    return PrefixedPath.resolve(path, below: options.prefix) ?? path
+  }
+
+  /// The host path for a path that the guest names in a system call: its own program where /proc says so.
+  func hostPath(_ path: ByteString) -> ByteString {
+    if ProcessFile(path) == .program { return programPath }
+    return resolve(path)
+  }
+
+  /// Where the emulator can be executed from; `nil` if it cannot find itself (no /proc in a chroot).
+  func ownPath() -> ByteString? {
+    if access("/proc/self/exe", X_OK) == 0 { return ByteString("/proc/self/exe") }
+    guard let name = UnsafePointer<CChar>(bitPattern: UInt(getauxval(31))) else { return nil }
+    let path = ByteString(terminated: name)
+    return path.isAbsolute && access(name, X_OK) == 0 ? path : nil
   }
 
   // MARK: Threads and signals
@@ -123,12 +169,25 @@ public final class UserProcess: @unchecked Sendable {
   func keepOnly(_ thread: UserThread, _ number: Int) { lock.withLock { threads = [number: thread] } }
   var isMultithreaded: Bool { lock.withLock { threads.count > 1 } }
 
-  func action(_ signal: Int) -> GuestSignalAction { lock.withLock { actions[signal] } }
-  func setAction(_ signal: Int, _ action: GuestSignalAction) { lock.withLock { actions[signal] = action } }
-
   func whileForking(_ vcpu: TranslatedVCPU, _ fork: () -> Int) -> Int {
-    cache.whileForking(vcpu) { memory.whileForking { lock.withLock(fork) } }
+    cache.whileForking(vcpu) { memory.whileForking { actions.whileForking { lock.withLock(fork) } } }
   }
 
   func log(_ text: String) { HostLog.write(text) }
+}
+
+/// What a process does with each signal. Any thread.
+final class SignalActions: @unchecked Sendable {
+  private let lock = Monitor()
+  // Guarded by `lock`.
+  private var actions: [GuestSignalAction]
+
+  init() { actions = [GuestSignalAction](repeating: GuestSignalAction(), count: 65) }
+  init(copying other: SignalActions) { actions = other.lock.withLock { other.actions } }
+
+  subscript(_ signal: Int) -> GuestSignalAction {
+    get { lock.withLock { actions[signal] } }
+    set { lock.withLock { actions[signal] = newValue } }
+  }
+  func whileForking(_ fork: () -> Int) -> Int { lock.withLock(fork) }
 }

@@ -8,6 +8,20 @@ import Glibc
 /// The arguments of a system call: a0 to a5.
 struct CallArguments {
   var a, b, c, d, e, f: UInt64
+
+  subscript(_ number: Int) -> UInt64 {
+    get { [a, b, c, d, e, f][number] }
+    set {
+      switch number {
+      case 0: a = newValue
+      case 1: b = newValue
+      case 2: c = newValue
+      case 3: d = newValue
+      case 4: e = newValue
+      default: f = newValue
+      }
+    }
+  }
 }
 
 extension UserThread {
@@ -31,15 +45,27 @@ extension UserThread {
 
   private func perform(_ row: SyscallRow, _ a: CallArguments) -> Int {
     switch row.kind {
-    case .direct: return retryingAfterCode { direct(row.host, a) }
-    case .blocking, .waiting:
-      return retryingAfterCode { blocking(row.host, a, honoursRestart: row.kind == .blocking) }
+    case .direct: return retryingAfterCode { withNames(row.names, a) { direct(row.host, $0) } }
+    case .blocking:
+      return retryingAfterCode { withNames(row.names, a) { blocking(row.host, $0, restart: .asFlagged) } }
+    case .waiting: return retryingAfterCode { blocking(row.host, a, restart: .never) }
     case .emulated: return retryingAfterCode { emulate(row, a) }
     case .planned:
       if process.options.logsUnimplemented {
         process.log("unimp: system call \(row.name) is not implemented\n")
       }
       return -Int(ENOSYS)
+    }
+  }
+
+  /// Calls `body` with the arguments, those that name files replaced by what they stand for.
+  private func withNames(_ names: UInt8, _ a: CallArguments, _ body: (CallArguments) -> Int) -> Int {
+    guard names != 0 else { return body(a) }
+    let index = names.trailingZeroBitCount
+    return withPath(a[index]) { path in
+      var arguments = a
+      if arguments[index] != path { arguments[index] = path }
+      return withNames(names & (names - 1), arguments, body)
     }
   }
 
@@ -54,17 +80,14 @@ extension UserThread {
   }
 
   /// A call that may block; a signal's arrival ends it.
-  func blocking(_ number: Int, _ a: CallArguments, honoursRestart: Bool) -> Int {
-    let result = process.cache.whileBlocking {
+  func blocking(_ number: Int, _ a: CallArguments, restart: SyscallRestart) -> Int {
+    let result = vcpu.whileBlocking {
       Int(apus_syscall_interruptible(&record.pointee.pending, number, a.a, a.b, a.c, a.d, a.e, a.f))
     }
     // ERESTARTSYS: not begun.
-    if result == -512 {
-      interrupted = (state[x: 10], honoursRestart, false)
+    if result == -512 || (result == -Int(EINTR) && record.pointee.pending != 0) {
+      interrupted = (state[x: 10], restart)
       return -Int(EINTR)
-    }
-    if result == -Int(EINTR), record.pointee.pending != 0, honoursRestart {
-      interrupted = (state[x: 10], true, true)
     }
     return result
   }
@@ -74,19 +97,26 @@ extension UserThread {
   private func emulate(_ row: SyscallRow, _ a: CallArguments) -> Int {
     switch row.number {
     case 21: return epollControl(a)
-    case 22: return epollWait(a)
-    case 48, 439:
-      return withPath(a.b) {
-        direct(row.host, CallArguments(a: a.a, b: $0, c: a.c, d: row.number == 439 ? a.d : 0, e: 0, f: 0))
-      }
+    case 22: return epollWait(a, host: 281)
+    case 441: return epollWait(a, host: 441)
+    case 24: return duplicate(a)
     case 56: return open(a)
-    case 437:
-      return withPath(a.b) { direct(row.host, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: 0, f: 0)) }
+    case 437: return openExtended(a)
+    case 57: return close(a)
+    case 436: return closeRange(a)
     case 78: return readLink(a)
     case 79:
       return withPath(a.b) { fileStatus(262, CallArguments(a: a.a, b: $0, c: 0, d: a.d, e: 0, f: 0), a.c) }
     case 80: return fileStatus(5, CallArguments(a: a.a, b: 0, c: 0, d: 0, e: 0, f: 0), a.b)
-    case 291: return withPath(a.b) { direct(332, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: a.e, f: 0)) }
+    case 99: return setRobustList(a.a, a.b)
+    case 113: return clockTime(a.a, a.b)
+    case 169: return timeOfDay(a.a, a.b)
+    case 191: return semaphoreControl(a)
+    case 196:
+      return process.memory.attach(Int32(truncatingIfNeeded: a.a), a.b, Int32(truncatingIfNeeded: a.c))
+    case 197: return process.memory.detach(a.a)
+    case 230: return direct(151, CallArguments(a: a.a | 4, b: 0, c: 0, d: 0, e: 0, f: 0))  // MCL_ONFAULT
+    case 435: return clone3(a.a, a.b)
     case 93: return exitThread(a.a)
     case 94: _exit(Int32(truncatingIfNeeded: a.a))
     case 96:
@@ -100,7 +130,7 @@ extension UserThread {
       returnFromSignal()
       return 0
     case 160: return systemName(a.a)
-    case 163: return direct(302, CallArguments(a: 0, b: a.a, c: 0, d: a.b, e: 0, f: 0))
+    case 163: return limits(CallArguments(a: 0, b: a.a, c: 0, d: a.b, e: 0, f: 0))
     case 164: return limits(CallArguments(a: 0, b: a.a, c: a.b, d: 0, e: 0, f: 0))
     case 261: return limits(a)
     case 167: return control(a)
@@ -114,12 +144,13 @@ extension UserThread {
         Int(bitPattern: UInt(a.f)))
     case 226: return process.memory.protect(a.a, a.b, Int32(truncatingIfNeeded: a.c))
     case 220: return clone(a)
-    case 221: return execute(a.a, a.b, a.c, directory: nil)
-    case 281: return execute(a.b, a.c, a.d, directory: a.a)
+    case 221: return execute(a.a, a.b, a.c)
+    case 281: return execute(a.b, a.c, a.d, directory: Int32(truncatingIfNeeded: a.a), flags: a.e)
     case 233: return advise(a)
     case 258: return hardwareProbe(a)
     case 259:
-      process.memory.dropCode(a.a, a.b)
+      if a.a < a.b { process.memory.dropCode(a.a, a.b) }
+      process.memory.dropChangedCode()
       return 0
     default:
       if process.options.logsUnimplemented { process.log("unimp: system call \(row.name) has no code\n") }
@@ -140,19 +171,86 @@ extension UserThread {
     return process.memory.write(address, name) ? 0 : -Int(EFAULT)
   }
 
-  /// A limit on address space or data would hit the emulator instead of the guest: accepted and ignored.
+  /// Limits on address space, data and a small stack would hit the emulator instead of the guest: they are kept for the
+  /// guest to read, and not in force.
   private func limits(_ a: CallArguments) -> Int {
-    var a = a
-    if [2, 3, 9].contains(a.b) { a.c = 0 }
-    return direct(302, a)
+    let isOwn = a.a == 0 || a.a == UInt64(getpid())
+    guard isOwn, [2, 3, 9].contains(a.b) else { return direct(302, a) }
+    let resource = Int(a.b)
+    var values: (UInt64, UInt64) = (0, 0)
+    let host = withUnsafeMutablePointer(to: &values) {
+      apus_syscall(302, 0, a.b, 0, UInt64(UInt(bitPattern: $0)), 0, 0)
+    }
+    guard host == 0 else { return Int(host) }
+    let previous = process.limits[resource] ?? values
+    if a.c != 0 {
+      guard let wanted = process.memory.read(a.c, as: (UInt64, UInt64).self, default: (0, 0)) else {
+        return -Int(EFAULT)
+      }
+      guard wanted.0 <= wanted.1 else { return -Int(EINVAL) }
+      guard wanted.1 <= previous.1 || geteuid() == 0 else { return -Int(EPERM) }
+      // A stack of this size is enough for the emulator, too.
+      if resource == 3, wanted.0 >= 1 << 20 {
+        let result = direct(302, CallArguments(a: 0, b: a.b, c: a.c, d: 0, e: 0, f: 0))
+        guard result == 0 else { return result }
+      }
+      process.limits[resource] = wanted
+    }
+    if a.d != 0, !process.memory.write(a.d, previous) { return -Int(EFAULT) }
+    return 0
   }
 
   private func control(_ a: CallArguments) -> Int {
     switch a.a {
-    // PDEATHSIG, DUMPABLE, NAME, child subreaper, timer slack, no_new_privs: the host's.
-    case 1, 2, 3, 4, 7, 8, 15, 16, 23, 24, 29, 30, 36, 37, 38, 39: return direct(157, a)
+    // PDEATHSIG, DUMPABLE, KEEPCAPS, NAME, GET_SECCOMP, capabilities, TIMERSLACK, children, NO_NEW_PRIVS, THP, CAP_AMBIENT,
+    // speculation, IO_FLUSHER, PTRACER, names of mappings: the host's.
+    case 1...4, 7, 8, 15, 16, 21, 23, 24, 27...30, 33, 34, 36...39, 41, 42, 47, 52, 53, 57, 58, 66,
+      0x5961_6d61,
+      0x5356_4d41:
+      return direct(157, a)
+    case 40: return process.memory.write(a.b, clearChildThread) ? 0 : -Int(EFAULT)
+    case 0x4155_5856:  // GET_AUXV
+      guard a.d == 0, a.e == 0 else { return -Int(EINVAL) }
+      let byteCount = process.auxiliaryVector.count * 8
+      let isWritten = process.auxiliaryVector.withUnsafeBytes {
+        process.memory.write(a.b, UnsafeRawBufferPointer(rebasing: $0[..<min(byteCount, Int(clamping: a.c))]))
+      }
+      return isWritten ? byteCount : -Int(EFAULT)
     default: return -Int(EINVAL)
     }
+  }
+
+  /// The host's clocks without a system call.
+  private func clockTime(_ clock: UInt64, _ target: UInt64) -> Int {
+    var time = timespec()
+    guard clock_gettime(clockid_t(truncatingIfNeeded: clock), &time) == 0 else { return -Int(errno) }
+    return process.memory.write(target, time) ? 0 : -Int(EFAULT)
+  }
+  private func timeOfDay(_ target: UInt64, _ zone: UInt64) -> Int {
+    if zone != 0 { return direct(96, CallArguments(a: target, b: zone, c: 0, d: 0, e: 0, f: 0)) }
+    var time = timeval()
+    gettimeofday(&time, nil)
+    return target == 0 || process.memory.write(target, time) ? 0 : -Int(EFAULT)
+  }
+
+  /// `struct semid64_ds` has padding behind its times on the host.
+  private func semaphoreControl(_ a: CallArguments) -> Int {
+    let command = a.c & 0xff
+    guard [1, 2, 18, 20].contains(command) else { return direct(66, a) }  // SET, STAT, SEM_STAT, SEM_STAT_ANY
+    var host = [UInt64](repeating: 0, count: 13)
+    if command == 1 {
+      var guest = [UInt64](repeating: 0, count: 11)
+      guard guest.withUnsafeMutableBytes({ process.memory.read(a.d, into: $0) }) else { return -Int(EFAULT) }
+      host.replaceSubrange(0..<6, with: guest[0..<6])
+    }
+    let result = host.withUnsafeMutableBytes { raw in
+      direct(
+        66,
+        CallArguments(a: a.a, b: a.b, c: a.c, d: UInt64(UInt(bitPattern: raw.baseAddress)), e: 0, f: 0))
+    }
+    guard result >= 0, command != 1 else { return result }
+    let guest = Array(host[0..<6]) + [host[6], host[8], host[10], 0, 0]
+    return guest.withUnsafeBytes { process.memory.write(a.d, $0) } ? result : -Int(EFAULT)
   }
 
   /// Advice that changes contents is the host's; the rest is for the emulator to ignore.

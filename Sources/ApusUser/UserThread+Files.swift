@@ -6,80 +6,81 @@ import Glibc
 // System calls on files whose arguments or results differ from the host's, or that name files of the guest's own.
 
 extension UserThread {
-  /// Calls `body` with the path's address: the guest's own, or that of the name that it stands for.
-  func withPath(_ address: UInt64, _ body: (UInt64) -> Int) -> Int {
-    guard let path = process.memory.readString(address), let other = substitute(path) else {
-      return body(address)
+  /// The guest's path if it may stand for another name on the host; `nil` for all that the host takes as it is.
+  private func specialPath(_ address: UInt64) -> ByteString? {
+    var first: UInt64 = 0
+    guard let pointer = UnsafeRawPointer(bitPattern: UInt(address)), apus_guard_load8(pointer, &first) == 0,
+      first == UInt64(UInt8(ascii: "/"))
+    else { return nil }
+    if process.options.prefix.isEmpty {
+      var second: UInt64 = 0
+      guard apus_guard_load8(pointer + 1, &second) == 0, second == UInt64(UInt8(ascii: "p")) else {
+        return nil
+      }
     }
-    return other.withCString { body(UInt64(UInt(bitPattern: $0))) }
+    return process.memory.readString(address)
   }
 
-  /// The host path for a guest path that is not to be taken as it is.
-  private func substitute(_ path: String) -> String? {
-    guard path.utf8.first == UInt8(ascii: "/") else { return nil }
-    if isOwnProgram(path) { return process.programPath }
-    if process.options.prefix.isEmpty { return nil }
-    let resolved = process.resolve(path)
-    return resolved == path ? nil : resolved
-  }
-  private func isOwnProgram(_ path: String) -> Bool {
-    path == "/proc/self/exe" || path == "/proc/\(getpid())/exe" || path == "/proc/thread-self/exe"
+  /// Calls `body` with the path's address: the guest's own, or that of the name that it stands for.
+  func withPath(_ address: UInt64, _ body: (UInt64) -> Int) -> Int {
+    guard let path = specialPath(address) else { return body(address) }
+    let other = process.hostPath(path)
+    return other == path ? body(address) : other.withAddress(body)
   }
 
   func open(_ a: CallArguments) -> Int {
-    if let path = process.memory.readString(a.b) {
-      if path == "/proc/self/maps" || path == "/proc/\(getpid())/maps" { return openMaps() }
-      if path == "/proc/cpuinfo" { return openText(processorText()) }
+    if let path = specialPath(a.b), let file = ProcessFile(path) {
+      return process.open(file, flags: Int32(truncatingIfNeeded: a.c))
     }
     return withPath(a.b) { path in
       let arguments = CallArguments(a: a.a, b: path, c: a.c, d: a.d, e: 0, f: 0)
       // Fifos and terminals block.
-      return blocking(257, arguments, honoursRestart: true)
+      return blocking(257, arguments, restart: .asFlagged)
     }
   }
 
-  private func openText(_ text: String) -> Int {
-    let file = apus_memfd_create("apus-text", 1)
-    guard file >= 0 else { return -Int(errno) }
-    var text = text
-    text.withUTF8 { bytes in _ = Glibc.write(file, bytes.baseAddress, bytes.count) }
-    lseek(file, 0, SEEK_SET)
-    return Int(file)
-  }
-
-  private func openMaps() -> Int {
-    var text = ""
-    func hex(_ value: UInt64) -> String {
-      let digits = String(value, radix: 16)
-      return String(repeating: "0", count: max(0, 8 - digits.count)) + digits
+  /// openat2(directory, path, `struct open_how`, its size).
+  func openExtended(_ a: CallArguments) -> Int {
+    if let path = specialPath(a.b), let file = ProcessFile(path),
+      let flags = process.memory.readWord(a.c)
+    {
+      return process.open(file, flags: Int32(truncatingIfNeeded: flags))
     }
-    for region in process.memory.all {
-      let p = region.protection
-      let letters =
-        (p & PROT_READ != 0 ? "r" : "-") + (p & PROT_WRITE != 0 ? "w" : "-")
-        + (p & PROT_EXEC != 0 ? "x" : "-")
-        + (region.isShared ? "s" : "p")
-      let isStack = state[x: 2] >= region.start && state[x: 2] < region.end
-      text +=
-        "\(hex(region.start))-\(hex(region.end)) \(letters) 00000000 00:00 0 \(isStack ? "[stack]" : "")\n"
+    return withPath(a.b) {
+      blocking(437, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: 0, f: 0), restart: .asFlagged)
     }
-    return openText(text)
-  }
-
-  private func processorText() -> String {
-    var text = ""
-    for number in 0..<HostProcess.processorCount {
-      text += "processor\t: \(number)\nhart\t\t: \(number)\nisa\t\t: rv64imafdc\nmmu\t\t: sv48\n\n"
-    }
-    return text
   }
 
   func readLink(_ a: CallArguments) -> Int {
-    if let path = process.memory.readString(a.b), isOwnProgram(path) {
-      let bytes = Array(process.programPath.utf8.prefix(Int(clamping: a.d)))
+    if let path = specialPath(a.b), ProcessFile(path) == .program {
+      guard Int64(bitPattern: a.d) > 0 else { return -Int(EINVAL) }
+      let bytes = process.programPath.prefix(Int(clamping: a.d))
       return bytes.withUnsafeBytes { process.memory.write(a.c, $0) } ? bytes.count : -Int(EFAULT)
     }
     return withPath(a.b) { direct(267, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: 0, f: 0)) }
+  }
+
+  /// close, dup3, close_range: the log's descriptor is not the guest's.
+  func close(_ a: CallArguments) -> Int {
+    isOurs(a.a) ? -Int(EBADF) : direct(3, a)
+  }
+  func duplicate(_ a: CallArguments) -> Int {
+    isOurs(a.a) || isOurs(a.b) ? -Int(EBADF) : direct(292, a)
+  }
+  func closeRange(_ a: CallArguments) -> Int {
+    let (first, last) = (a.a & 0xffff_ffff, a.b & 0xffff_ffff)
+    guard let ours = process.logDescriptor.map(UInt64.init), first <= ours, ours <= last else {
+      return direct(436, a)
+    }
+    var result = 0
+    if first < ours { result = direct(436, CallArguments(a: first, b: ours - 1, c: a.c, d: 0, e: 0, f: 0)) }
+    if result == 0, last > ours {
+      result = direct(436, CallArguments(a: ours + 1, b: last, c: a.c, d: 0, e: 0, f: 0))
+    }
+    return result
+  }
+  private func isOurs(_ descriptor: UInt64) -> Bool {
+    process.logDescriptor.map { UInt64($0) == descriptor & 0xffff_ffff } ?? false
   }
 
   /// A stat call whose buffer is argument b (fstat) or c (newfstatat) on the host.
@@ -117,18 +118,22 @@ extension UserThread {
     }
   }
 
-  func epollWait(_ a: CallArguments) -> Int {
+  /// epoll_pwait and epoll_pwait2.
+  func epollWait(_ a: CallArguments, host: Int) -> Int {
     let count = Int(Int32(truncatingIfNeeded: a.c))
-    guard count > 0, count < 1 << 20 else { return -Int(EINVAL) }
-    var packed = [UInt8](repeating: 0, count: count * GuestEpollEvent.hostByteCount)
-    return packed.withUnsafeMutableBytes { raw in
+    guard count > 0, count <= Int(Int32.max) / GuestEpollEvent.byteCount else { return -Int(EINVAL) }
+    // More than a few hundred at a time is not worth a large buffer.
+    let most = min(count, 512)
+    return withUnsafeTemporaryAllocation(byteCount: most * GuestEpollEvent.hostByteCount, alignment: 8) {
+      raw in
       var arguments = a
       arguments.b = UInt64(UInt(bitPattern: raw.baseAddress))
-      let result = blocking(281, arguments, honoursRestart: false)
+      arguments.c = UInt64(most)
+      let result = blocking(host, arguments, restart: .never)
       for index in 0..<max(result, 0) {
         let events = raw.loadUnaligned(fromByteOffset: index * 12, as: UInt32.self)
         let data = raw.loadUnaligned(fromByteOffset: index * 12 + 4, as: UInt64.self)
-        guard process.memory.write(a.b + UInt64(index * 16), (UInt64(events), data)) else {
+        guard process.memory.write(a.b &+ UInt64(index * 16), (UInt64(events), data)) else {
           return -Int(EFAULT)
         }
       }

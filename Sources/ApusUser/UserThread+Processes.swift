@@ -1,3 +1,4 @@
+import ApusAccelTranslate
 import ApusGuestRISCV
 import ApusHost
 import ApusUserABI
@@ -6,172 +7,268 @@ import Glibc
 
 // Creating and replacing processes and threads.
 
-private enum CloneFlag {
+enum CloneFlag {
   static let vm: UInt64 = 0x100
   static let vfork: UInt64 = 0x4000
+  static let pidDescriptor: UInt64 = 0x1000
   static let thread: UInt64 = 0x1_0000
+  static let signalHandlers: UInt64 = 0x800
   static let setTLS: UInt64 = 0x8_0000
   static let parentSetThread: UInt64 = 0x10_0000
   static let childClearThread: UInt64 = 0x20_0000
   static let childSetThread: UInt64 = 0x100_0000
+  /// Those that are the emulator's to carry out.
+  static let ours =
+    vm | vfork | setTLS | parentSetThread | childClearThread | childSetThread | thread | signalHandlers
+}
+
+/// What clone and clone3 ask for.
+struct CloneRequest {
+  /// With the signal of the child's end in the low byte.
+  var flags: UInt64
+  /// The child's stack pointer; 0: the parent's.
+  var stackPointer: UInt64
+  var parentThread: UInt64
+  var childThread: UInt64
+  var threadPointer: UInt64
+  var pidDescriptor: UInt64
 }
 
 extension UserThread {
   /// clone(flags, stack, parent's thread id address, TLS, child's thread id address).
   func clone(_ a: CallArguments) -> Int {
-    if a.a & CloneFlag.thread != 0 { return startThread(a) }
-    return fork(a)
+    clone(
+      CloneRequest(
+        flags: a.a & 0xffff_ffff, stackPointer: a.b, parentThread: a.c, childThread: a.e, threadPointer: a.d,
+        pidDescriptor: a.c))
   }
 
-  /// A process of its own. Memory of a vfork child is a copy, too; the parent waits for its end or execve.
-  private func fork(_ a: CallArguments) -> Int {
-    var ends: [Int32] = [-1, -1]
-    let isVfork = a.a & CloneFlag.vfork != 0
-    if isVfork, pipe(&ends) != 0 { return -Int(errno) }
-    for end in ends where isVfork { _ = apus_fcntl(end, F_SETFD, FD_CLOEXEC) }
+  /// clone3(`struct clone_args`, its size): flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls,
+  /// set_tid, set_tid_size, cgroup; 64 bits each.
+  func clone3(_ address: UInt64, _ byteCount: UInt64) -> Int {
+    guard byteCount >= 64 else { return -Int(EINVAL) }
+    guard byteCount <= 4096 else { return -Int(E2BIG) }
+    var words = [UInt64](repeating: 0, count: Int(byteCount + 7) / 8)
+    let isThere = words.withUnsafeMutableBytes { raw in
+      process.memory.read(address, into: UnsafeMutableRawBufferPointer(rebasing: raw[..<Int(byteCount)]))
+    }
+    guard isThere else { return -Int(EFAULT) }
+    words += [UInt64](repeating: 0, count: max(0, 11 - words.count))
+    guard words[11...].allSatisfy({ $0 == 0 }) else { return -Int(E2BIG) }
+    guard words[0] & 0xff == 0, words[4] & ~0xff == 0, (words[5] == 0) == (words[6] == 0) else {
+      return -Int(EINVAL)
+    }
+    // Chosen ids, cgroups and cleared handlers: callers fall back to clone.
+    guard words[8] == 0, words[9] == 0, words[0] & ~0xffff_ffff == 0 else { return -Int(ENOSYS) }
+    return clone(
+      CloneRequest(
+        flags: words[0] | words[4], stackPointer: words[5] == 0 ? 0 : words[5] &+ words[6],
+        parentThread: words[3], childThread: words[2], threadPointer: words[7], pidDescriptor: words[1]))
+  }
+
+  private func clone(_ request: CloneRequest) -> Int {
+    blockAllSignals()
+    // A signal that came before is for this process alone: it is taken first, and the call begins again.
+    if record.pointee.pending != 0 {
+      interrupted = (state[x: 10], .always)
+      return -Int(EINTR)
+    }
+    defer { _ = apus_user_set_mask(SIG_SETMASK, &mask, nil) }
+    if request.flags & CloneFlag.thread != 0 { return startThread(request) }
+    if request.flags & CloneFlag.signalHandlers != 0 { return -Int(EINVAL) }
+    if request.flags & CloneFlag.vm != 0 {
+      // Memory shared with a process that runs beside it: only threads have that here.
+      guard request.flags & CloneFlag.vfork != 0 else { return -Int(EINVAL) }
+      return vfork(request)
+    }
+    return fork(request)
+  }
+
+  /// The registers of a new process or thread that differ from its creator's.
+  private func enterChild(_ request: CloneRequest) {
+    let state = state
+    state[x: 10] = 0
+    if request.stackPointer != 0 { state[x: 2] = request.stackPointer }
+    if request.flags & CloneFlag.setTLS != 0 { state[x: 4] = request.threadPointer }
+    if request.flags & CloneFlag.childSetThread != 0 {
+      _ = process.memory.write(request.childThread, UInt32(truncatingIfNeeded: apus_gettid()))
+    }
+    clearChildThread = request.flags & CloneFlag.childClearThread != 0 ? request.childThread : 0
+  }
+  private func noteChild(_ request: CloneRequest, _ child: Int) {
+    guard child > 0, request.flags & CloneFlag.parentSetThread != 0 else { return }
+    _ = process.memory.write(request.parentThread, UInt32(truncatingIfNeeded: child))
+  }
+  private func blockAllSignals() {
     var all = UInt64.max
     _ = apus_user_set_mask(SIG_SETMASK, &all, nil)
-    let child = process.whileForking(vcpu) { Int(apus_fork()) }
-    let error = errno
+  }
+
+  /// A process of its own with a copy of the memory. What the flags ask of the kernel (namespaces, shared descriptors) is
+  /// the kernel's to do.
+  private func fork(_ request: CloneRequest) -> Int {
+    var descriptor: Int32 = -1
+    let kernelFlags = request.flags & ~CloneFlag.ours
+    let child = process.whileForking(vcpu) {
+      // libc's own fork brings its locks through, too; it has no flags.
+      if kernelFlags == UInt64(SIGCHLD) {
+        let child = Int(apus_fork())
+        return child < 0 ? -Int(errno) : child
+      }
+      return withUnsafeMutablePointer(to: &descriptor) { pointer in
+        let target = UInt64(UInt(bitPattern: pointer))
+        return apus_syscall(56, kernelFlags & ~0x100_0000, 0, target, 0, 0, 0)
+      }
+    }
     if child == 0 {
       process.keepOnly(self, apus_gettid())
-      if isVfork { Glibc.close(ends[0]) }
-      let state = state
-      if a.b != 0 { state[x: 2] = a.b }
-      if a.a & CloneFlag.setTLS != 0 { state[x: 4] = a.d }
-      if a.a & CloneFlag.childSetThread != 0 {
-        _ = process.memory.write(a.e, UInt32(truncatingIfNeeded: apus_gettid()))
+      isVforkChild = false
+      enterChild(request)
+    } else {
+      if child > 0, request.flags & CloneFlag.pidDescriptor != 0 {
+        _ = process.memory.write(request.pidDescriptor, descriptor)
       }
-      clearChildThread = a.a & CloneFlag.childClearThread != 0 ? a.e : 0
-      _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
-      return 0
-    }
-    if isVfork {
-      Glibc.close(ends[1])
-      if child > 0 {
-        var byte: UInt8 = 0
-        while read(ends[0], &byte, 1) < 0 && errno == EINTR {}
-      }
-      Glibc.close(ends[0])
-    }
-    _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
-    if child < 0 { return -Int(error) }
-    if a.a & CloneFlag.parentSetThread != 0 {
-      _ = process.memory.write(a.c, UInt32(truncatingIfNeeded: child))
+      noteChild(request, child)
     }
     return child
+  }
+
+  /// The child runs on this thread's CPU and in its memory, on a host stack of its own, while the thread sleeps: until it
+  /// executes a program or ends. The registers are the parent's again then.
+  private func vfork(_ request: CloneRequest) -> Int {
+    let depth = vforkDepth
+    guard let stack = vforkStack() else { return -Int(ENOMEM) }
+    let registers = SavedRegisters(state)
+    let outer = (actions: actions, isVforkChild: isVforkChild, clear: clearChildThread, mask: mask)
+    actions = SignalActions(copying: actions)
+    isVforkChild = true
+    pendingRequest = request
+    var descriptor: Int32 = -1
+    let kernelFlags = request.flags & ~CloneFlag.ours | CloneFlag.vm | CloneFlag.vfork
+    let child = vcpu.whileChildRuns {
+      withUnsafeMutablePointer(to: &descriptor) { pointer in
+        apus_user_clone_on(
+          kernelFlags, stack, pointer, nil,
+          { raw in
+            let thread = Unmanaged<UserThread>.fromOpaque(raw!).takeUnretainedValue()
+            thread.runVforkChild()
+          }, Unmanaged.passUnretained(self).toOpaque())
+      }
+    }
+    registers.restore(state, cpu)
+    vforkDepth = depth
+    (actions, isVforkChild, clearChildThread, mask) = (
+      outer.actions, outer.isVforkChild, outer.clear, outer.mask
+    )
+    record.pointee.pending = 0
+    record.pointee.fault_signal = 0
+    interrupted = nil
+    if child > 0, request.flags & CloneFlag.pidDescriptor != 0 {
+      _ = process.memory.write(request.pidDescriptor, descriptor)
+    }
+    noteChild(request, child)
+    return child
+  }
+
+  private func runVforkChild() -> Never {
+    if let request = pendingRequest {
+      pendingRequest = nil
+      enterChild(request)
+      clearChildThread = 0
+    }
+    _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
+    _ = vcpu.run()
+    _exit(127)
   }
 
   /// Carries a new thread's number back to its creator.
   private final class Birth: @unchecked Sendable {
     let monitor = Monitor()
-    var number = 0
-  }
-
-  private func startThread(_ a: CallArguments) -> Int {
-    guard a.a & CloneFlag.vm != 0 else { return -Int(EINVAL) }
     let thread: UserThread
-    do throws(HostError) { thread = try UserThread(process) } catch { return -Int(ENOMEM) }
-    thread.cpu.copyRegisters(of: cpu)
-    let state = thread.state
-    state[x: 10] = 0
-    state[x: 2] = a.b
-    if a.a & CloneFlag.setTLS != 0 { state[x: 4] = a.d }
-    thread.mask = mask
-    if a.a & CloneFlag.childClearThread != 0 { thread.clearChildThread = a.e }
-    let birth = Birth()
-    let process = process
-    var all = UInt64.max
-    _ = apus_user_set_mask(SIG_SETMASK, &all, nil)
-    HostThread.spawn("guest") {
-      let number = apus_gettid()
-      process.add(thread, number)
-      if a.a & CloneFlag.childSetThread != 0 {
-        _ = process.memory.write(a.e, UInt32(truncatingIfNeeded: number))
-      }
-      if a.a & CloneFlag.parentSetThread != 0 {
-        _ = process.memory.write(a.c, UInt32(truncatingIfNeeded: number))
-      }
-      birth.monitor.withLock {
-        birth.number = number
-        birth.monitor.signal()
-      }
-      thread.run()
-    }.detach()
-    birth.monitor.withLock { while birth.number == 0 { birth.monitor.wait() } }
-    _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
-    return birth.number
+    let request: CloneRequest
+    var number = 0
+    init(_ thread: UserThread, _ request: CloneRequest) { (self.thread, self.request) = (thread, request) }
   }
 
+  private func startThread(_ request: CloneRequest) -> Int {
+    guard request.flags & CloneFlag.vm != 0, request.flags & CloneFlag.signalHandlers != 0 else {
+      return -Int(EINVAL)
+    }
+    // The child of vfork shares its parent's libc.
+    if isVforkChild { return -Int(EAGAIN) }
+    let thread: UserThread
+    do throws(HostError) { thread = try UserThread(process) } catch { return -Int(EAGAIN) }
+    thread.cpu.copyRegisters(of: cpu)
+    thread.mask = mask
+    let birth = Birth(thread, request)
+    let error = apus_user_start_thread(
+      { raw in
+        let birth = Unmanaged<Birth>.fromOpaque(raw!).takeRetainedValue()
+        let number = apus_gettid()
+        let thread = birth.thread
+        thread.process.add(thread, number)
+        thread.enterChild(birth.request)
+        thread.noteChild(birth.request, number)
+        birth.monitor.withLock {
+          birth.number = number
+          birth.monitor.signal()
+        }
+        thread.run()
+      }, Unmanaged.passRetained(birth).toOpaque())
+    if error == 0 {
+      birth.monitor.withLock { while birth.number == 0 { birth.monitor.wait() } }
+    } else {
+      Unmanaged.passUnretained(birth).release()
+      process.cache.detach(thread.vcpu)
+    }
+    return error == 0 ? birth.number : -Int(error)
+  }
+
+  /// exit: of this thread alone.
   func exitThread(_ code: UInt64) -> Int {
-    if !process.isMultithreaded { _exit(Int32(truncatingIfNeeded: code)) }
+    if isVforkChild || !process.isMultithreaded { _exit(Int32(truncatingIfNeeded: code)) }
+    exitCode = code
     vcpu.requestExit()
     return 0
   }
 
-  // MARK: execve
-
-  func execute(_ path: UInt64, _ arguments: UInt64, _ environment: UInt64, directory: UInt64?) -> Int {
-    guard var name = process.memory.readString(path) else { return -Int(EFAULT) }
-    if let directory, Int32(truncatingIfNeeded: directory) != AT_FDCWD, name.utf8.first != UInt8(ascii: "/") {
-      name = "/proc/self/fd/\(Int32(truncatingIfNeeded: directory))" + (name.isEmpty ? "" : "/" + name)
+  /// Host memory for a child of vfork to run on; kept for the next one.
+  private func vforkStack() -> UnsafeMutableRawPointer? {
+    let byteCount = 1 << 18
+    if vforkStacks.count == vforkDepth {
+      let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+      guard let base = mmap(nil, byteCount, PROT_READ | PROT_WRITE, flags, -1, 0), base != MAP_FAILED else {
+        return nil
+      }
+      vforkStacks.append(base)
     }
-    guard let argumentList = readVector(arguments), let environmentList = readVector(environment) else {
-      return -Int(EFAULT)
-    }
-    if name == "/proc/self/exe" { name = process.programPath }
-    let (program, prefixed) = (process.resolve(name), argumentList)
-    if access(program, X_OK) != 0 { return -Int(errno) }
-    guard let own = emulated(program, name, prefixed, depth: 0) else {
-      // A program of the host's.
-      return replace(program, argumentList, environmentList)
-    }
-    return replace("/proc/self/exe", own, environmentList)
+    vforkDepth += 1
+    return vforkStacks[vforkDepth - 1] + byteCount
   }
+}
 
-  /// The command line that runs a guest program or a script of one under this emulator; `nil` if it is neither.
-  private func emulated(_ program: String, _ name: String, _ arguments: [String], depth: Int) -> [String]? {
-    guard depth < 4 else { return nil }
-    if ProgramLoader.machine(ofFileAt: program) == ProgramLoader.machineRISCV {
-      let options = process.options.inherited
-      return ["apus-riscv64"] + options + ["-0", arguments.first ?? name, program] + arguments.dropFirst()
-    }
-    let file = apus_open(program, O_RDONLY | O_CLOEXEC, 0)
-    guard file >= 0 else { return nil }
-    defer { Glibc.close(file) }
-    var head = [UInt8](repeating: 0, count: 256)
-    let count = read(file, &head, 256)
-    guard count > 2, head[0] == UInt8(ascii: "#"), head[1] == UInt8(ascii: "!") else { return nil }
-    let line = head[2..<count].prefix { $0 != 10 }
-    let words = String(decoding: line, as: UTF8.self).split(separator: " ", maxSplits: 1).map(String.init)
-    guard let interpreter = words.first else { return nil }
-    let rest = words.count > 1 ? [words[1]] : []
-    return emulated(
-      process.resolve(interpreter), interpreter, [interpreter] + rest + [name] + arguments.dropFirst(),
-      depth: depth + 1)
+/// A guest thread's registers while a child of vfork uses its CPU.
+private struct SavedRegisters {
+  private var pc: UInt64
+  private var integers: [UInt64]
+  private var floats: [UInt64]
+  private var floatFlags: UInt64
+  private var rounding: UInt64
+
+  init(_ state: RISCVState) {
+    pc = state.pc
+    integers = (0..<32).map { state[x: $0] }
+    floats = (0..<32).map { state[f: $0] }
+    floatFlags = state.floatFlags
+    rounding = state[.frm]
   }
-
-  private func replace(_ path: String, _ arguments: [String], _ environment: [String]) -> Int {
-    var argumentPointers = arguments.map { strdup($0) } + [nil]
-    var environmentPointers = environment.map { strdup($0) } + [nil]
-    defer {
-      for pointer in argumentPointers + environmentPointers { free(pointer) }
+  func restore(_ state: RISCVState, _ cpu: RISCVCPU) {
+    state.pc = pc
+    for number in 0..<32 {
+      state[x: number] = integers[number]
+      state[f: number] = floats[number]
     }
-    // Handlers of the guest's become default by themselves; the mask stays, as it must.
-    execve(path, &argumentPointers, &environmentPointers)
-    return -Int(errno)
-  }
-
-  private func readVector(_ address: UInt64) -> [String]? {
-    if address == 0 { return [] }
-    var result: [String] = []
-    var position = address
-    while true {
-      guard let pointer = process.memory.readWord(position) else { return nil }
-      if pointer == 0 { return result }
-      guard let text = process.memory.readString(pointer) else { return nil }
-      result.append(text)
-      position += 8
-    }
+    state.floatFlags = floatFlags
+    cpu.setRounding(rounding)
   }
 }

@@ -15,7 +15,8 @@ extension UserThread {
 
   func setMask(_ new: UInt64) {
     mask = new & ~Self.unblockable
-    _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
+    // While a signal waits to be taken all others stay blocked: there is room for one.
+    _ = apus_user_set_mask_unless(&record.pointee.pending, mask)
   }
 
   /// Delivers the signal that the host's handler kept.
@@ -24,7 +25,7 @@ extension UserThread {
     var info = [UInt8](repeating: 0, count: 128)
     withUnsafeBytes(of: &record.pointee.pending_info) { info.replaceSubrange(0..<128, with: $0) }
     record.pointee.pending = 0
-    let action = process.action(signal)
+    let action = actions[signal]
     let call = interrupted
     interrupted = nil
     if action.handler <= 1 {
@@ -34,11 +35,17 @@ extension UserThread {
       }
       return setMask(mask)
     }
-    if let call, call.honoursRestart && action.flags & GuestSignalAction.restart != 0 { restart(call) }
+    if let call {
+      switch call.restart {
+      case .always: restart(call)
+      case .asFlagged where action.flags & GuestSignalAction.restart != 0: restart(call)
+      default: break
+      }
+    }
     deliver(signal, info, action)
   }
 
-  private func restart(_ call: (argument: UInt64, honoursRestart: Bool, wasEntered: Bool)) {
+  private func restart(_ call: (argument: UInt64, restart: SyscallRestart)) {
     let state = state
     state[x: 10] = call.argument
     state.pc = state.pc &- 4
@@ -46,7 +53,7 @@ extension UserThread {
 
   /// A signal that the thread's own instruction caused.
   func force(_ signal: Int, code: Int32, address: UInt64) {
-    let action = process.action(signal)
+    let action = actions[signal]
     if action.handler <= 1 || mask & Self.bit(signal) != 0 { apus_user_die(Int32(signal)) }
     var info = [UInt8](repeating: 0, count: 128)
     info.withUnsafeMutableBytes {
@@ -95,7 +102,7 @@ extension UserThread {
     state[x: 12] = frame + RISCVSignalFrame.context
     state.pc = action.handler
     if action.flags & GuestSignalAction.resetHandler != 0 {
-      process.setAction(signal, GuestSignalAction())
+      actions[signal] = GuestSignalAction()
       applyDisposition(signal, GuestSignalAction())
     }
     var blocked = mask | action.mask
@@ -132,16 +139,16 @@ extension UserThread {
     // Faults stay ours whatever the guest wants.
     if signal == GuestSignal.segmentation || signal == GuestSignal.bus { return }
     if action.handler > 1 {
-      _ = apus_user_catch(Int32(signal))
+      _ = apus_user_catch(Int32(signal), action.flags)
     } else {
-      _ = apus_user_set_disposition(Int32(signal), action.handler == 1 ? 1 : 0)
+      _ = apus_user_set_disposition(Int32(signal), action.handler == 1 ? 1 : 0, action.flags)
     }
   }
 
   func signalAction(_ signal: UInt64, _ new: UInt64, _ old: UInt64, _ setByteCount: UInt64) -> Int {
     guard setByteCount == 8, signal >= 1, signal <= 64 else { return -Int(EINVAL) }
     let number = Int(signal)
-    let previous = process.action(number)
+    let previous = actions[number]
     if new != 0 {
       guard number != GuestSignal.kill, number != GuestSignal.stop else { return -Int(EINVAL) }
       guard let words = process.memory.read(new, as: (UInt64, UInt64, UInt64).self, default: (0, 0, 0)) else {
@@ -149,13 +156,8 @@ extension UserThread {
       }
       var action = GuestSignalAction()
       (action.handler, action.flags, action.mask) = words
-      process.setAction(number, action)
+      actions[number] = action
       applyDisposition(number, action)
-      if action.handler <= 1 && action.flags & GuestSignalAction.noChildStop != 0
-        && number == GuestSignal.child
-      {
-        // SA_NOCLDWAIT and SA_NOCLDSTOP without a handler: not passed on.
-      }
     }
     if old != 0 {
       guard process.memory.write(old, (previous.handler, previous.flags, previous.mask)) else {
@@ -210,7 +212,7 @@ extension UserThread {
     guard let wanted = process.memory.readWord(set) else { return -Int(EFAULT) }
     var temporary = wanted & ~Self.unblockable
     _ = withUnsafePointer(to: &temporary) { pointer in
-      process.cache.whileBlocking {
+      vcpu.whileBlocking {
         apus_syscall_interruptible(
           &record.pointee.pending, 130, UInt64(UInt(bitPattern: pointer)), 8, 0, 0, 0, 0)
       }

@@ -19,7 +19,8 @@ extension UserThread {
       case "f":
         parts.append(
           Int32(truncatingIfNeeded: value) == AT_FDCWD ? "AT_FDCWD" : "\(Int32(truncatingIfNeeded: value))")
-      case "s": parts.append(process.memory.readString(value).map(quote) ?? pointer(value))
+      case "s", "n":
+        parts.append(process.memory.readString(value).map { quote($0.text) } ?? pointer(value))
       case "q":
         let count = index + 1 < 6 ? min(values[index + 1], 32) : 0
         var bytes = [UInt8](repeating: 0, count: Int(count))

@@ -7,6 +7,16 @@ import ApusUserABI
 import CApusHost
 import Glibc
 
+/// What becomes of a system call when a signal's handler has run in its midst.
+enum SyscallRestart {
+  /// EINTR.
+  case never
+  /// It begins again where the handler has SA_RESTART.
+  case asFlagged
+  /// It begins again.
+  case always
+}
+
 /// A guest thread: a vCPU on a host thread of its own, and its side of signals and system calls.
 ///
 /// Everything belongs to that thread.
@@ -14,6 +24,10 @@ final class UserThread: @unchecked Sendable {
   let process: UserProcess
   private(set) var vcpu: TranslatedVCPU!
   private(set) var cpu: RISCVCPU!
+  /// The process's, but for the child of vfork, which has its own.
+  var actions: SignalActions
+  /// The child of vfork, in its parent's memory and thread until it executes a program or ends.
+  var isVforkChild = false
   /// What the signal handler sees. Lives as long as self.
   let record: UnsafeMutablePointer<apus_user_thread>
   /// The guest's signal mask, which the host's is but for the signals of faults.
@@ -22,15 +36,25 @@ final class UserThread: @unchecked Sendable {
   var alternateStack: (base: UInt64, byteCount: UInt64) = (0, 0)
   /// Where to store 0 and wake a waiter at the thread's end.
   var clearChildThread: UInt64 = 0
-  /// A system call that a signal interrupted: its first argument and whether SA_RESTART applies.
-  var interrupted: (argument: UInt64, honoursRestart: Bool, wasEntered: Bool)?
+  /// A system call that a signal interrupted: its first argument and whether it begins again.
+  var interrupted: (argument: UInt64, restart: SyscallRestart)?
   /// What the last fault that the evaluator met was, for the exception that follows.
   private var lastFault: (signal: Int, code: Int32) = (GuestSignal.segmentation, 1)
+  /// What the child of vfork that is about to run was asked to be.
+  var pendingRequest: CloneRequest?
+  /// Host stacks for children of vfork, and how many are in use (a child may vfork itself).
+  var vforkStacks: [UnsafeMutableRawPointer] = []
+  var vforkDepth = 0
+  /// set_robust_list.
+  var robustList: UInt64 = 0
+  /// What `exit` was called with.
+  var exitCode: UInt64 = 0
   private var releasedPages: [UInt64] = []
   private var isRepeating = false
 
   init(_ process: UserProcess) throws(HostError) {
     self.process = process
+    actions = process.actions
     record = .allocate(capacity: 1)
     record.initialize(to: apus_user_thread())
     let process = process
@@ -46,7 +70,7 @@ final class UserThread: @unchecked Sendable {
     cpu = made
     vcpu.isExecutable = { [memory = process.memory] in memory.isExecutable($0) }
     vcpu.flatFault = { [unowned(unsafe) self] address, access in mayRetry(address, access) }
-    vcpu.onInstructionFence = { [memory = process.memory] in memory.dropSharedCode() }
+    vcpu.onInstructionFence = { [memory = process.memory] in memory.dropChangedCode() }
     cpu.userCall = { [unowned(unsafe) self] _ in systemCall() }
     cpu.userException = { [unowned(unsafe) self] state, cause, value in exception(state, cause, value) }
     cpu.userInterrupt = { [unowned(unsafe) self] _ in takeSignals() }
@@ -54,6 +78,7 @@ final class UserThread: @unchecked Sendable {
   }
 
   deinit {
+    for stack in vforkStacks { munmap(stack, 1 << 18) }
     record.deinitialize(count: 1)
     record.deallocate()
   }
@@ -106,6 +131,7 @@ final class UserThread: @unchecked Sendable {
     _ = apus_user_set_mask(SIG_SETMASK, &all, nil)
     process.cache.detach(vcpu)
     process.remove(apus_gettid())
+    releaseRobustList()
     if clearChildThread != 0 {
       _ = process.memory.write(clearChildThread, 0 as UInt32)
       _ = apus_syscall(202, clearChildThread, 1, 1, 0, 0, 0)  // FUTEX_WAKE
@@ -125,7 +151,6 @@ final class UserThread: @unchecked Sendable {
     let page = faulting & ~4095
     guard process.memory.releaseCode(faulting) else { return false }
     if isRepeating {
-      process.memory.dropCode(faulting, (faulting & ~63) + 128)
       releasedPages.append(page)
     } else {
       // Nobody guards the page again after the store: all of its code goes.
@@ -147,8 +172,7 @@ final class UserThread: @unchecked Sendable {
     isRepeating = true
     vcpu.interpretOne()
     isRepeating = false
-    // What is left of the page's code is guarded again.
-    for page in releasedPages where process.cache.hasCode(page) { process.memory.protectCode(page) }
+    for page in releasedPages { process.memory.protectCodeAgain(page) }
     releasedPages.removeAll()
   }
 

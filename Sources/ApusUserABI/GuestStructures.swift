@@ -88,6 +88,8 @@ public enum AuxiliaryKey {
   public static let isSecure: UInt64 = 23
   public static let random: UInt64 = 25
   public static let programName: UInt64 = 31
+  public static let vdso: UInt64 = 33
+  public static let minimumSignalStack: UInt64 = 51
 }
 
 /// Signals by number, the same on the generic ABI and x86-64.

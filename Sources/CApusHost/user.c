@@ -1,7 +1,9 @@
 #define _GNU_SOURCE
 #include "user.h"
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -93,20 +95,22 @@ static void handle(int number, siginfo_t *info, void *frame) {
   if (rip >= (uint64_t)apus_safe_begin && rip < (uint64_t)apus_safe_end) registers[REG_RIP] = (greg_t)apus_safe_pending;
 }
 
-long apus_user_catch(int signal) {
+#define CHILD_FLAGS (SA_NOCLDSTOP | SA_NOCLDWAIT)
+
+long apus_user_catch(int signal, uint64_t flags) {
   struct kernel_action action;
   action.handler = handle;
-  action.flags = SA_SIGINFO | SA_ONSTACK | 0x04000000;  // SA_RESTORER
+  action.flags = SA_SIGINFO | SA_ONSTACK | 0x04000000 | (flags & CHILD_FLAGS);  // SA_RESTORER
   action.restorer = apus_signal_return;
   action.mask = ~FAULTS;
   return apus_syscall(SYS_rt_sigaction, (uint64_t)signal, (uint64_t)&action, 0, 8, 0, 0);
 }
 
-long apus_user_set_disposition(int signal, int ignored) {
+long apus_user_set_disposition(int signal, int ignored, uint64_t flags) {
   struct kernel_action action;
   memset(&action, 0, sizeof action);
   action.handler = ignored ? (void (*)(int, siginfo_t *, void *))1 : 0;
-  action.flags = 0x04000000;
+  action.flags = 0x04000000 | (flags & CHILD_FLAGS);
   action.restorer = apus_signal_return;
   return apus_syscall(SYS_rt_sigaction, (uint64_t)signal, (uint64_t)&action, 0, 8, 0, 0);
 }
@@ -116,8 +120,61 @@ long apus_user_set_mask(int how, const uint64_t *set, uint64_t *old) {
   return apus_syscall(SYS_rt_sigprocmask, (uint64_t)how, set ? (uint64_t)&wanted : 0, (uint64_t)old, 8, 0, 0);
 }
 
+long apus_user_set_mask_unless(volatile uint32_t *pending, uint64_t mask) {
+  uint64_t wanted = mask & ~FAULTS;
+  return apus_syscall_interruptible(pending, SYS_rt_sigprocmask, SIG_SETMASK, (uint64_t)&wanted, 0, 8, 0, 0);
+}
+
+static char **kept_arguments;
+__attribute__((constructor)) static void keep_arguments(int count, char **arguments) {
+  (void)count;
+  kept_arguments = arguments;
+}
+char **apus_arguments(void) { return kept_arguments; }
+
+// Swift's runtime looks for its backtrace program at every start and ends the process where it cannot find itself, as in
+// a chroot without /proc. A static program has none; the linker replaces the function (--wrap).
+char *__wrap_swift_copyAuxiliaryExecutablePath(const char *name) {
+  (void)name;
+  return 0;
+}
+
+struct thread_start {
+  void (*body)(void *);
+  void *argument;
+};
+static void *start(void *raw) {
+  struct thread_start copy = *(struct thread_start *)raw;
+  free(raw);
+  copy.body(copy.argument);
+  return 0;
+}
+int apus_user_start_thread(void (*body)(void *), void *argument) {
+  struct thread_start *copy = malloc(sizeof *copy);
+  if (!copy) return EAGAIN;
+  *copy = (struct thread_start){body, argument};
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, 512 << 10);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  pthread_t thread;
+  int result = pthread_create(&thread, &attributes, start, copy);
+  pthread_attr_destroy(&attributes);
+  if (result) free(copy);
+  return result;
+}
+
 __asm__(
     ".text\n"
+    ".globl apus_user_clone_on\n"
+    "apus_user_clone_on:\n"
+    "  sub $16, %rsi\n  mov %r8, (%rsi)\n  mov %r9, 8(%rsi)\n  mov %rcx, %r10\n  xor %r8d, %r8d\n"
+    "  mov $56, %eax\n"
+    "  syscall\n"
+    "  test %rax, %rax\n"
+    "  jz 1f\n"
+    "  ret\n"
+    "1:\n  xor %ebp, %ebp\n  pop %rax\n  pop %rdi\n  call *%rax\n  hlt\n"
     ".globl apus_syscall\n"
     "apus_syscall:\n"
     "  mov %rdi, %rax\n  mov %rsi, %rdi\n  mov %rdx, %rsi\n  mov %rcx, %rdx\n  mov %r8, %r10\n  mov %r9, %r8\n"

@@ -6,14 +6,20 @@ import ApusUser
 
 /// The options of the user-mode emulator. Each may come from the environment, too; the command line wins.
 struct UserCommandLine {
-  private var rest: ArraySlice<String>
+  private var rest: ArraySlice<ByteString>
   private var options = UserOptions()
   private(set) var logFile: String?
-  private var argumentZero: String?
+  private var argumentZero: ByteString?
+  /// Started by binfmt_misc with the P flag: the program, its name for itself, its arguments.
+  private let isByKernel: Bool
+  private(set) var appendsLog = false
   private var set: [String] = []
   private var unset: [String] = []
 
-  init(_ arguments: [String]) { rest = arguments.dropFirst() }
+  init(_ arguments: [ByteString]) {
+    rest = arguments.dropFirst()
+    isByKernel = HostProcess.auxiliaryValue(8) & 1 != 0
+  }
 
   private struct Option {
     let name: String
@@ -47,6 +53,11 @@ struct UserCommandLine {
       name: "d", environment: "LOG", value: "ITEMS", help: "log in_asm, op, out_asm, exec, cpu, strace, unimp"
     ),
     Option(name: "D", environment: "LOG_FILENAME", value: "FILE", help: "write the log to FILE"),
+    Option(
+      name: "append-log", environment: "", value: "FILE", help: "the same behind what FILE contains already"),
+    Option(
+      name: "exec-fd", environment: "", value: "NUMBER",
+      help: "the descriptor that PROGRAM is open as; it is closed"),
   ]
 
   /// Reads the environment, then the arguments.
@@ -57,7 +68,8 @@ struct UserCommandLine {
         try apply(option, value)
       }
     }
-    while let word = rest.first, word.hasPrefix("-"), word != "-" {
+    while !isByKernel, let bytes = rest.first, bytes.first == UInt8(ascii: "-"), bytes.count > 1 {
+      let word = bytes.text
       rest.removeFirst()
       if word == "--" { break }
       let name = String(word.drop { $0 == "-" })
@@ -70,10 +82,17 @@ struct UserCommandLine {
         guard let next = rest.popFirst() else {
           throw ProgramError("option '\(word)' needs a value: \(what)", code: 1)
         }
-        value = next
-        if name != "0" { options.inherited += [word, value] }
-      } else {
-        options.inherited.append(word)
+        if name == "0" {
+          argumentZero = next
+          continue
+        }
+        value = next.text
+      }
+      switch name {
+      case "E", "U", "exec-fd": break
+      // The log goes on in the same file.
+      case "D", "append-log": options.inherited += ["-append-log", value]
+      default: options.inherited += option.value == nil ? [word] : [word, value]
       }
       try apply(option, value)
     }
@@ -81,6 +100,11 @@ struct UserCommandLine {
       throw ProgramError("a program to run is missing: apus-riscv64 [OPTIONS] PROGRAM [ARGUMENTS]", code: 1)
     }
     options.path = path
+    if isByKernel { argumentZero = rest.popFirst() }
+    let kernelFile = HostProcess.auxiliaryValue(2)
+    if kernelFile > 2, options.descriptor == nil {
+      options.descriptor = Int32(truncatingIfNeeded: kernelFile)
+    }
     options.arguments = [argumentZero ?? path] + rest
     options.environment = environment()
     let log = options.translate.log.items
@@ -88,13 +112,14 @@ struct UserCommandLine {
     return options
   }
 
-  private func environment() -> [String] {
-    var result = HostProcess.environment
-    func remove(_ name: some StringProtocol) { result.removeAll { $0.hasPrefix(name + "=") } }
+  private func environment() -> [ByteString] {
+    var result = HostProcess.environmentBytes
+    if unset.isEmpty && set.isEmpty { return result }
+    func remove(_ name: some StringProtocol) { result.removeAll { $0.starts(with: (name + "=").utf8) } }
     for name in unset { remove(name) }
     for assignment in set {
       remove(assignment.prefix { $0 != "=" })
-      result.append(assignment)
+      result.append(ByteString(text: assignment))
     }
     return result
   }
@@ -107,16 +132,27 @@ struct UserCommandLine {
     case "version":
       writeStandardOutput("Apus user-mode emulator version \(UserTool.version)\n")
       HostProcess.exit(0)
-    case "L": options.prefix = value.hasSuffix("/") ? String(value.dropLast()) : value
+    case "L":
+      guard let prefix = HostProcess.absolutePath(value) else {
+        throw ProgramError("-L: there is no directory '\(value)'", code: 1)
+      }
+      options.prefix = prefix == "/" ? [] : ByteString(text: prefix)
+    case "exec-fd":
+      guard let number = Int32(value), number > 2 else {
+        throw ProgramError("-exec-fd: '\(value)' is no descriptor", code: 1)
+      }
+      options.descriptor = number
     case "E": set += value.split(separator: ",").map(String.init)
     case "U": unset += value.split(separator: ",").map(String.init)
-    case "0": argumentZero = value
     case "s": options.stackByteCount = try byteCount(value)
     case "cpu": try selectCPU(value)
     case "accel": try selectAccelerator(value)
     case "strace": options.tracesCalls = true
     case "d": try selectLog(value)
     case "D": logFile = value
+    case "append-log":
+      logFile = value
+      appendsLog = true
     default: break
     }
   }

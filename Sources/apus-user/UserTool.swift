@@ -9,12 +9,12 @@ enum UserTool {
   static let version = "0.1.0"
 
   static func run() {
-    let arguments = CommandLine.arguments
+    let arguments = HostProcess.argumentBytes
     do throws(ProgramError) {
       var line = UserCommandLine(arguments)
       let options = try line.parse()
       if let file = line.logFile {
-        do throws(HostError) { try HostLog.open(file) } catch {
+        do throws(HostError) { try HostLog.open(file, appending: line.appendsLog) } catch {
           throw ProgramError(error.description, code: 1)
         }
       }

@@ -9,6 +9,7 @@
 // Not in the Glibc module map.
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/auxv.h>
 #include <sys/random.h>
 #include "user.h"
 

@@ -33,12 +33,15 @@ typedef struct apus_user_thread {
 // The calling thread's record (thread-local).
 void apus_user_set_thread(apus_user_thread *thread);
 apus_user_thread *apus_user_current(void);
-// Installs the handler for a signal (raw system call: libc keeps 32 and 33 to itself). Returns 0 or -errno.
-long apus_user_catch(int signal);
+// Installs the handler for a signal (raw system call: libc keeps 32 and 33 to itself). `flags`: SA_NOCLDSTOP and
+// SA_NOCLDWAIT go to the kernel. Returns 0 or -errno.
+long apus_user_catch(int signal, uint64_t flags);
 // Sets a signal's disposition to default (0) or ignored (1).
-long apus_user_set_disposition(int signal, int ignored);
+long apus_user_set_disposition(int signal, int ignored, uint64_t flags);
 // The calling thread's signal mask, raw. `how` as the kernel's.
 long apus_user_set_mask(int how, const uint64_t *set, uint64_t *old);
+// Sets the calling thread's mask unless *pending is nonzero by then.
+long apus_user_set_mask_unless(volatile uint32_t *pending, uint64_t mask);
 // Restores the default action of a signal and raises it.
 _Noreturn void apus_user_die(int signal);
 
@@ -47,6 +50,15 @@ long apus_syscall(long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, u
 // The same, not entered if *pending is nonzero by the time it would be: gives -512 (ERESTARTSYS) then.
 long apus_syscall_interruptible(volatile uint32_t *pending, long number, uint64_t a, uint64_t b, uint64_t c,
                                 uint64_t d, uint64_t e, uint64_t f);
+// The clone system call for a child that shares memory while the caller sleeps: the child runs `body(argument)` on the
+// stack that ends at `stack`, and must not return from it. Gives what clone gives the parent.
+long apus_user_clone_on(uint64_t flags, void *stack, void *parent_id, void *child_id, void (*body)(void *),
+                        void *argument);
+// Starts a detached host thread with all signals blocked that runs `body(argument)`. Returns 0 or an error number.
+int apus_user_start_thread(void (*body)(void *), void *argument);
+// The program's arguments as the kernel gave them.
+char **apus_arguments(void);
+
 // Accesses that may fault: 0, or 1 with guard_* set.
 int apus_guard_copy(void *to, const void *from, size_t count);
 int apus_guard_load8(const void *from, uint64_t *value);

@@ -62,6 +62,23 @@ int main(void) {
   code[256 + 5] = 0x02a00513;  // li a0, 42, then ret
   __asm__ volatile("fence.i");
   CHECK(((function)(code + 256))() == 42);
+  // Locks beside code: load-reserved and store-conditional, which may take turns forever, and an atomic addition.
+  uint32_t locking[] = {
+      0x00000297,  // auipc t0, 0
+      0x08028293,  // addi t0, t0, 128
+      0x1002b52f,  // again: lr.d a0, (t0)
+      0x00150513,  // addi a0, a0, 1
+      0x18a2b32f,  // sc.d t1, a0, (t0)
+      0xfe031ae3,  // bnez t1, again
+      0x00100313,  // li t1, 1
+      0x0062b02f,  // amoadd.d zero, t1, (t0)
+      0x00008067,  // ret
+  };
+  memcpy(code + 1024, locking, sizeof locking);
+  *(long *)(code + 1056) = 0;
+  __asm__ volatile("fence.i");
+  for (int i = 0; i < 1000; i++) last = ((function)(code + 1024))();
+  CHECK(*(long *)(code + 1056) == 2000);
   // The kernel writes the code.
   int ends[2];
   uint32_t piece[2];

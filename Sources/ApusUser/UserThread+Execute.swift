@@ -1,0 +1,143 @@
+import ApusHost
+import ApusUserABI
+import CApusHost
+import Glibc
+
+// execve and execveat. A guest program is run by executing the emulator again, which needs no binfmt_misc; a script, by
+// its interpreter in the guest's view; a program of the host's, by the host.
+
+extension UserThread {
+  private static let emptyPath: UInt64 = 0x1000
+  private static let noFollow: UInt64 = 0x100
+  /// As the kernel: scripts of scripts, five deep.
+  private static let maximumScriptDepth = 5
+
+  /// What is to be run instead of what was asked for.
+  private struct Command {
+    var path: ByteString
+    var arguments: [ByteString]
+    /// Handed on to the emulator; to be closed if it cannot be executed.
+    var file: Int32?
+  }
+  private struct Refusal: Error {
+    var number: Int32
+  }
+
+  func execute(
+    _ path: UInt64, _ arguments: UInt64, _ environment: UInt64, directory: Int32 = AT_FDCWD, flags: UInt64 = 0
+  ) -> Int {
+    guard flags & ~(Self.emptyPath | Self.noFollow) == 0 else { return -Int(EINVAL) }
+    guard let name = process.memory.readString(path), let argumentList = readVector(arguments),
+      let environmentList = readVector(environment)
+    else { return -Int(EFAULT) }
+    do throws(Refusal) {
+      var file: Int32?
+      var program = name
+      if name.isEmpty {
+        guard flags & Self.emptyPath != 0 else { throw Refusal(number: ENOENT) }
+        file = directory
+        program = ByteString(text: "/proc/self/fd/\(directory)")
+      } else if directory != AT_FDCWD, !name.isAbsolute {
+        program = ByteString(text: "/proc/self/fd/\(directory)/") + name
+      } else {
+        program = process.hostPath(name)
+      }
+      let command = try command(program, name, argumentList, file: file, depth: 0)
+      return replace(command, environmentList)
+    } catch { return -Int(error.number) }
+  }
+
+  private func command(
+    _ program: ByteString, _ name: ByteString, _ arguments: [ByteString], file: Int32?, depth: Int
+  ) throws(Refusal) -> Command {
+    var status = stat()
+    guard program.withPointer({ stat($0, &status) }) == 0 else { throw Refusal(number: errno) }
+    guard status.st_mode & S_IFMT == S_IFREG,
+      program.withPointer({ faccessat(AT_FDCWD, $0, X_OK, AT_EACCESS) }) == 0
+    else { throw Refusal(number: EACCES) }
+    let descriptor = program.withPointer { apus_open($0, O_RDONLY | O_CLOEXEC, 0) }
+    // Executable but not readable: the kernel may know what to do.
+    guard descriptor >= 0 else { return Command(path: program, arguments: arguments) }
+    defer { Glibc.close(descriptor) }
+    var head = [UInt8](repeating: 0, count: 256)
+    let count = pread(descriptor, &head, 256, 0)
+    if count > 2, head[0] == UInt8(ascii: "#"), head[1] == UInt8(ascii: "!") {
+      return try script(head[2..<count], isWhole: count < 256, name, program, arguments, file: file, depth)
+    }
+    guard ProgramLoader.machine(ofHeader: Array(head[..<max(count, 0)])) == ProgramLoader.machineRISCV else {
+      return Command(path: program, arguments: arguments)
+    }
+    try checkInterpreter(descriptor, head, Int(status.st_size))
+    guard let own = process.ownPath() else { return Command(path: program, arguments: arguments) }
+    var words = [ByteString("apus-riscv64")] + process.options.inherited.map { ByteString(text: $0) }
+    var copy: Int32?
+    if let file {
+      // It may be marked to be closed: the copy is not, and the next emulator closes it.
+      let number = apus_fcntl(file, F_DUPFD, 100)
+      guard number >= 0 else { throw Refusal(number: errno) }
+      words += [ByteString("-exec-fd"), ByteString(text: "\(number)")]
+      copy = number
+    }
+    words += [ByteString("-0"), arguments.first ?? name, program]
+    return Command(path: own, arguments: words + arguments.dropFirst(), file: copy)
+  }
+
+  /// `#!interpreter [argument]`.
+  private func script(
+    _ line: ArraySlice<UInt8>, isWhole: Bool, _ name: ByteString, _ program: ByteString,
+    _ arguments: [ByteString], file: Int32?, _ depth: Int
+  ) throws(Refusal) -> Command {
+    guard depth < Self.maximumScriptDepth else { throw Refusal(number: ELOOP) }
+    func isBlank(_ byte: UInt8) -> Bool { byte == 32 || byte == 9 }
+    guard isWhole || line.contains(10) else { throw Refusal(number: ENOEXEC) }
+    let text = line.prefix { $0 != 10 && $0 != 0 }.drop(while: isBlank)
+    let interpreter = ByteString(text.prefix { !isBlank($0) })
+    guard !interpreter.isEmpty else { throw Refusal(number: ENOEXEC) }
+    var rest = ByteString(text.dropFirst(interpreter.count).drop(while: isBlank))
+    while let last = rest.last, isBlank(last) { rest.removeLast() }
+    if file != nil, let file, apus_fcntl(file, F_GETFD, 0) & FD_CLOEXEC != 0 { throw Refusal(number: ENOENT) }
+    let script = file == nil ? name : program
+    let words = [interpreter] + (rest.isEmpty ? [] : [rest]) + [script] + arguments.dropFirst()
+    return try command(process.hostPath(interpreter), interpreter, words, file: nil, depth: depth + 1)
+  }
+
+  /// Refuses what the emulator could not load, so that the caller hears of it as the kernel would say it.
+  private func checkInterpreter(_ file: Int32, _ header: [UInt8], _ byteCount: Int) throws(Refusal) {
+    guard let segments = ProgramLoader.readSegments(file, header: header, fileByteCount: UInt64(byteCount))
+    else { throw Refusal(number: ENOEXEC) }
+    guard let segment = segments.first(where: { $0.type == 3 }) else { return }
+    var name = [UInt8](repeating: 0, count: Int(min(segment.fileByteCount, 4096)))
+    guard pread(file, &name, name.count, Int(segment.offset)) == name.count, let end = name.firstIndex(of: 0)
+    else { throw Refusal(number: ENOEXEC) }
+    let path = process.hostPath(ByteString(name[..<end]))
+    guard path.withPointer({ access($0, F_OK) }) == 0 else { throw Refusal(number: errno) }
+  }
+
+  private func replace(_ command: Command, _ environment: [ByteString]) -> Int {
+    var argumentPointers = command.arguments.map { $0.withPointer { strdup($0) } } + [nil]
+    var environmentPointers = environment.map { $0.withPointer { strdup($0) } } + [nil]
+    defer {
+      for pointer in argumentPointers + environmentPointers { free(pointer) }
+    }
+    // Handlers of the guest's become default by themselves; the mask stays, as it must.
+    let error = command.path.withPointer { path in
+      execve(path, &argumentPointers, &environmentPointers)
+      return errno
+    }
+    if let file = command.file { Glibc.close(file) }
+    return -Int(error)
+  }
+
+  private func readVector(_ address: UInt64) -> [ByteString]? {
+    if address == 0 { return [] }
+    var result: [ByteString] = []
+    var position = address
+    while true {
+      guard let pointer = process.memory.readWord(position) else { return nil }
+      if pointer == 0 { return result }
+      guard let text = process.memory.readString(pointer) else { return nil }
+      result.append(text)
+      position += 8
+    }
+  }
+}
