@@ -66,6 +66,10 @@ let package = Package(
       ["ApusVirtio", "ApusDevice", "ApusMemory", "ApusHost", "ApusBlock", "ApusNet", "ApusPCI"]),
     // Storage
     lib("ApusBlock", ["ApusHost"]),
+    .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+    lib("ApusQcow2", ["ApusBlock", "ApusHost", "CZlib", "CZstd"]),
+    lib("ApusNBD", ["ApusBlock", "ApusHost"]),
+    lib("ApusStorage", ["ApusBlock", "ApusQcow2", "ApusNBD", "ApusConfig", "ApusHost"]),
     // Network. CSlirp has no pkgConfig: Debian's slirp.pc needs glib's, which the library's users do not.
     .systemLibrary(name: "CSlirp", path: "Sources/CSlirp"),
     lib("ApusNet", ["ApusHost", "ApusDevice", "CSlirp"]),
@@ -80,7 +84,7 @@ let package = Package(
       [
         "ApusMachine", "ApusConfig", "ApusFirmware", "ApusLoader", "ApusPlatformDevices", "ApusVirtio",
         "ApusVirtioDevices", "ApusPCI", "ApusNet", "ApusBlock",
-        "ApusDevice", "ApusCPU", "ApusMemory", "ApusHost",
+        "ApusStorage", "ApusDevice", "ApusCPU", "ApusMemory", "ApusHost",
       ]),
     // User mode
     lib("ApusUserABI", []),
@@ -114,6 +118,10 @@ let package = Package(
       // Swift's libraries need not be on the user's machine, and starting takes half the time.
       linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
     .executableTarget(
+      name: "apus-storage",
+      dependencies: ["ApusStorage", "ApusNBD", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusHost"],
+      swiftSettings: common),
+    .executableTarget(
       name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusDecode", "ApusHost"], swiftSettings: hot),
     // Tests
     tests("ApusIRTests", ["ApusIR"]),
@@ -144,6 +152,7 @@ let package = Package(
     tests("ApusVirtioTests", ["ApusTestKit", "ApusVirtio", "ApusDevice", "ApusMemory", "ApusHost"]),
     tests("ApusPCITests", ["ApusTestKit", "ApusPCI", "ApusDevice", "ApusMemory"]),
     tests("ApusBlockTests", ["ApusBlock", "ApusHost"]),
+    tests("ApusQcow2Tests", ["ApusQcow2", "ApusBlock", "ApusHost", "ApusTestKit"]),
     tests("ApusNetTests", ["ApusTestKit", "ApusNet", "ApusDevice", "ApusHost"]),
     tests(
       "ApusVirtioDevicesTests",

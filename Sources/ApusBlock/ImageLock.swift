@@ -32,6 +32,16 @@ enum ImageLock {
     }
   }
 
+  /// Fails if anyone uses the file at all: it is about to be emptied.
+  static func acquireForCreation(_ file: HostFile) throws(HostError) {
+    for permission in [read, write] where file.isLockedByOther(byte: unsharedBase + permission) {
+      throw HostError("create: another process uses", file.path, errno: 11)
+    }
+    if file.isLockedByOther(byte: usedBase + write) {
+      throw HostError("create: another process uses", file.path, errno: 11)
+    }
+  }
+
   private static func conflict(_ file: HostFile, _ writable: Bool) -> BlockError {
     BlockError(
       .locked,

@@ -1,44 +1,38 @@
 import ApusHost
 
 /// A disk that forgets writes and reads as zeros at once (`null-co`, for measurements).
-public final class NullNode: BlockNode {
-  public let name: String
+public final class NullNode: ImageNode {
   public var driverName: String { "null-co" }
   public let byteCount: UInt64
   public let isReadOnly: Bool
-  public var limits: BlockLimits { BlockLimits() }
-  public var hasWriteCache: Bool { true }
   private let readsZeroes: Bool
+  public var isZeroInitialized: Bool { readsZeroes }
 
   /// - Parameters:
-  ///   - byteCount: rounded down to whole sectors; 1 GiB is QEMU's default.
+  ///   - byteCount: 1 GiB is QEMU's default.
   ///   - readsZeroes: false leaves read buffers as they are, as QEMU does.
-  public init(
-    name: String = "", byteCount: UInt64 = 1 << 30, readsZeroes: Bool = false, isReadOnly: Bool = false
-  ) {
-    self.name = name
-    self.byteCount = byteCount & ~511
+  public init(byteCount: UInt64 = 1 << 30, readsZeroes: Bool = false, isReadOnly: Bool = false) {
+    self.byteCount = byteCount
     (self.readsZeroes, self.isReadOnly) = (readsZeroes, isReadOnly)
   }
 
-  public func read(offset: UInt64, into buffers: [IOBuffer], completion: @escaping Completion) {
-    if let error = rangeError(offset, UInt64(buffers.totalByteCount)) { return completion(error) }
+  public func read(at offset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
+    if let error = rangeError(offset, UInt64(buffers.totalByteCount)) { throw error }
     if readsZeroes { for buffer in buffers { buffer.clear() } }
-    completion(nil)
   }
-  public func write(
-    offset: UInt64, from buffers: [IOBuffer], forceUnitAccess: Bool, completion: @escaping Completion
-  ) {
-    completion(isReadOnly ? readOnlyError : rangeError(offset, UInt64(buffers.totalByteCount)))
+  public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
+    if let error = writeError(offset, UInt64(buffers.totalByteCount)) { throw error }
   }
-  public func flush(completion: @escaping Completion) { completion(nil) }
-  public func discard(offset: UInt64, byteCount: UInt64, completion: @escaping Completion) {
-    completion(isReadOnly ? readOnlyError : rangeError(offset, byteCount))
+  public func flush() {}
+  public func discard(at offset: UInt64, byteCount: UInt64) throws(BlockError) {
+    if let error = writeError(offset, byteCount) { throw error }
   }
-  public func writeZeroes(offset: UInt64, byteCount: UInt64, mayUnmap: Bool, completion: @escaping Completion)
-  {
-    completion(isReadOnly ? readOnlyError : rangeError(offset, byteCount))
+  public func writeZeroes(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) {
+    if let error = writeError(offset, byteCount) { throw error }
+  }
+  public func status(at offset: UInt64, byteCount: UInt64) -> BlockStatus {
+    BlockStatus(
+      byteCount: byteCount, isZero: readsZeroes, isData: false, isAllocated: true, hostOffset: offset)
   }
   public func close() {}
-  private var readOnlyError: BlockError { BlockError(.readOnly, "the image is open read-only") }
 }

@@ -4,6 +4,7 @@ import ApusDevice
 import ApusHost
 import ApusMachine
 import ApusNet
+import ApusStorage
 import ApusVirtioDevices
 import Synchronization
 
@@ -11,6 +12,8 @@ import Synchronization
 public final class MachineBackends: Sendable {
   private struct State {
     var blockNodes: [String: any BlockNode] = [:]
+    /// The images of nodes that have a name, for others that refer to them.
+    var images: [String: OpenedImage] = [:]
     var netdevs: [String: any Netdev] = [:]
     var characterDevices: [String: any CharacterBackend]
     /// MAC addresses given out.
@@ -109,7 +112,7 @@ public final class MachineBackends: Sendable {
 
   // MARK: Disks
 
-  private func register(_ id: String, _ node: any BlockNode, _ what: String) throws(MachineError) {
+  func register(_ id: String, _ node: any BlockNode, _ what: String) throws(MachineError) {
     let isFree = state.withLock { state in
       guard state.blockNodes[id] == nil else { return false }
       state.blockNodes[id] = node
@@ -118,112 +121,8 @@ public final class MachineBackends: Sendable {
     guard isFree else { throw MachineError("\(what): the name '\(id)' is used twice") }
   }
 
-  private func addBlockNode(_ item: MachineConfiguration.Item) throws(MachineError) {
-    guard let name = item.options["node-name"] else {
-      throw MachineError("-blockdev \(item.name): node-name= is missing")
-    }
-    let what = "-blockdev \(name)"
-    try register(name, try makeNode(item.name, item.options, what), what)
-  }
-
-  private func makeNode(_ driver: String, _ options: OptionList, _ what: String) throws(MachineError)
-    -> any BlockNode
-  {
-    let isReadOnly =
-      try checked { () throws(ConfigurationError) in try options.bool("read-only", of: what) } ?? false
-    switch driver {
-    case "file", "host_device":
-      guard let path = options["filename"] else { throw MachineError("\(what): filename= is missing") }
-      let direct =
-        try checked { () throws(ConfigurationError) in try options.bool("cache.direct", of: what) } ?? false
-      return try openRaw(
-        path, isReadOnly: isReadOnly, cache: direct ? .none : .writeback,
-        unmaps: options["discard"] == "unmap", what)
-    case "raw":
-      for key in ["offset", "size"] where options[key] != nil {
-        throw MachineError("\(what): \(key)= is not implemented for raw nodes")
-      }
-      if let below = options["file"] {
-        guard let node = state.withLock({ $0.blockNodes[below] }) else {
-          throw MachineError("\(what): there is no block node '\(below)'")
-        }
-        return node
-      }
-      var nested = options.nested("file")
-      let driver = nested.take("driver") ?? "file"
-      if let flag = options["read-only"] { nested.entries.append(.init("read-only", flag)) }
-      return try makeNode(driver, nested, what)
-    case "null-co", "null-aio":
-      let size = options["size"].flatMap { parseSize($0) } ?? 1 << 30
-      return NullNode(
-        byteCount: size, readsZeroes: options["read-zeroes"].flatMap(parseBool) ?? true,
-        isReadOnly: isReadOnly)
-    default:
-      throw MachineError(
-        "\(what): "
-          + ConfigurationError.unknown(
-            "block driver", driver, among: ["raw", "file", "host_device", "null-co"]
-          ).description)
-    }
-  }
-
-  private func openRaw(
-    _ path: String, isReadOnly: Bool, cache: BlockCacheMode, unmaps: Bool, _ what: String
-  ) throws(MachineError) -> any BlockNode {
-    var configuration = RawFileNode.Configuration(path: path)
-    configuration.isReadOnly = isReadOnly
-    configuration.cache = cache
-    configuration.unmapsDiscards = unmaps
-    do throws(BlockError) { return try RawFileNode(configuration) } catch {
-      throw MachineError("\(what): \(error.description)")
-    }
-  }
-
-  /// Opens the disk of a `-drive`; returns its device for `if=virtio`.
-  private func addDrive(_ drive: OptionList, _ index: Int) throws(MachineError) -> MachineConfiguration.Item?
-  {
-    let what = "-drive \(drive["file"] ?? "")"
-    let known = [
-      "file", "if", "format", "id", "index", "unit", "media", "readonly", "cache", "discard", "aio", "serial",
-      "file.locking",
-    ]
-    try checked { () throws(ConfigurationError) in try drive.check(known: known, of: "-drive") }
-    guard let path = drive["file"] else { throw MachineError("-drive: file= is missing") }
-    if let format = drive["format"], format != "raw" {
-      throw MachineError(
-        "\(what): format '\(format)' is not implemented yet; convert the image to raw and give format=raw")
-    }
-    if let media = drive["media"], media != "disk" && media != "cdrom" {
-      throw MachineError("\(what): media is '\(media)'; it must be disk or cdrom")
-    }
-    var isReadOnly =
-      try checked { () throws(ConfigurationError) in try drive.bool("readonly", of: what) } ?? false
-    if drive["media"] == "cdrom" { isReadOnly = true }
-    guard let cache = BlockCacheMode(rawValue: drive["cache"] ?? "writeback") else {
-      throw MachineError(
-        "\(what): "
-          + ConfigurationError.unknown(
-            "cache mode", drive["cache"] ?? "", among: BlockCacheMode.allCases.map(\.rawValue)
-          ).description)
-    }
-    let interface = drive["if"] ?? "virtio"
-    guard interface == "virtio" || interface == "none" else {
-      throw MachineError(
-        "\(what): "
-          + ConfigurationError.unknown(
-            "interface", interface, among: ["virtio", "none", "pflash"]
-          ).description)
-    }
-    let id = drive["id"] ?? "\(interface)\(index)"
-    let node = try openRaw(
-      path, isReadOnly: isReadOnly, cache: cache, unmaps: ["unmap", "on"].contains(drive["discard"] ?? ""),
-      what)
-    try register(id, node, what)
-    guard interface == "virtio" else { return nil }
-    var options = OptionList([.init("drive", id)])
-    if let serial = drive["serial"] { options.entries.append(.init("serial", serial)) }
-    return .init("virtio-blk-pci", options)
-  }
+  func image(_ name: String) -> OpenedImage? { state.withLock { $0.images[name] } }
+  func remember(_ name: String, _ image: OpenedImage) { state.withLock { $0.images[name] = image } }
 
   // MARK: Networks
 
@@ -262,7 +161,7 @@ public final class MachineBackends: Sendable {
     return .init(model, device)
   }
 
-  private func checked<T>(_ body: () throws(ConfigurationError) -> T) throws(MachineError) -> T {
+  func checked<T>(_ body: () throws(ConfigurationError) -> T) throws(MachineError) -> T {
     do throws(ConfigurationError) { return try body() } catch { throw MachineError(error.description) }
   }
 }

@@ -5,6 +5,8 @@ public struct IOBuffer: @unchecked Sendable {
   // SAFETY: base points at byteCount accessible bytes for as long as the request it belongs to lives.
   public var base: UnsafeMutableRawPointer
   public var byteCount: Int
+  /// What owns the memory, if keeping this value is to keep the memory.
+  public var owner: AnyObject?
 
   @inlinable
   public init(_ base: UnsafeMutableRawPointer, _ byteCount: Int) {

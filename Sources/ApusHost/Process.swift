@@ -9,6 +9,15 @@ public enum HostProcess {
   /// Makes freed images of kernels and RAM disks leave the process. Call before the first is read.
   public static func releaseFreedMemoryEarly() { apus_tune_heap() }
 
+  /// Ends the process by a signal with its default action.
+  public static func dieBySignal(_ number: Int32) {
+    signal(number, SIG_DFL)
+    raise(number)
+  }
+
+  /// A pipe that nobody reads fails with an error instead of a signal.
+  public static func ignoreBrokenPipes() { signal(SIGPIPE, SIG_IGN) }
+
   public static var identifier: Int32 { getpid() }
   public static var processorCount: Int { max(1, sysconf(Int32(_SC_NPROCESSORS_ONLN))) }
   /// All variables, as `name=value`.

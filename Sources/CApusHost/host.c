@@ -31,6 +31,9 @@ int apus_open(const char *path, int flags, unsigned mode) { return open(path, fl
 long apus_gettid(void) { return syscall(SYS_gettid); }
 int apus_set_thread_name(const char *name) { return pthread_setname_np(pthread_self(), name); }
 int apus_fallocate(int fd, int mode, int64_t offset, int64_t length) { return fallocate(fd, mode, offset, length); }
+long apus_copy_file_range(int in, long *in_offset, int out, long *out_offset, size_t length) {
+  return copy_file_range(in, in_offset, out, out_offset, length, 0);
+}
 
 int64_t apus_block_device_size(int fd) {
   uint64_t size;

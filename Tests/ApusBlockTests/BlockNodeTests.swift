@@ -58,10 +58,10 @@ func finished(_ start: (@escaping BlockNode.Completion) -> Void) -> BlockError? 
 
   @Test(arguments: BlockCacheMode.allCases) func transfers(cache: BlockCacheMode) throws {
     let file = try TemporaryFile(byteCount: 1 << 20)
-    var configuration = RawFileNode.Configuration(path: file.path)
+    var configuration = FileNode.Configuration(path: file.path)
     configuration.cache = cache
     configuration.unmapsDiscards = true
-    let opened = Result { try RawFileNode(configuration, pool: pool) }
+    let opened = Result { ThreadedBlockNode(try FileNode(configuration), pool: pool) }
     if case .failure(let error as BlockError) = opened, error.kind == .unsupported { return }
     let node = try opened.get()
     #expect(node.byteCount == 1 << 20)
@@ -85,33 +85,33 @@ func finished(_ start: (@escaping BlockNode.Completion) -> Void) -> BlockError? 
 
   @Test func sizeIsRoundedUp() throws {
     let file = try TemporaryFile(byteCount: 1000)
-    let node = try RawFileNode(.init(path: file.path), pool: pool)
+    let node = ThreadedBlockNode(try FileNode(.init(path: file.path)), pool: pool)
     #expect(node.byteCount == 1024)
     #expect(try read(node, 512, 512) == [UInt8](repeating: 0, count: 512))
   }
 
   @Test func errors() throws {
     #expect {
-      try RawFileNode(.init(path: "/nonexistent/image"), pool: pool)
+      ThreadedBlockNode(try FileNode(.init(path: "/nonexistent/image")), pool: pool)
     } throws: { "\($0)".contains("/nonexistent/image") && "\($0)".contains("No such file") }
-    #expect(throws: BlockError.self) { try RawFileNode(.init(path: "/tmp"), pool: pool) }
-    #expect(throws: BlockError.self) { try RawFileNode(.init(path: "/dev/null"), pool: pool) }
+    #expect(throws: BlockError.self) { ThreadedBlockNode(try FileNode(.init(path: "/tmp")), pool: pool) }
+    #expect(throws: BlockError.self) { ThreadedBlockNode(try FileNode(.init(path: "/dev/null")), pool: pool) }
     let file = try TemporaryFile(byteCount: 4096)
-    var configuration = RawFileNode.Configuration(path: file.path)
+    var configuration = FileNode.Configuration(path: file.path)
     configuration.isReadOnly = true
-    let node = try RawFileNode(configuration, pool: pool)
+    let node = ThreadedBlockNode(try FileNode(configuration), pool: pool)
     #expect(write(node, 0, [UInt8](repeating: 1, count: 512))?.kind == .readOnly)
     #expect(finished { node.discard(offset: 0, byteCount: 512, completion: $0) }?.kind == .readOnly)
   }
 
   @Test func locks() throws {
     let file = try TemporaryFile(byteCount: 4096)
-    func open(readOnly: Bool = false, shares: Bool = false, locked: Bool = true) throws -> RawFileNode {
-      var configuration = RawFileNode.Configuration(path: file.path)
+    func open(readOnly: Bool = false, shares: Bool = false, locked: Bool = true) throws -> ThreadedBlockNode {
+      var configuration = FileNode.Configuration(path: file.path)
       configuration.isReadOnly = readOnly
       configuration.sharesWrites = shares
       configuration.isLocked = locked
-      return try RawFileNode(configuration, pool: pool)
+      return ThreadedBlockNode(try FileNode(configuration), pool: pool)
     }
     do {
       let writer = try open()
@@ -133,15 +133,14 @@ func finished(_ start: (@escaping BlockNode.Completion) -> Void) -> BlockError? 
   }
 
   @Test func nullNode() throws {
-    let node = NullNode(byteCount: 10000, readsZeroes: true)
-    #expect(node.byteCount == 9728)
+    let node = ThreadedBlockNode(NullNode(byteCount: 9728, readsZeroes: true))
     #expect(try read(node, 0, 512) == [UInt8](repeating: 0, count: 512))
     #expect(write(node, 9728, [1])?.kind == .outOfRange)
   }
 
   @Test func manyRequestsAtOnce() throws {
     let file = try TemporaryFile(byteCount: 1 << 20)
-    let node = try RawFileNode(.init(path: file.path), pool: pool)
+    let node = ThreadedBlockNode(try FileNode(.init(path: file.path)), pool: pool)
     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 512 * 1000, alignment: 512)
     defer { memory.deallocate() }
     let left = InFlightCounter()

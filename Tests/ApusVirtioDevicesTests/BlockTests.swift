@@ -31,13 +31,13 @@ final class TemporaryFile {
   }
 
   func device(readOnly: Bool = false, queues: Int = 1) throws -> VirtioBlock {
-    var node = RawFileNode.Configuration(path: file.path)
+    var node = FileNode.Configuration(path: file.path)
     node.isReadOnly = readOnly
     node.unmapsDiscards = true
     var configuration = VirtioBlockConfiguration()
     configuration.serial = "apus-0815"
     configuration.queueCount = queues
-    return VirtioBlock(configuration, node: try RawFileNode(node, pool: pool), pool: pool)
+    return VirtioBlock(configuration, node: ThreadedBlockNode(try FileNode(node), pool: pool), pool: pool)
   }
 
   static func header(_ type: UInt32, _ sector: UInt64) -> [UInt8] {
@@ -215,7 +215,7 @@ final class TemporaryFile {
   }
 
   @Test func registry() throws {
-    let node = NullNode(name: "n")
+    let node = ThreadedBlockNode(name: "n", NullNode())
     let environment = VirtioEnvironment(pool: pool, vcpuCount: 3, blockNode: { $0 == "n" ? node : nil })
     let model = try #require(VirtioRegistry.models["virtio-blk"])
     let request = VirtioDeviceRequest(

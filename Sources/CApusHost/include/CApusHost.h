@@ -47,6 +47,7 @@ int apus_open(const char *path, int flags, unsigned mode);
 long apus_gettid(void);
 int apus_set_thread_name(const char *name);
 int apus_fallocate(int fd, int mode, int64_t offset, int64_t length);
+long apus_copy_file_range(int in, long *in_offset, int out, long *out_offset, size_t length);
 // open("/dev/net/tun") + TUNSETIFF; vnet_hdr 0/1. Returns the descriptor or -errno.
 int apus_tap_open(char *name, size_t name_size, int vnet_hdr);
 // Constants of libc that Swift does not import, by their C names.

@@ -1,0 +1,67 @@
+import ApusHost
+import Synchronization
+
+/// The `raw` format: the bytes of the node below, or a window of them (`offset=`, `size=`).
+public final class RawNode: ImageNode {
+  public let file: any ImageNode
+  public let offset: UInt64
+  private let window: UInt64?
+
+  public var driverName: String { "raw" }
+  public var isReadOnly: Bool { file.isReadOnly }
+  public var hasWriteCache: Bool { file.hasWriteCache }
+  public var isZeroInitialized: Bool { file.isZeroInitialized }
+  public var children: [(role: String, node: any ImageNode)] { [("file", file)] }
+  /// Whole sectors, as an image's size always is.
+  public var byteCount: UInt64 {
+    if let window { return window }
+    let size = file.byteCount
+    return ((size > offset ? size - offset : 0) + 511) & ~511
+  }
+
+  /// - Parameter byteCount: the window's length; `nil` up to the end of `file`.
+  public init(_ file: any ImageNode, offset: UInt64 = 0, byteCount: UInt64? = nil) throws(BlockError) {
+    let size = (file.byteCount + 511) & ~511
+    guard offset <= size else {
+      throw BlockError(.invalid, "offset \(offset) lies behind the \(size) bytes of the image")
+    }
+    if let byteCount {
+      guard byteCount & 511 == 0, offset & 511 == 0 else {
+        throw BlockError(.invalid, "offset and size of a raw node must be multiples of 512")
+      }
+      guard byteCount <= size - offset else {
+        throw BlockError(
+          .invalid, "\(byteCount) bytes at \(offset) do not fit into the image's \(size) bytes")
+      }
+    }
+    (self.file, self.offset, window) = (file, offset, byteCount)
+  }
+
+  public func read(at offset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
+    if let error = rangeError(offset, UInt64(buffers.totalByteCount)) { throw error }
+    try file.read(at: self.offset + offset, into: buffers)
+  }
+  public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
+    if let error = writeError(offset, UInt64(buffers.totalByteCount)) { throw error }
+    try file.write(at: self.offset + offset, from: buffers)
+  }
+  public func flush() throws(BlockError) { try file.flush() }
+  public func discard(at offset: UInt64, byteCount: UInt64) throws(BlockError) {
+    if let error = writeError(offset, byteCount) { throw error }
+    try file.discard(at: self.offset + offset, byteCount: byteCount)
+  }
+  public func writeZeroes(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) {
+    if let error = writeError(offset, byteCount) { throw error }
+    try file.writeZeroes(at: self.offset + offset, byteCount: byteCount, mayUnmap: mayUnmap)
+  }
+  public func status(at offset: UInt64, byteCount: UInt64) throws(BlockError) -> BlockStatus {
+    try file.status(at: self.offset + offset, byteCount: byteCount)
+  }
+  public func truncate(_ byteCount: UInt64, preallocation: Preallocation) throws(BlockError) {
+    guard window == nil else {
+      throw BlockError(.unsupported, "cannot resize a raw node with a fixed size")
+    }
+    try file.truncate(offset + byteCount, preallocation: preallocation)
+  }
+  public func close() throws(BlockError) { try file.close() }
+}

@@ -1,0 +1,123 @@
+import ApusBlock
+import ApusConfig
+import ApusHost
+import ApusMachine
+import ApusStorage
+
+/// Disks: what `-drive` and `-blockdev` name, opened as a graph of nodes.
+extension MachineBackends {
+  func addBlockNode(_ item: MachineConfiguration.Item) throws(MachineError) {
+    guard let name = item.options["node-name"] else {
+      throw MachineError("-blockdev \(item.name): node-name= is missing")
+    }
+    let what = "-blockdev \(name)"
+    var list = item.options
+    list.entries.insert(.init("driver", item.name), at: 0)
+    let image = try opened(what) { () throws(StorageError) in
+      try graph(OpenOptions(writable: true)).open(list, name: name)
+    }
+    remember(name, image)
+    let discards = ["unmap", "on"].contains(list["discard"] ?? list["file.discard"] ?? "ignore")
+    try register(name, ThreadedBlockNode(name: name, image.node, discards: discards), what)
+  }
+
+  private func graph(_ options: OpenOptions) -> ImageGraph {
+    var options = options
+    options.unmaps = false
+    return ImageGraph(options, named: { [self] in image($0) })
+  }
+
+  private func opened(_ what: String, _ body: () throws(StorageError) -> OpenedImage) throws(MachineError)
+    -> OpenedImage
+  {
+    do throws(StorageError) { return try body() } catch {
+      throw MachineError("\(what): \(error.description)")
+    }
+  }
+
+  private static let driveKeys = [
+    "file", "if", "format", "id", "index", "unit", "media", "readonly", "read-only", "cache", "discard",
+    "aio", "serial",
+    "copy-on-read", "file.locking", "file.filename", "file.driver", "driver",
+  ]
+
+  /// Opens the disk of a `-drive`; returns its device for `if=virtio`.
+  func addDrive(_ drive: OptionList, _ index: Int) throws(MachineError) -> MachineConfiguration.Item? {
+    let what = "-drive \(drive["file"] ?? drive["file.filename"] ?? "")"
+    for key in drive.keys
+    where !key.hasPrefix("file.") && !key.hasPrefix("backing.") && key != "l2-cache-size" {
+      guard Self.driveKeys.contains(key) else {
+        throw MachineError(
+          ConfigurationError.unknown("property of -drive", key, among: Self.driveKeys).description)
+      }
+    }
+    if let media = drive["media"], media != "disk" && media != "cdrom" {
+      throw MachineError("\(what): media is '\(media)'; it must be disk or cdrom")
+    }
+    let interface = drive["if"] ?? "virtio"
+    guard interface == "virtio" || interface == "none" else {
+      throw MachineError(
+        "\(what): "
+          + ConfigurationError.unknown("interface", interface, among: ["virtio", "none", "pflash"])
+          .description)
+    }
+    let id = drive["id"] ?? "\(interface)\(index)"
+    let image = try openDrive(drive, what)
+    remember(id, image)
+    let discards = ["unmap", "on"].contains(drive["discard"] ?? "")
+    try register(id, ThreadedBlockNode(name: id, image.node, discards: discards), what)
+    guard interface == "virtio" else { return nil }
+    var options = OptionList([.init("drive", id)])
+    if let serial = drive["serial"] { options.entries.append(.init("serial", serial)) }
+    return .init("virtio-blk-pci", options)
+  }
+
+  private func openDrive(_ drive: OptionList, _ what: String) throws(MachineError) -> OpenedImage {
+    var options = OpenOptions(writable: true)
+    let isReadOnly =
+      try checked { () throws(ConfigurationError) in
+        let flag = try drive.bool("readonly", of: what)
+        return try drive.bool("read-only", of: what) ?? flag
+      } ?? false
+    options.isReadOnly = isReadOnly || drive["media"] == "cdrom"
+    guard let cache = BlockCacheMode(rawValue: drive["cache"] ?? "writeback") else {
+      throw MachineError(
+        "\(what): "
+          + ConfigurationError.unknown(
+            "cache mode", drive["cache"] ?? "", among: BlockCacheMode.allCases.map(\.rawValue)
+          ).description)
+    }
+    options.cache = cache
+    if let aio = drive["aio"], aio != "threads" {
+      throw MachineError("\(what): aio=\(aio) is not implemented; use aio=threads")
+    }
+    var graph = graph(options)
+    switch drive["discard"] {
+    case nil, "ignore", "off": break
+    case "unmap", "on": graph.options.unmaps = true
+    case let value?: throw MachineError("\(what): discard is '\(value)'; it must be ignore or unmap")
+    }
+    let format = drive["format"] ?? drive["driver"]
+    let path = drive["file"]
+    let nested = drive.entries.filter { $0.key.contains(".") || $0.key == "l2-cache-size" }
+    let image = try opened(what) { () throws(StorageError) in
+      guard !nested.isEmpty || path == nil else { return try graph.open(path ?? "", format: format) }
+      var list = OptionList(nested)
+      if let path { list.entries.append(.init("file.filename", path)) }
+      guard list["file.filename"] != nil || list["file.driver"] != nil else {
+        throw StorageError("file= is missing")
+      }
+      list.entries.insert(.init("driver", format ?? "raw"), at: 0)
+      return try graph.open(list)
+    }
+    let copies =
+      try checked { () throws(ConfigurationError) in try drive.bool("copy-on-read", of: what) } ?? false
+    guard copies else { return image }
+    if image.node.isReadOnly {
+      throw MachineError("\(what): copy-on-read needs a drive that can be written to")
+    }
+    return OpenedImage(
+      CopyOnReadNode(image.node), filename: image.filename, format: image.format, backing: image.backing,
+      backingFilename: image.backingFilename)
+  }
+}

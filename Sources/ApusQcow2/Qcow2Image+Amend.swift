@@ -1,0 +1,163 @@
+import ApusBlock
+import ApusHost
+
+/// Changes of an image's format-level properties, and what tools show of them.
+extension Qcow2Image {
+  /// What `info` shows.
+  public struct Information: Sendable {
+    public var version: UInt32
+    public var compression: ClusterCompression
+    public var hasLazyRefcounts: Bool
+    public var refcountBits: Int
+    public var isCorrupt: Bool
+    public var isDirty: Bool
+    public var hasExtendedL2: Bool
+    public var dataFile: String?
+    public var isDataFileRaw: Bool
+  }
+
+  public var information: Information {
+    monitor.withLock {
+      Information(
+        version: header.version, compression: compression,
+        hasLazyRefcounts: header.compatible & Qcow2Header.Compatible.lazyRefcounts != 0,
+        refcountBits: 1 << header.refcountOrder,
+        isCorrupt: header.incompatible & Qcow2Header.Incompatible.corrupt != 0,
+        isDirty: header.incompatible & Qcow2Header.Incompatible.dirty != 0, hasExtendedL2: hasExtendedL2,
+        dataFile: header.usesDataFile ? header.dataFileName ?? "" : nil, isDataFileRaw: header.isDataFileRaw)
+    }
+  }
+
+  /// Stores another backing file's name and format; the data stays as it is.
+  public func setBackingFile(_ name: String?, format: String?) throws(BlockError) {
+    try locked { () throws(BlockError) in
+      try quiesce()
+      if let name, name.utf8.count > 1023 {
+        throw BlockError(.invalid, "the backing file's name is too long")
+      }
+      if name != nil, header.isDataFileRaw {
+        throw BlockError(.invalid, "an image with a raw external data file cannot have a backing file")
+      }
+      header.backingFile = name
+      header.backingFormat = name == nil ? nil : format
+      try writeHeader()
+      try file.flush()
+    }
+  }
+
+  /// Leaves everything to the backing file again.
+  public func makeEmpty() throws(BlockError) {
+    try locked { () throws(BlockError) in
+      try quiesce()
+      for (index, l1Entry) in l1.enumerated() where l1Entry & Entry.offsetMask != 0 {
+        let offset = index << Int(clusterBits + l2Bits)
+        let table = try writableL2(UInt64(offset))
+        for position in 0..<(1 << Int(l2Bits)) {
+          let item = entry(table, position)
+          if item != L2Entry(descriptor: 0) { release(item) }
+        }
+        l2Cache[table.offset] = nil
+        l1[index] = 0
+        dirtyL1Sectors.insert(index / 64)
+        release(table.offset >> clusterBits..<(table.offset >> clusterBits) + 1)
+      }
+      try flushMetadata(isFinal: true)
+    }
+  }
+
+  public func setLazyRefcounts(_ isOn: Bool) throws(BlockError) {
+    try locked { () throws(BlockError) in
+      try quiesce()
+      guard isVersion3 else { throw BlockError(.unsupported, "lazy_refcounts needs compat=1.1") }
+      try flushMetadata(isFinal: true)
+      try file.flush()
+      if isOn {
+        header.compatible |= Qcow2Header.Compatible.lazyRefcounts
+      } else {
+        header.compatible &= ~Qcow2Header.Compatible.lazyRefcounts
+      }
+      header.incompatible &= ~Qcow2Header.Incompatible.dirty
+      refcountsAreLazy = false
+      try writeHeader()
+    }
+  }
+
+  /// Rewrites all reference counts with another width.
+  public func setRefcountBits(_ bits: Int) throws(BlockError) {
+    try locked { () throws(BlockError) in
+      try quiesce()
+      guard bits.nonzeroBitCount == 1, (1...64).contains(bits) else {
+        throw BlockError(.invalid, "refcount_bits is \(bits); it must be a power of two from 1 to 64")
+      }
+      guard isVersion3 || bits == 16 else {
+        throw BlockError(.invalid, "compat=0.10 has refcount_bits=16 only")
+      }
+      guard bits != 1 << header.refcountOrder else { return }
+      try flushMetadata(isFinal: true)
+      try recount(order: bits.trailingZeroBitCount)
+    }
+  }
+
+  /// Version 3 to 2 or back.
+  public func setVersion(_ version: UInt32) throws(BlockError) {
+    if version == monitor.withLock({ header.version }) { return }
+    if version == 2 { try prepareForVersion2() }
+    try locked { () throws(BlockError) in
+      try quiesce()
+      try flushMetadata(isFinal: true)
+      try file.flush()
+      header.version = version
+      if version == 2 {
+        header.compatible = 0
+        header.autoclear = 0
+        header.incompatible = 0
+        header.unknownFields = []
+        header.setExtension(Qcow2Header.ExtensionType.featureNames, nil)
+      } else {
+        header.setExtension(Qcow2Header.ExtensionType.featureNames, Qcow2Header.featureNames)
+      }
+      try writeHeader()
+      try file.flush()
+    }
+  }
+
+  /// Version 2 has no zero flags: such clusters get real zeros, or nothing where nothing shines through.
+  private func prepareForVersion2() throws(BlockError) {
+    if header.refcountOrder != 4 {
+      throw BlockError(.unsupported, "compat=0.10 needs refcount_bits=16; amend that first")
+    }
+    let features = header.incompatible & ~Qcow2Header.Incompatible.dirty
+    guard features == 0, bitmaps.isEmpty else {
+      throw BlockError(.unsupported, "the image uses features that compat=0.10 does not have")
+    }
+    guard snapshots.isEmpty else {
+      throw BlockError(.unsupported, "an image with internal snapshots cannot be amended to compat=0.10 here")
+    }
+    var position: UInt64 = 0
+    let size = byteCount
+    while position < size {
+      let mapping = try locked { () throws(BlockError) in try lookup(position, limit: size - position) }
+      if mapping.kind == .zero || mapping.kind == .zeroAllocated {
+        let chunk = HostBuffer(byteCount: Int(clusterSize))
+        var done: UInt64 = 0
+        while done < mapping.byteCount {
+          let start = position + done
+          let count = min(clusterSize - start & (clusterSize - 1), mapping.byteCount - done)
+          if header.backingFile == nil {
+            try locked { () throws(BlockError) in
+              let table = try writableL2(start)
+              release(entry(table, l2Index(start)))
+              setEntry(table, l2Index(start), L2Entry(descriptor: 0))
+            }
+          } else {
+            try write(at: start, from: [chunk.io(0, Int(count))])
+          }
+          done += count
+        }
+      }
+      position += mapping.byteCount
+    }
+    try flush()
+    if refcountsAreLazy { try setLazyRefcounts(false) }
+  }
+}

@@ -1,0 +1,368 @@
+import ApusBlock
+import ApusHost
+
+/// Consistency: what the tables refer to against what the reference counts say.
+extension Qcow2Image {
+  public enum Repair: Sendable { case none, leaks, all }
+
+  public struct CheckResult: Sendable, Equatable {
+    public var corruptions = 0
+    public var leaks = 0
+    public var corruptionsFixed = 0
+    public var leaksFixed = 0
+    /// What could not be looked at.
+    public var checkErrors = 0
+    public var imageEndOffset: UInt64 = 0
+    public var totalClusters: UInt64 = 0
+    public var allocatedClusters: UInt64 = 0
+    public var fragmentedClusters: UInt64 = 0
+    public var compressedClusters: UInt64 = 0
+    /// A sentence for each finding, up to a limit.
+    public var messages: [String] = []
+    public init() {}
+
+    mutating func report(_ text: String) { if messages.count < 1000 { messages.append(text) } }
+  }
+
+  /// Reference counts, kept for the parts of the file that have any.
+  struct CountMap {
+    private static let chunk: UInt64 = 1 << 14
+    private var chunks: [UInt64: [UInt32]] = [:]
+    private(set) var end: UInt64 = 0
+
+    subscript(cluster: UInt64) -> UInt32 {
+      chunks[cluster / Self.chunk]?[Int(cluster % Self.chunk)] ?? 0
+    }
+    mutating func increment(_ cluster: UInt64) {
+      let key = cluster / Self.chunk
+      chunks[key, default: [UInt32](repeating: 0, count: Int(Self.chunk))][Int(cluster % Self.chunk)] += 1
+      end = max(end, cluster + 1)
+    }
+    /// All clusters with a count.
+    func visit(_ body: (UInt64, UInt32) throws(BlockError) -> Void) throws(BlockError) {
+      for key in chunks.keys.sorted() {
+        guard let counts = chunks[key] else { continue }
+        for (index, count) in counts.enumerated() where count > 0 {
+          try body(key * Self.chunk + UInt64(index), count)
+        }
+      }
+    }
+  }
+
+  /// Looks for differences between references and counts, and repairs them if asked.
+  public func check(repair: Repair = .none) throws(BlockError) -> CheckResult {
+    var result = CheckResult()
+    try locked { () throws(BlockError) in
+      if repair != .none, isReadOnly { throw BlockError(.readOnly, "the image is open read-only") }
+      isBroken = false
+      try checkLocked(repair: repair, &result)
+      if repair != .none, result.corruptions == 0, result.checkErrors == 0 {
+        try file.flush()
+        let flags = Qcow2Header.Incompatible.dirty | Qcow2Header.Incompatible.corrupt
+        if header.incompatible & flags != 0 {
+          header.incompatible &= ~flags
+          try writeHeader()
+        }
+      }
+    }
+    return result
+  }
+
+  func checkLocked(repair: Repair, _ result: inout CheckResult) throws(BlockError) {
+    try flushMetadata(isFinal: true)
+    var counts = CountMap()
+    let fileClusters = (file.byteCount + clusterSize - 1) >> clusterBits
+    try collect(&counts, &result, repair: repair, fileClusters)
+    var needsRebuild = false
+    for (index, entry) in refcountTable.enumerated() where entry & ~511 != 0 {
+      let offset = entry & ~511
+      if offset & (clusterSize - 1) != 0 || offset >> clusterBits >= fileClusters {
+        result.report("ERROR refcount block \(index) is misplaced at 0x\(String(offset, radix: 16))")
+        result.corruptions += 1
+        needsRebuild = true
+      } else {
+        counts.increment(offset >> clusterBits)
+        if counts[offset >> clusterBits] != 1 {
+          result.report("ERROR refcount block \(index) shares its cluster at 0x\(String(offset, radix: 16))")
+          result.corruptions += 1
+          needsRebuild = true
+        }
+      }
+    }
+    if needsRebuild {
+      guard repair == .all else { return }
+      try rebuildRefcounts(counts, &result)
+    } else {
+      try compare(counts, repair: repair, &result)
+    }
+    try checkCopiedFlags(repair: repair, &result)
+    result.imageEndOffset = counts.end << clusterBits
+    if repair != .none { try flushMetadata(isFinal: true) }
+    freeHint = 0
+  }
+
+  // MARK: References
+
+  private func collect(
+    _ counts: inout CountMap, _ result: inout CheckResult, repair: Repair, _ fileClusters: UInt64
+  ) throws(BlockError) {
+    func add(_ offset: UInt64, _ byteCount: UInt64) {
+      guard byteCount > 0 else { return }
+      for cluster in (offset >> clusterBits)...((offset + byteCount - 1) >> clusterBits) {
+        counts.increment(cluster)
+      }
+    }
+    add(0, 1)
+    add(header.refcountTableOffset, UInt64(header.refcountTableClusters) << clusterBits)
+    if l1.count > 0 { add(header.l1Offset, UInt64(l1.count) * 8) }
+    result.totalClusters = (header.byteCount + clusterSize - 1) >> clusterBits
+    try collectTree(l1, isActive: true, &counts, &result, repair: repair, fileClusters)
+    do throws(BlockError) {
+      if snapshots.isEmpty { snapshots = try readSnapshots() }
+    } catch {
+      result.report("ERROR \(error.description)")
+      result.checkErrors += 1
+    }
+    if !snapshots.isEmpty { add(header.snapshotsOffset, UInt64(snapshotTableByteCount())) }
+    for snapshot in snapshots {
+      if snapshot.l1Size > 0 { add(snapshot.l1Offset, UInt64(snapshot.l1Size) * 8) }
+      try collectTree(
+        try readL1(snapshot), isActive: false, &counts, &result, repair: repair, fileClusters)
+    }
+    for range in try bitmapRanges(&result) { add(range.offset, range.byteCount) }
+  }
+
+  private func collectTree(
+    _ table: [UInt64], isActive: Bool, _ counts: inout CountMap, _ result: inout CheckResult, repair: Repair,
+    _ fileClusters: UInt64
+  ) throws(BlockError) {
+    var nextContiguous: UInt64 = 0
+    for (number, l1Entry) in table.enumerated() {
+      let offset = l1Entry & Entry.offsetMask
+      if offset == 0 { continue }
+      guard offset & (clusterSize - 1) == 0, offset >> clusterBits < fileClusters else {
+        result.report("ERROR L2 table \(number) is misplaced at 0x\(String(offset, radix: 16))")
+        result.corruptions += 1
+        continue
+      }
+      counts.increment(offset >> clusterBits)
+      let l2 = try loadL2(at: offset)
+      for index in 0..<(1 << Int(l2Bits)) {
+        let item = entry(l2, index)
+        if item.isCompressed {
+          let range = compressedRange(item.descriptor)
+          let last = (range.offset + UInt64(range.byteCount) - 1) >> clusterBits
+          guard last <= fileClusters else {
+            result.report("ERROR a compressed cluster lies behind the file's end")
+            result.corruptions += 1
+            continue
+          }
+          for cluster in (range.offset >> clusterBits)...last { counts.increment(cluster) }
+          if isActive {
+            (result.allocatedClusters, result.compressedClusters) =
+              (result.allocatedClusters + 1, result.compressedClusters + 1)
+            // Compressed clusters are fragmented by nature.
+            result.fragmentedClusters += 1
+          }
+          continue
+        }
+        if item.hostOffset == 0 && dataFile == nil { continue }
+        if dataFile != nil {
+          if isActive, kind(item, unit: 0) != .unallocated { result.allocatedClusters += 1 }
+          continue
+        }
+        guard item.hostOffset & (clusterSize - 1) == 0, item.hostOffset >> clusterBits <= fileClusters else {
+          result.report(
+            "ERROR the cluster at guest offset 0x\(String((UInt64(number) << l2Bits + UInt64(index)) << clusterBits, radix: 16)) "
+              + "is misplaced at 0x\(String(item.hostOffset, radix: 16))")
+          result.corruptions += 1
+          if repair == .all, isActive, item.descriptor & Entry.zero != 0 {
+            setEntry(l2, index, L2Entry(descriptor: Entry.zero))
+            result.corruptions -= 1
+            result.corruptionsFixed += 1
+          }
+          continue
+        }
+        counts.increment(item.hostOffset >> clusterBits)
+        if isActive {
+          result.allocatedClusters += 1
+          if nextContiguous != 0, item.hostOffset != nextContiguous { result.fragmentedClusters += 1 }
+          nextContiguous = item.hostOffset + clusterSize
+        }
+      }
+    }
+  }
+
+  /// Counts all references and writes them with another width.
+  func recount(order: Int) throws(BlockError) {
+    var result = CheckResult()
+    var counts = CountMap()
+    try collect(&counts, &result, repair: .none, (file.byteCount + clusterSize - 1) >> clusterBits)
+    guard result.corruptions == 0, result.checkErrors == 0 else {
+      throw BlockError(.invalid, "qcow2 image: it is damaged; run check -r all first")
+    }
+    let limit = order >= 5 ? UInt64(UInt32.max) : (1 << (1 << UInt64(order))) - 1
+    try counts.visit { (_, count) throws(BlockError) in
+      if UInt64(count) > limit {
+        throw BlockError(.unsupported, "a cluster has \(count) references, too many for \(1 << order) bits")
+      }
+    }
+    for entry in refcountTable where entry & ~511 != 0 { counts.increment((entry & ~511) >> clusterBits) }
+    header.refcountOrder = order
+    try rebuildRefcounts(counts, &result)
+    freeHint = 0
+  }
+
+  // MARK: Comparison and repair
+
+  private func compare(_ counts: CountMap, repair: Repair, _ result: inout CheckResult) throws(BlockError) {
+    var changes: [(cluster: UInt64, count: UInt64)] = []
+    func judge(_ cluster: UInt64, stored: UInt64, found: UInt64) {
+      if stored == found { return }
+      let isLeak = stored > found
+      let fixes = isLeak ? repair != .none : repair == .all
+      result.report(
+        "\(fixes ? "Repairing" : isLeak ? "Leaked" : "ERROR") cluster \(cluster) refcount=\(stored) reference=\(found)"
+      )
+      if fixes {
+        changes.append((cluster, found))
+        if isLeak { result.leaksFixed += 1 } else { result.corruptionsFixed += 1 }
+      } else if isLeak {
+        result.leaks += 1
+      } else {
+        result.corruptions += 1
+      }
+    }
+    let perBlock = UInt64(1) << refcountBitsPerBlockLog
+    for index in refcountTable.indices where refcountTable[index] & ~511 != 0 {
+      let base = UInt64(index) * perBlock
+      guard let block = try refcountBlock(base) else { continue }
+      for position in 0..<perBlock {
+        judge(
+          base + position, stored: readCount(block.buffer, Int(position)),
+          found: UInt64(counts[base + position]))
+      }
+    }
+    try counts.visit { (cluster, count) throws(BlockError) in
+      let index = Int(clamping: cluster / perBlock)
+      if index >= refcountTable.count || refcountTable[index] & ~511 == 0 {
+        judge(cluster, stored: 0, found: UInt64(count))
+      }
+    }
+    // Counts that exist first: new blocks are placed by them.
+    for change in changes where try refcountBlock(change.cluster) != nil {
+      try setRefcount(change.cluster, change.count)
+    }
+    let missing = changes.filter { $0.count > 0 }
+    for change in missing where try refcount(change.cluster) != change.count {
+      if try refcountBlock(change.cluster) == nil {
+        // A block at its range's start could hit used clusters: count everything anew at the file's end.
+        return try rebuildRefcounts(counts, &result)
+      }
+    }
+  }
+
+  /// Writes a new refcount table with new blocks behind everything that is used.
+  private func rebuildRefcounts(_ counts: CountMap, _ result: inout CheckResult) throws(BlockError) {
+    // The old structure is not counted.
+    var fresh = CountMap()
+    let oldTable = clusters(header.refcountTableOffset, header.refcountTableClusters << Int(clusterBits))
+    let oldBlocks = Set(refcountTable.filter { $0 & ~511 != 0 }.map { ($0 & ~511) >> clusterBits })
+    try counts.visit { (cluster, count) throws(BlockError) in
+      var left = count
+      if oldTable.contains(cluster), left > 0 { left -= 1 }
+      if oldBlocks.contains(cluster), left > 0 { left -= 1 }
+      for _ in 0..<left { fresh.increment(cluster) }
+    }
+    let perBlock = UInt64(1) << refcountBitsPerBlockLog
+    let start = max((file.byteCount + clusterSize - 1) >> clusterBits, counts.end)
+    var blocks: Set<UInt64> = []
+    try fresh.visit { (cluster, _) throws(BlockError) in blocks.insert(cluster / perBlock) }
+    var tableClusters: UInt64 = 1
+    while true {
+      let used = UInt64(blocks.count) + tableClusters
+      var grown = blocks
+      for cluster in start..<start + used { grown.insert(cluster / perBlock) }
+      let entries = (grown.max() ?? 0) + 1
+      let needed = (entries * 8 + clusterSize - 1) >> clusterBits
+      if grown == blocks, needed <= tableClusters { break }
+      (blocks, tableClusters) = (grown, max(needed, tableClusters))
+    }
+    guard tableClusters << clusterBits <= 8 << 20 else {
+      throw BlockError(.noSpace, "qcow2 image: the refcount table would be larger than 8 MiB")
+    }
+    let order = blocks.sorted()
+    for cluster in start..<start + UInt64(order.count) + tableClusters { fresh.increment(cluster) }
+    var table = [UInt64](repeating: 0, count: Int(tableClusters << (clusterBits - 3)))
+    refcountBlocks.removeAll()
+    for (number, index) in order.enumerated() {
+      let buffer = HostBuffer(byteCount: Int(clusterSize))
+      for position in 0..<perBlock {
+        writeCount(buffer, Int(position), UInt64(fresh[index * perBlock + position]))
+      }
+      let offset = (start + UInt64(number)) << clusterBits
+      try file.write(at: offset, from: buffer.io)
+      table[Int(index)] = offset
+    }
+    let tableOffset = (start + UInt64(order.count)) << clusterBits
+    try file.write(table.flatMap(bigEndianBytes), at: tableOffset)
+    try file.flush()
+    refcountTable = table
+    header.refcountTableOffset = tableOffset
+    header.refcountTableClusters = Int(tableClusters)
+    try writeHeader()
+    try file.flush()
+    rememberMetadata()
+    result.report("The reference counts were built anew")
+    result.corruptionsFixed += result.corruptions
+    result.corruptions = 0
+    result.leaksFixed += result.leaks
+    result.leaks = 0
+  }
+
+  private func checkCopiedFlags(repair: Repair, _ result: inout CheckResult) throws(BlockError) {
+    for (index, l1Entry) in l1.enumerated() {
+      let offset = l1Entry & Entry.offsetMask
+      guard offset != 0, offset & (clusterSize - 1) == 0 else { continue }
+      let isOwn = try refcount(offset >> clusterBits) == 1
+      if isOwn != (l1Entry & Entry.copied != 0) {
+        note(&result, repair, "the COPIED flag of L2 table \(index) contradicts its count")
+        if repair == .all {
+          l1[index] ^= Entry.copied
+          dirtyL1Sectors.insert(index / 64)
+        }
+      }
+      let table = try loadL2(at: offset)
+      for position in 0..<(1 << Int(l2Bits)) {
+        var item = entry(table, position)
+        if item.isCompressed {
+          if item.isCopied {
+            note(&result, repair, "a compressed cluster has the COPIED flag")
+            if repair == .all {
+              item.descriptor &= ~Entry.copied
+              setEntry(table, position, item)
+            }
+          }
+          continue
+        }
+        guard item.hostOffset != 0, item.hostOffset & (clusterSize - 1) == 0, dataFile == nil else {
+          continue
+        }
+        if (try refcount(item.hostOffset >> clusterBits) == 1) != item.isCopied {
+          note(
+            &result, repair,
+            "the COPIED flag of the cluster at 0x\(String(item.hostOffset, radix: 16)) contradicts its count")
+          if repair == .all {
+            item.descriptor ^= Entry.copied
+            setEntry(table, position, item)
+          }
+        }
+      }
+    }
+  }
+
+  private func note(_ result: inout CheckResult, _ repair: Repair, _ text: String) {
+    result.report("\(repair == .all ? "Repairing" : "ERROR") \(text)")
+    if repair == .all { result.corruptionsFixed += 1 } else { result.corruptions += 1 }
+  }
+}

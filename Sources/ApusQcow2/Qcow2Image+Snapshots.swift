@@ -1,0 +1,308 @@
+import ApusBlock
+import ApusHost
+
+/// Internal snapshots: copies of the L1 table whose clusters are counted once more.
+extension Qcow2Image {
+  /// An entry of the snapshot table.
+  public struct Snapshot: Sendable, Equatable {
+    public var id = ""
+    public var name = ""
+    public var l1Offset: UInt64 = 0
+    public var l1Size = 0
+    public var dateSeconds: UInt32 = 0
+    public var dateNanoseconds: UInt32 = 0
+    public var vmClockNanoseconds: UInt64 = 0
+    public var vmStateByteCount: UInt64 = 0
+    public var diskByteCount: UInt64 = 0
+    /// Instructions at the snapshot; all ones: not recorded.
+    public var instructionCount: UInt64 = .max
+    /// Extra data behind the fields known here.
+    var unknownExtra: [UInt8] = []
+
+    /// Whether `key` is this snapshot's id or name.
+    public func matches(_ key: String) -> Bool { id == key || name == key }
+  }
+
+  public var snapshotList: [Snapshot] { monitor.withLock { snapshots } }
+
+  func readSnapshots() throws(BlockError) -> [Snapshot] {
+    var result: [Snapshot] = []
+    var offset = header.snapshotsOffset
+    for _ in 0..<header.snapshotCount {
+      guard offset - header.snapshotsOffset < 64 << 20, offset < file.byteCount else {
+        throw invalid("the snapshot table does not end")
+      }
+      let fields = HostBuffer(byteCount: 40)
+      try file.read(at: offset, into: fields.io)
+      var snapshot = Snapshot()
+      snapshot.l1Offset = fields.big64(0)
+      snapshot.l1Size = Int(fields.big32(8))
+      let idLength = Int(fields.big16(12))
+      let nameLength = Int(fields.big16(14))
+      snapshot.dateSeconds = fields.big32(16)
+      snapshot.dateNanoseconds = fields.big32(20)
+      snapshot.vmClockNanoseconds = fields.big64(24)
+      snapshot.vmStateByteCount = UInt64(fields.big32(32))
+      let extraLength = Int(fields.big32(36))
+      guard extraLength <= 1024 else { throw invalid("a snapshot has \(extraLength) bytes of extra data") }
+      guard snapshot.l1Size <= 32 << 20 / 8, snapshot.l1Offset & (clusterSize - 1) == 0 else {
+        throw invalid("a snapshot's L1 table is misplaced or too large")
+      }
+      let rest = try file.bytes(at: offset + 40, count: extraLength + idLength + nameLength)
+      let extra = HostBuffer(Array(rest[..<extraLength]) + [UInt8](repeating: 0, count: 24))
+      if extraLength >= 8 { snapshot.vmStateByteCount = extra.big64(0) }
+      snapshot.diskByteCount = extraLength >= 16 ? extra.big64(8) : header.byteCount
+      if extraLength >= 24 { snapshot.instructionCount = extra.big64(16) }
+      if extraLength > 24 { snapshot.unknownExtra = Array(rest[24..<extraLength]) }
+      snapshot.id = String(decoding: rest[extraLength..<extraLength + idLength], as: UTF8.self)
+      snapshot.name = String(decoding: rest[(extraLength + idLength)...], as: UTF8.self)
+      result.append(snapshot)
+      offset += UInt64((40 + rest.count + 7) & ~7)
+    }
+    return result
+  }
+
+  private func encoded(_ snapshot: Snapshot) -> [UInt8] {
+    let id = Array(snapshot.id.utf8)
+    let name = Array(snapshot.name.utf8)
+    let fields = HostBuffer(byteCount: 64)
+    fields.setBig(0, snapshot.l1Offset)
+    fields.setBig(8, UInt32(snapshot.l1Size))
+    fields.setBig(12, UInt16(id.count))
+    fields.setBig(14, UInt16(name.count))
+    fields.setBig(16, snapshot.dateSeconds)
+    fields.setBig(20, snapshot.dateNanoseconds)
+    fields.setBig(24, snapshot.vmClockNanoseconds)
+    fields.setBig(
+      32, UInt32(truncatingIfNeeded: snapshot.vmStateByteCount <= UInt32.max ? snapshot.vmStateByteCount : 0))
+    fields.setBig(36, UInt32(24 + snapshot.unknownExtra.count))
+    fields.setBig(40, snapshot.vmStateByteCount)
+    fields.setBig(48, snapshot.diskByteCount)
+    fields.setBig(56, snapshot.instructionCount)
+    var bytes = fields.array() + snapshot.unknownExtra + id + name
+    bytes += [UInt8](repeating: 0, count: (8 - bytes.count & 7) & 7)
+    return bytes
+  }
+
+  func snapshotTableByteCount() -> Int { snapshots.reduce(0) { $0 + encoded($1).count } }
+
+  func clusters(_ offset: UInt64, _ byteCount: Int) -> Range<UInt64> {
+    let first = offset >> clusterBits
+    return first..<first + (UInt64(byteCount) + clusterSize - 1) >> clusterBits
+  }
+
+  /// Writes `list` as the new snapshot table and drops the old one.
+  private func replaceSnapshotTable(_ list: [Snapshot]) throws(BlockError) {
+    let bytes = list.flatMap(encoded)
+    let old = clusters(header.snapshotsOffset, snapshotTableByteCount())
+    var offset: UInt64 = 0
+    if !bytes.isEmpty {
+      let place = try allocate((UInt64(bytes.count) + clusterSize - 1) >> clusterBits, exactly: true)
+      offset = place.lowerBound << clusterBits
+      try file.write(bytes, at: offset)
+      for cluster in place { metadataClusters.insert(cluster) }
+    }
+    try flushMetadata(isFinal: true)
+    try file.flush()
+    header.snapshotsOffset = offset
+    header.snapshotCount = list.count
+    snapshots = list
+    try writeHeader()
+    try file.flush()
+    if !old.isEmpty { release(old) }
+  }
+
+  /// Waits until no request moves data; lock held.
+  func quiesce() throws(BlockError) {
+    try checkUsable()
+    while transfersInFlight > 0 || !allocations.isEmpty { monitor.wait() }
+    try checkUsable()
+  }
+
+  /// Marks the file so that a kill during `body`, which leaves counts and flags out of step, is repaired at the next
+  /// opening.
+  private func whileDirty(_ body: () throws(BlockError) -> Void) throws(BlockError) {
+    let marks = isVersion3 && header.incompatible & Qcow2Header.Incompatible.dirty == 0
+    if marks {
+      header.incompatible |= Qcow2Header.Incompatible.dirty
+      try writeHeader()
+      try file.flush()
+    }
+    try body()
+    try flushMetadata(isFinal: true)
+    try file.flush()
+    if marks, !refcountsAreLazy {
+      header.incompatible &= ~Qcow2Header.Incompatible.dirty
+      try writeHeader()
+      try file.flush()
+    }
+  }
+
+  // MARK: Operations
+
+  public func createSnapshot(
+    _ name: String, dateSeconds: UInt32, dateNanoseconds: UInt32 = 0, vmStateByteCount: UInt64 = 0
+  ) throws(BlockError) {
+    try locked { () throws(BlockError) in
+      try refuseWithDataFile()
+      try quiesce()
+      guard snapshots.count < 65536 else {
+        throw BlockError(.noSpace, "qcow2 image: it has 65536 snapshots already")
+      }
+      try flushMetadata(isFinal: true)
+      var snapshot = Snapshot()
+      let next = (snapshots.compactMap { UInt64($0.id) }.max() ?? 0) + 1
+      snapshot.id = "\(next)"
+      snapshot.name = name
+      snapshot.dateSeconds = dateSeconds
+      snapshot.dateNanoseconds = dateNanoseconds
+      snapshot.vmStateByteCount = vmStateByteCount
+      snapshot.diskByteCount = header.byteCount
+      snapshot.l1Size = l1.count
+      try whileDirty { () throws(BlockError) in
+        let needed = max(1, (UInt64(l1.count) * 8 + clusterSize - 1) >> clusterBits)
+        let place = try allocate(needed, exactly: true)
+        snapshot.l1Offset = place.lowerBound << clusterBits
+        try file.write(l1.flatMap { bigEndianBytes($0 & ~Entry.copied) }, at: snapshot.l1Offset)
+        for cluster in place { metadataClusters.insert(cluster) }
+        try count(l1, by: 1)
+        try refreshCopiedFlags()
+        try replaceSnapshotTable(snapshots + [snapshot])
+      }
+    }
+  }
+
+  public func deleteSnapshot(_ key: String) throws(BlockError) {
+    try locked { () throws(BlockError) in
+      try quiesce()
+      let index = try find(key)
+      let snapshot = snapshots[index]
+      let table = try readL1(snapshot)
+      var list = snapshots
+      list.remove(at: index)
+      try whileDirty { () throws(BlockError) in
+        try replaceSnapshotTable(list)
+        try count(table, by: -1)
+        release(clusters(snapshot.l1Offset, max(1, snapshot.l1Size * 8)))
+        try flushMetadata(isFinal: true)
+        try refreshCopiedFlags()
+      }
+    }
+  }
+
+  /// Makes the image what it was at a snapshot.
+  public func applySnapshot(_ key: String) throws(BlockError) {
+    try locked { () throws(BlockError) in
+      try refuseWithDataFile()
+      try quiesce()
+      try flushMetadata(isFinal: true)
+      let snapshot = snapshots[try find(key)]
+      let table = try readL1(snapshot)
+      let oldTable = l1
+      let old = clusters(header.l1Offset, max(1, l1.count * 8))
+      try whileDirty { () throws(BlockError) in
+        try count(table, by: 1)
+        let place = try allocate(
+          max(1, (UInt64(table.count) * 8 + clusterSize - 1) >> clusterBits), exactly: true)
+        try file.write(table.flatMap(bigEndianBytes), at: place.lowerBound << clusterBits)
+        try flushMetadata(isFinal: true)
+        try file.flush()
+        l1 = table
+        l2Cache.removeAll()
+        header.l1Offset = place.lowerBound << clusterBits
+        header.l1Size = table.count
+        header.byteCount = snapshot.diskByteCount
+        try writeHeader()
+        try file.flush()
+        try count(oldTable, by: -1)
+        release(old)
+        try flushMetadata(isFinal: true)
+        rememberMetadata()
+        try refreshCopiedFlags()
+      }
+    }
+  }
+
+  /// The disk as it was at a snapshot, read-only. The image itself must not be written to meanwhile.
+  public func snapshotNode(_ key: String) throws(BlockError) -> Qcow2Image {
+    let snapshot = try locked { () throws(BlockError) in snapshots[try find(key)] }
+    var options = Options()
+    options.isReadOnly = true
+    let image = try Qcow2Image(file, dataFile: dataFile, backing: backingNode, options: options)
+    image.l1 = try readL1(snapshot)
+    image.header.byteCount = snapshot.diskByteCount
+    return image
+  }
+
+  private func refuseWithDataFile() throws(BlockError) {
+    if dataFile != nil {
+      throw BlockError(
+        .unsupported, "qcow2 image: an image with an external data file cannot have internal snapshots")
+    }
+  }
+
+  private func find(_ key: String) throws(BlockError) -> Int {
+    if let index = snapshots.firstIndex(where: { $0.id == key })
+      ?? snapshots.firstIndex(where: { $0.name == key })
+    {
+      return index
+    }
+    throw BlockError(.invalid, "there is no snapshot '\(key)'")
+  }
+
+  func readL1(_ snapshot: Snapshot) throws(BlockError) -> [UInt64] {
+    guard snapshot.l1Size > 0 else { return [] }
+    let buffer = HostBuffer(byteCount: snapshot.l1Size * 8)
+    try file.read(at: snapshot.l1Offset, into: buffer.io)
+    return (0..<snapshot.l1Size).map { buffer.big64($0 * 8) & ~Entry.copied }
+  }
+
+  // MARK: Counting whole trees
+
+  /// Adds a reference to, or drops one from, everything that an L1 table leads to.
+  private func count(_ table: [UInt64], by change: Int) throws(BlockError) {
+    func one(_ cluster: UInt64) throws(BlockError) {
+      if change > 0 {
+        try setRefcount(cluster, try refcount(cluster) + 1)
+      } else {
+        release(cluster..<cluster + 1)
+      }
+    }
+    for l1Entry in table where l1Entry & Entry.offsetMask != 0 {
+      let l2 = try loadL2(at: l1Entry & Entry.offsetMask)
+      for index in 0..<(1 << Int(l2Bits)) {
+        let item = entry(l2, index)
+        if item.isCompressed {
+          let range = compressedRange(item.descriptor)
+          let last = (range.offset + UInt64(range.byteCount) - 1) >> clusterBits
+          for cluster in (range.offset >> clusterBits)...last { try one(cluster) }
+        } else if item.hostOffset != 0 {
+          try one(item.hostOffset >> clusterBits)
+        }
+      }
+      try one((l1Entry & Entry.offsetMask) >> clusterBits)
+    }
+  }
+
+  /// Sets the COPIED flags of the active tables by the counts.
+  func refreshCopiedFlags() throws(BlockError) {
+    for (index, l1Entry) in l1.enumerated() where l1Entry & Entry.offsetMask != 0 {
+      let isOwn = try refcount((l1Entry & Entry.offsetMask) >> clusterBits) == 1
+      let new = l1Entry & ~Entry.copied | (isOwn ? Entry.copied : 0)
+      if new != l1Entry {
+        l1[index] = new
+        dirtyL1Sectors.insert(index / 64)
+      }
+      let table = try loadL2(at: l1Entry & Entry.offsetMask)
+      for position in 0..<(1 << Int(l2Bits)) {
+        var item = entry(table, position)
+        guard !item.isCompressed, item.hostOffset != 0, dataFile == nil else { continue }
+        let isCopied = try refcount(item.hostOffset >> clusterBits) == 1
+        if isCopied != item.isCopied {
+          item.descriptor ^= Entry.copied
+          setEntry(table, position, item)
+        }
+      }
+    }
+  }
+}

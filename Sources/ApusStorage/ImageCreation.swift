@@ -1,0 +1,197 @@
+import ApusBlock
+import ApusConfig
+import ApusHost
+import ApusQcow2
+
+/// Makes images (`create`, `convert`).
+public struct ImageCreation {
+  public var filename: String
+  public var format: String
+  /// `-o`.
+  public var options: OptionList
+  public var byteCount: UInt64?
+  /// Make an overlay without looking at its backing file.
+  public var isUnsafe = false
+
+  public init(
+    _ filename: String, format: String, options: OptionList = OptionList(), byteCount: UInt64? = nil
+  ) {
+    (self.filename, self.format, self.options, self.byteCount) = (filename, format, options, byteCount)
+  }
+
+  /// Option values in the order in which they are shown, with defaults.
+  public struct Created {
+    public var image: OpenedImage
+    public var summary: String
+  }
+
+  /// Reads options that are there, and refuses what is left.
+  private struct Reader {
+    var list: OptionList
+    let what: String
+    func checked<R>(_ body: () throws(ConfigurationError) -> R) throws(StorageError) -> R {
+      do throws(ConfigurationError) { return try body() } catch { throw StorageError(error) }
+    }
+    mutating func text(_ key: String) -> String? { list.take(key) }
+    mutating func bool(_ key: String) throws(StorageError) -> Bool? {
+      let value = try checked { () throws(ConfigurationError) in try list.bool(key, of: what) }
+      _ = list.take(key)
+      return value
+    }
+    mutating func size(_ key: String) throws(StorageError) -> UInt64? {
+      guard let text = list.take(key) else { return nil }
+      guard let value = parseSize(text) else {
+        throw StorageError("\(what): \(key) is '\(text)'; it must be a size like 64K or 10G")
+      }
+      return value
+    }
+  }
+
+  /// Makes the image and opens it for writing. `backingFile` and `backingFormat` stand in `options`.
+  public func create(opening: OpenOptions = OpenOptions(writable: true)) throws(StorageError) -> Created {
+    guard let driver = ImageFormat.named(format) else {
+      throw StorageError(
+        ConfigurationError.unknown("image format", format, among: ImageFormat.all.map(\.name)).description)
+    }
+    guard driver.isWritable else {
+      throw StorageError("images of the format '\(format)' cannot be created; it is read-only here")
+    }
+    do throws(ConfigurationError) {
+      try options.check(known: driver.options.map(\.name), of: "the format '\(format)'")
+    } catch { throw StorageError(error) }
+    var reader = Reader(list: options, what: "-o")
+    let given = try reader.size("size")
+    var size = byteCount ?? given
+    if let backing = options["backing_file"], !isUnsafe {
+      var open = OpenOptions()
+      open.sharesAll = opening.sharesAll
+      let image = try ImageGraph(open).open(
+        FileNames.resolve(backing, from: filename), format: options["backing_fmt"])
+      if options["backing_fmt"] == nil {
+        throw StorageError(
+          "backing file specified without backing format; detected format of \(image.format): give -F \(image.format)"
+        )
+      }
+      if size == nil { size = image.node.byteCount }
+    }
+    guard let size else { throw StorageError("the image's size is missing") }
+    guard size < 1 << 62 else { throw StorageError("a size of \(size) bytes is too large") }
+    do throws(BlockError) {
+      let created = try make(size, &reader, opening)
+      return created
+    } catch { throw StorageError("\(filename): \(error.description)") }
+  }
+
+  private func make(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
+    -> Created
+  {
+    switch format {
+    case "raw": return try makeRaw(size, &reader, opening)
+    default: return try makeQcow2(size, &reader, opening)
+    }
+  }
+
+  private func checked<R>(_ body: () throws(StorageError) -> R) throws(BlockError) -> R {
+    do throws(StorageError) { return try body() } catch { throw BlockError(.invalid, error.description) }
+  }
+
+  private func openFile(_ path: String, _ opening: OpenOptions) throws(BlockError) -> FileNode {
+    var configuration = FileNode.Configuration(path: path)
+    configuration.cache = opening.cache
+    configuration.unmapsDiscards = true
+    return try FileNode(configuration)
+  }
+
+  private func preallocation(_ reader: inout Reader, _ allowed: [Preallocation]) throws(BlockError)
+    -> Preallocation
+  {
+    guard let text = reader.text("preallocation") else { return .off }
+    guard let mode = Preallocation(rawValue: text), allowed.contains(mode) else {
+      throw BlockError(
+        .invalid,
+        "preallocation is '\(text)'; it must be one of \(allowed.map(\.rawValue).joined(separator: ", "))")
+    }
+    return mode
+  }
+
+  private func makeRaw(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
+    -> Created
+  {
+    let mode = try preallocation(&reader, [.off, .falloc, .full])
+    try FileNode.create(filename)
+    let file = try openFile(filename, opening)
+    try file.truncate(size, preallocation: mode)
+    let image = OpenedImage(try RawNode(file), filename: filename, format: "raw")
+    var summary = "size=\(size)"
+    if mode != .off { summary += " preallocation=\(mode.rawValue)" }
+    return Created(image: image, summary: summary)
+  }
+
+  private func makeQcow2(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
+    -> Created
+  {
+    var settings = Qcow2Image.CreateOptions(byteCount: size)
+    switch reader.text("compat") {
+    case nil, "1.1", "v3": break
+    case "0.10", "v2": settings.version = 2
+    case let text?: throw BlockError(.invalid, "compat is '\(text)'; it must be 0.10 or 1.1")
+    }
+    let flags = try checked { () throws(StorageError) in
+      (
+        try reader.size("cluster_size"), try reader.bool("lazy_refcounts"), try reader.size("refcount_bits"),
+        try reader.bool("extended_l2"), try reader.bool("data_file_raw")
+      )
+    }
+    settings.clusterByteCount = flags.0 ?? 65536
+    settings.lazyRefcounts = flags.1 ?? false
+    settings.refcountBits = Int(clamping: flags.2 ?? 16)
+    settings.extendedL2 = flags.3 ?? false
+    settings.isDataFileRaw = flags.4 ?? false
+    settings.backingFile = reader.text("backing_file")
+    settings.backingFormat = reader.text("backing_fmt")
+    settings.dataFile = reader.text("data_file")
+    if let text = reader.text("compression_type") {
+      guard let type = ClusterCompression(name: text) else {
+        throw BlockError(.invalid, "compression_type is '\(text)'; it must be zlib or zstd")
+      }
+      settings.compression = type
+    }
+    settings.preallocation = try preallocation(&reader, [.off, .metadata, .falloc, .full])
+    var dataFile: FileNode?
+    if let name = settings.dataFile {
+      let path = FileNames.resolve(name, from: filename)
+      try FileNode.create(path)
+      dataFile = try openFile(path, opening)
+    }
+    try FileNode.create(filename)
+    let image = try Qcow2Image.create(settings, on: try openFile(filename, opening), dataFile: dataFile)
+    var backing: OpenedImage?
+    if let name = settings.backingFile, !isUnsafe, !opening.withoutBacking {
+      backing = try checked { () throws(StorageError) in
+        try ImageGraph(OpenOptions()).open(
+          FileNames.resolve(name, from: filename), format: settings.backingFormat)
+      }
+      image.attachBacking(backing?.node)
+    }
+    let opened = OpenedImage(
+      image, filename: filename, format: "qcow2", backing: backing, backingFilename: settings.backingFile)
+    return Created(image: opened, summary: Self.summary(settings))
+  }
+
+  private static func summary(_ settings: Qcow2Image.CreateOptions) -> String {
+    var parts = [
+      "cluster_size=\(settings.clusterByteCount)", "extended_l2=\(settings.extendedL2 ? "on" : "off")",
+    ]
+    if settings.preallocation != .off { parts.append("preallocation=\(settings.preallocation.rawValue)") }
+    if settings.version == 2 { parts.append("compat=0.10") }
+    parts += ["compression_type=\(settings.compression.name)", "size=\(settings.byteCount)"]
+    if let name = settings.backingFile { parts.append("backing_file=\(name)") }
+    if let format = settings.backingFormat { parts.append("backing_fmt=\(format)") }
+    if let name = settings.dataFile { parts.append("data_file=\(name)") }
+    if settings.isDataFileRaw { parts.append("data_file_raw=on") }
+    parts += [
+      "lazy_refcounts=\(settings.lazyRefcounts ? "on" : "off")", "refcount_bits=\(settings.refcountBits)",
+    ]
+    return parts.joined(separator: " ")
+  }
+}

@@ -1,0 +1,81 @@
+import ApusBlock
+import ApusConfig
+import ApusQcow2
+
+/// A format driver: how an image is recognised, opened and made.
+public struct ImageFormat: Sendable {
+  /// An option of `create -o`.
+  public struct Option: Sendable {
+    public var name: String
+    public var help: String
+    init(_ name: String, _ help: String) { (self.name, self.help) = (name, help) }
+  }
+
+  public var name: String
+  public var options: [Option]
+  /// Whether images can be created.
+  public var isWritable: Bool
+  /// How sure the first bytes make it, 0 to 100.
+  var score: @Sendable (_ start: [UInt8], _ filename: String) -> Int
+  var open:
+    @Sendable (_ file: any ImageNode, _ list: inout OptionList, _ graph: ImageGraph, _ filename: String)
+      throws(BlockError)
+      -> any ImageNode
+  var backingFile: @Sendable (any ImageNode) -> String? = { _ in nil }
+
+  public static func named(_ name: String) -> ImageFormat? { all.first { $0.name == name } }
+
+  /// The format that the first bytes tell; raw if none does.
+  static func probe(_ file: any ImageNode, _ filename: String) throws(BlockError) -> ImageFormat {
+    let start = try file.bytes(at: 0, count: 2048)
+    var best = (score: 0, format: all[0])
+    for format in all {
+      let score = format.score(start, filename)
+      if score > best.score { best = (score, format) }
+    }
+    return best.format
+  }
+
+  static let sizeOption = Option("size", "Virtual disk size")
+
+  public static let all: [ImageFormat] = [raw, qcow2]
+
+  static let raw = ImageFormat(
+    name: "raw",
+    options: [sizeOption, Option("preallocation", "Preallocation mode (allowed values: off, falloc, full)")],
+    isWritable: true, score: { _, _ in 1 },
+    open: { (file, list, _, _) throws(BlockError) in
+      func size(_ key: String) throws(BlockError) -> UInt64? {
+        guard let text = list.take(key) else { return nil }
+        guard let value = parseSize(text) else {
+          throw BlockError(.invalid, "\(key) is '\(text)'; it must be a size")
+        }
+        return value
+      }
+      return try RawNode(file, offset: try size("offset") ?? 0, byteCount: try size("size"))
+    })
+
+  static let qcow2 = ImageFormat(
+    name: "qcow2",
+    options: [
+      sizeOption,
+      Option("compat", "Compatibility level (v2 [0.10] or v3 [1.1])"),
+      Option("backing_file", "File name of a base image"),
+      Option("backing_fmt", "Image format of the base image"),
+      Option("data_file", "File name of an external data file"),
+      Option("data_file_raw", "The external data file must stay valid as a raw image"),
+      Option("cluster_size", "qcow2 cluster size"),
+      Option("preallocation", "Preallocation mode (allowed values: off, metadata, falloc, full)"),
+      Option("lazy_refcounts", "Postpone refcount updates"),
+      Option("refcount_bits", "Width of a reference count entry in bits"),
+      Option("extended_l2", "Extended L2 tables"),
+      Option("compression_type", "Compression method used for image cluster compression (zlib, zstd)"),
+    ], isWritable: true,
+    score: { start, _ in Qcow2Image.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try Qcow2Image(file) })
+}
+
+/// A format other than qcow2 whose images can have a backing file.
+public protocol BackedImage: ImageNode {
+  func attachBacking(_ node: (any ImageNode)?)
+}

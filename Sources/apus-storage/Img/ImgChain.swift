@@ -1,0 +1,259 @@
+import ApusBlock
+import ApusConfig
+import ApusHost
+import ApusQcow2
+import ApusStorage
+
+extension ImgTool {
+  static let commit = Command(
+    name: "commit", usage: "[-q] [-f FMT] [-t CACHE] [-b BASE] [-r RATE] [-d] [-p] FILE",
+    help: """
+      Writes what an image has into the image behind it, and empties it (-d: leaves it as it is).
+        -b BASE  an image further down the chain
+      """,
+    options: [
+      format, quiet, cache, .init("b", "", value: true), .init("r", "rate-limit", value: true),
+      .init("d", ""), progressOption,
+    ]
+  ) { (arguments) throws(ToolError) in
+    let name = try operand(arguments, "commit")
+    let mode = try cacheMode(arguments["cache"], default: .writeback)
+    // Once to learn the chain, then each image for what is done with it: one file is not opened twice.
+    let chain = try open(name, arguments, format: arguments["format"], OpenOptions()).chain
+    guard chain.count > 1 else { throw ToolError("'\(name)': image does not have a backing file") }
+    let baseIndex: Int
+    if let base = arguments["b"] {
+      guard
+        let index = chain.indices.dropFirst().first(where: {
+          chain[$0].filename == base || chain[$0 - 1].backingFilename == base
+        })
+      else {
+        throw ToolError("did not find '\(base)' in the backing chain of '\(name)'")
+      }
+      baseIndex = index
+    } else {
+      baseIndex = 1
+    }
+    let baseName = chain[baseIndex].filename
+    let baseFormat = chain[baseIndex].format
+    let names = chain[..<baseIndex].map { ($0.filename, $0.format) }
+    try request { () throws(BlockError) in for image in chain { try image.node.close() } }
+    return try commitChain(
+      names, baseName, baseFormat, mode, arguments, empties: !arguments.has("d") && !arguments.has("b"))
+  }
+
+  private static func commitChain(
+    _ names: [(String, String)], _ baseName: String, _ baseFormat: String, _ mode: BlockCacheMode,
+    _ arguments: Arguments,
+    empties: Bool
+  ) throws(ToolError) -> Int32 {
+    var writable = OpenOptions(writable: true)
+    writable.cache = mode
+    let base = try tool { () throws(StorageError) in
+      try ImageGraph(writable).open(baseName, format: baseFormat)
+    }
+    var front = base
+    for (index, (name, format)) in names.enumerated().reversed() {
+      var options = OpenOptions(writable: index == 0)
+      options.withoutBacking = true
+      let image = try tool { () throws(StorageError) in try ImageGraph(options).open(name, format: format) }
+      image.qcow2?.attachBacking(front.node)
+      (image.node as? any BackedImage)?.attachBacking(front.node)
+      front = OpenedImage(
+        image.node, filename: name, format: format, backing: front, backingFilename: image.backingFilename)
+    }
+    let meter = ProgressMeter(isForced: arguments.has("progress"))
+    try request("commit to '\(baseName)'") { () throws(BlockError) in
+      if front.node.byteCount > base.node.byteCount {
+        try base.node.truncate(front.node.byteCount, preallocation: .off)
+      }
+      let size = front.node.byteCount
+      let buffer = HostBuffer(byteCount: 2 << 20)
+      var position: UInt64 = 0
+      while position < size {
+        let found = try front.chainStatus(at: position, byteCount: size - position, downTo: base)
+        var count = found.status.byteCount
+        if found.isPresent {
+          if found.status.isZero {
+            try base.node.writeZeroes(at: position, byteCount: count, mayUnmap: true)
+          } else {
+            count = min(count, UInt64(buffer.byteCount))
+            try front.node.read(at: position, into: [buffer.io(0, Int(count))])
+            try base.node.write(at: position, from: [buffer.io(0, Int(count))])
+          }
+        }
+        position += count
+        meter.update(Double(position) / Double(size))
+      }
+      try base.node.flush()
+      if empties { try front.qcow2?.makeEmpty() }
+      try front.node.close()
+    }
+    meter.finish()
+    if !arguments.has("quiet") { printLine("Image committed.") }
+    return 0
+  }
+
+  static let rebase = Command(
+    name: "rebase", usage: "[-f FMT] [-t CACHE] [-T CACHE] [-p] [-q] [-u] [-U] -b BACKING [-F FMT] FILE",
+    help: """
+      Gives an image another backing file, or with -b "" none, and copies what differs.
+      With -u only the name changes.
+      """,
+    options: [
+      format, cache, sourceCache, progressOption, quiet, .init("u", ""), forceShare,
+      .init("b", "", value: true),
+      .init("F", "", value: true),
+    ]
+  ) { (arguments) throws(ToolError) in
+    let name = try operand(arguments, "rebase")
+    guard let backing = arguments["b"] else {
+      throw ToolError("must specify backing file (-b) or use simple mode (-b \"\")")
+    }
+    let format = arguments["F"]
+    if !backing.isEmpty, format == nil, !arguments.has("u") {
+      throw ToolError("rebase needs the backing file's format: give -F")
+    }
+    var options = OpenOptions(writable: true)
+    options.cache = try cacheMode(arguments["cache"], default: .writeback)
+    options.withoutBacking = arguments.has("u")
+    let image = try tool { () throws(StorageError) in
+      try ImageGraph(options).open(name, format: arguments["format"])
+    }
+    guard let qcow2 = image.qcow2 else {
+      throw ToolError("images of the format '\(image.format)' cannot be rebased")
+    }
+    if !arguments.has("u") {
+      var next: OpenedImage?
+      if !backing.isEmpty {
+        // The old chain is open for reading, too: no locks are needed twice.
+        var reading = OpenOptions()
+        reading.cache = try cacheMode(arguments["source-cache"], default: .writeback)
+        next = try tool { () throws(StorageError) in
+          try ImageGraph(reading).open(FileNames.resolve(backing, from: name), format: format)
+        }
+      }
+      let meter = ProgressMeter(isForced: arguments.has("progress"))
+      try request("rebase of '\(name)'") { () throws(BlockError) in try copyDifferences(image, next, meter) }
+      meter.finish()
+    }
+    try request { () throws(BlockError) in
+      try qcow2.flush()
+      try qcow2.setBackingFile(backing.isEmpty ? nil : backing, format: format)
+      try qcow2.close()
+    }
+    return 0
+  }
+
+  /// Stores in `image` what it read from its old backing file and would read otherwise from `next`.
+  private static func copyDifferences(_ image: OpenedImage, _ next: OpenedImage?, _ meter: ProgressMeter)
+    throws(BlockError)
+  {
+    let size = image.node.byteCount
+    let unit = max(image.node.clusterByteCount, 65536)
+    let old = HostBuffer(byteCount: Int(unit))
+    let new = HostBuffer(byteCount: Int(unit))
+    var position: UInt64 = 0
+    while position < size {
+      let status = try image.node.status(at: position, byteCount: size - position)
+      guard !status.isAllocated else {
+        position += status.byteCount
+        continue
+      }
+      let end = position + status.byteCount
+      while position < end {
+        let count = min(end - position, unit - position % unit)
+        let inOld = try image.chainStatus(at: position, byteCount: count)
+        let isOldZero = inOld.status.isZero && inOld.status.byteCount >= count
+        var isNewZero = true
+        if let next, position < next.node.byteCount {
+          let inNew = try next.chainStatus(at: position, byteCount: count)
+          isNewZero = inNew.status.isZero && inNew.status.byteCount >= count
+        }
+        if !(isOldZero && isNewZero) {
+          try image.node.read(at: position, into: [old.io(0, Int(count))])
+          try readOrZero(next, position, new.io(0, Int(count)))
+          if !HostBytes.areEqual(old.base, new.base, Int(count)) {
+            if HostBytes.isZero(old.base, Int(count)) {
+              try image.node.writeZeroes(at: position, byteCount: count, mayUnmap: true)
+            } else {
+              try image.node.write(at: position, from: [old.io(0, Int(count))])
+            }
+          }
+        }
+        position += count
+      }
+      meter.update(Double(position) / Double(size))
+    }
+  }
+
+  private static func readOrZero(_ image: OpenedImage?, _ offset: UInt64, _ buffer: IOBuffer)
+    throws(BlockError)
+  {
+    let size = image?.node.byteCount ?? 0
+    let inside = offset < size ? min(UInt64(buffer.byteCount), size - offset) : 0
+    if let image, inside > 0 { try image.node.read(at: offset, into: [IOBuffer(buffer.base, Int(inside))]) }
+    IOBuffer(buffer.base + Int(inside), buffer.byteCount - Int(inside)).clear()
+  }
+
+  // MARK: amend
+
+  static let amend = Command(
+    name: "amend", usage: "[-q] [-p] [-f FMT] [-t CACHE] [--force] -o OPTIONS FILE",
+    help:
+      "Changes an image's format options: compat, lazy_refcounts, refcount_bits, backing_file, backing_fmt, size.",
+    options: [format, quiet, progressOption, cache, .init("", "force"), .init("o", "", value: true)]
+  ) { (arguments) throws(ToolError) in
+    guard arguments.has("o") else { throw ToolError("must specify options (-o)") }
+    let known = ["compat", "lazy_refcounts", "refcount_bits", "backing_file", "backing_fmt", "size"]
+    if arguments.all("o").contains(where: { $0 == "help" || $0 == "?" }) {
+      printLine("Amend options for 'qcow2':\n" + known.map { "  \($0)" }.joined(separator: "\n"))
+      return 0
+    }
+    let name = try operand(arguments, "amend")
+    let list = try optionList(arguments)
+    var options = OpenOptions(writable: true)
+    options.cache = try cacheMode(arguments["cache"], default: .writeback)
+    let image = try tool { () throws(StorageError) in
+      try ImageGraph(options).open(name, format: arguments["format"])
+    }
+    guard let qcow2 = image.qcow2 else {
+      throw ToolError("Format driver '\(image.format)' does not support option amendment")
+    }
+    let (lazy, bits) = try parsed { () throws(ConfigurationError) in
+      try list.check(known: known, of: "amend")
+      return (
+        try list.bool("lazy_refcounts", of: "amend"),
+        try list.number("refcount_bits", of: "amend", in: 1...64)
+      )
+    }
+    try request("amend '\(name)'") { () throws(BlockError) in
+      try change(qcow2, list, lazy, bits.map { Int($0) })
+    }
+    return 0
+  }
+
+  private static func change(_ image: Qcow2Image, _ list: OptionList, _ lazy: Bool?, _ bits: Int?)
+    throws(BlockError)
+  {
+    if let size = list["size"] {
+      guard let size = parseSize(size) else { throw BlockError(.invalid, "size is '\(size)'") }
+      try image.truncate(size, preallocation: .off)
+    }
+    switch list["compat"] {
+    case nil: break
+    case "1.1", "v3": try image.setVersion(3)
+    case "0.10", "v2":
+      if image.information.hasLazyRefcounts { try image.setLazyRefcounts(false) }
+    case let text?: throw BlockError(.invalid, "compat is '\(text)'; it must be 0.10 or 1.1")
+    }
+    if let bits { try image.setRefcountBits(bits) }
+    if let lazy { try image.setLazyRefcounts(lazy) }
+    if list["compat"] == "0.10" || list["compat"] == "v2" { try image.setVersion(2) }
+    if list["backing_file"] != nil || list["backing_fmt"] != nil {
+      let name = list["backing_file"] ?? image.backingFileName
+      try image.setBackingFile(name == "" ? nil : name, format: list["backing_fmt"] ?? image.backingFormat)
+    }
+    try image.close()
+  }
+}

@@ -1,0 +1,233 @@
+import ApusBlock
+import ApusConfig
+import ApusHost
+import ApusQcow2
+import ApusStorage
+import Synchronization
+
+extension ImgTool {
+  static let measure = Command(
+    name: "measure",
+    usage: "[--output=human|json] [-O FMT] [-o OPTIONS] [--size N | [-f FMT] [-l SNAPSHOT] [-U] FILE]",
+    help: "Tells how large a new image would get.",
+    options: [
+      format, output, forceShare, .init("O", "", value: true), .init("o", "", value: true),
+      .init("", "size", value: true),
+      .init("l", "snapshot", value: true),
+    ]
+  ) { (arguments) throws(ToolError) in
+    let target = arguments["O"] ?? "raw"
+    var size: UInt64 = 0
+    var used: UInt64 = 0
+    let list = try optionList(arguments)
+    guard let cluster = parseSize(list["cluster_size"] ?? "65536"), cluster >= 512,
+      cluster.nonzeroBitCount == 1
+    else {
+      throw ToolError("measure: cluster_size is '\(list["cluster_size"] ?? "")'")
+    }
+    if let given = try arguments.size("size") {
+      guard arguments.operands.isEmpty else {
+        throw ToolError("--size N cannot be used together with a filename")
+      }
+      size = given
+    } else {
+      var image = try open(
+        try operand(arguments, "measure"), arguments, format: arguments["format"], OpenOptions())
+      if let key = arguments["snapshot"], let qcow2 = image.qcow2 {
+        let node = try request { () throws(BlockError) in try qcow2.snapshotNode(key) }
+        image = OpenedImage(node, filename: image.filename, format: image.format, backing: image.backing)
+      }
+      size = image.node.byteCount
+      used = try request { () throws(BlockError) in try usedBytes(image, target == "raw" ? 512 : cluster) }
+    }
+    let required: UInt64
+    let full: UInt64
+    switch target {
+    case "raw":
+      try refuseOptions(list, ["size", "preallocation"])
+      full = (size + 511) & ~511
+      required = arguments.has("size") || true ? full : used
+    case "qcow2":
+      let known = ImageFormat.named("qcow2")?.options.map(\.name) ?? []
+      try refuseOptions(list, known)
+      let order = (UInt64(list["refcount_bits"] ?? "16") ?? 16).trailingZeroBitCount
+      let metadata = qcow2Metadata(size, cluster, UInt64(order), list["extended_l2"] == "on")
+      let rounded = (size + cluster - 1) / cluster * cluster
+      full = metadata + rounded
+      let isPreallocated = ["metadata", "falloc", "full"].contains(list["preallocation"] ?? "off")
+      required = isPreallocated ? full : metadata + used
+    default: throw ToolError("Format driver '\(target)' does not support measuring")
+    }
+    if try isJSON(arguments) {
+      printLine(
+        JSONValue.object([.init("required", JSONValue(required)), .init("fully-allocated", JSONValue(full))])
+          .prettyText())
+    } else {
+      printLine("required size: \(required)\nfully allocated size: \(full)")
+    }
+    return 0
+  }
+
+  private static func refuseOptions(_ list: OptionList, _ known: [String]) throws(ToolError) {
+    do throws(ConfigurationError) { try list.check(known: known, of: "measure") } catch {
+      throw ToolError(error.description)
+    }
+  }
+
+  /// Bytes in clusters that have data.
+  private static func usedBytes(_ image: OpenedImage, _ cluster: UInt64) throws(BlockError) -> UInt64 {
+    var position: UInt64 = 0
+    var used: UInt64 = 0
+    let size = image.node.byteCount
+    var counted: UInt64 = 0
+    while position < size {
+      let status = try image.chainStatus(at: position, byteCount: size - position).status
+      if !status.isZero {
+        let first = max(counted, position / cluster * cluster)
+        let end = (position + status.byteCount + cluster - 1) / cluster * cluster
+        if end > first { used += end - first }
+        counted = max(counted, end)
+      }
+      position += status.byteCount
+    }
+    return used
+  }
+
+  /// Header, L1 and L2 tables, and the counts for all of it.
+  private static func qcow2Metadata(_ size: UInt64, _ cluster: UInt64, _ order: UInt64, _ isExtended: Bool)
+    -> UInt64
+  {
+    func up(_ value: UInt64, _ unit: UInt64) -> UInt64 { (value + unit - 1) / unit }
+    let entry: UInt64 = isExtended ? 16 : 8
+    let clusters = up(size, cluster)
+    let l2Tables = up(clusters * entry, cluster)
+    let l1 = up(max(1, l2Tables) * 8, cluster)
+    let base = 1 + l2Tables + l1 + clusters
+    let perBlock = (cluster * 8) >> order
+    var total = base
+    while true {
+      let blocks = up(total, perBlock)
+      let table = up(blocks * 8, cluster)
+      if base + blocks + table == total { return (total - clusters) * cluster }
+      total = base + blocks + table
+    }
+  }
+
+  // MARK: bench
+
+  static let bench = Command(
+    name: "bench",
+    usage:
+      "[-c COUNT] [-d DEPTH] [-f FMT] [--flush-interval=N] [-i AIO] [-n] [--no-drain] [-o OFFSET] [--pattern=N] [-q] "
+      + "[-s SIZE] [-S STEP] [-t CACHE] [-w] [-U] FILE",
+    help: "Times COUNT (75000) reads, with -w writes, of SIZE (4096) bytes, DEPTH (64) at a time.",
+    options: [
+      .init("c", "count", value: true), .init("d", "depth", value: true), format,
+      .init("", "flush-interval", value: true),
+      .init("i", "aio", value: true), .init("n", "native"), .init("", "no-drain"),
+      .init("o", "offset", value: true),
+      .init("", "pattern", value: true), quiet, .init("s", "buffer-size", value: true),
+      .init("S", "step-size", value: true), cache,
+      .init("w", ""), forceShare,
+    ]
+  ) { (arguments) throws(ToolError) in
+    let name = try operand(arguments, "bench")
+    for key in ["aio", "native"] where arguments.has(key) {
+      if arguments[key] != "threads" { throw ToolError("bench: only -i threads is implemented") }
+    }
+    let isWrite = arguments.has("w")
+    var options = OpenOptions(writable: isWrite)
+    options.cache = try cacheMode(arguments["cache"], default: .writeback)
+    let image = try open(name, arguments, format: arguments["format"], options)
+    let count = try arguments.number("count", in: 1...Int(Int32.max)) ?? 75000
+    let depth = try arguments.number("depth", in: 1...4096) ?? 64
+    let size = try arguments.size("buffer-size") ?? 4096
+    let step = try arguments.size("step-size") ?? 0
+    let offset = try arguments.size("offset") ?? 0
+    let flushInterval = try arguments.number("flush-interval", in: 0...Int(Int32.max)) ?? 0
+    if flushInterval > 0, !isWrite { throw ToolError("--flush-interval is only available in write tests") }
+    if flushInterval > 0, flushInterval < depth {
+      throw ToolError("flush interval can't be smaller than depth")
+    }
+    let pattern = try arguments.number("pattern", in: 0...255) ?? 0
+    guard size > 0, size < 1 << 30, size <= image.node.byteCount else {
+      throw ToolError("bench: invalid buffer size specified")
+    }
+    if !arguments.has("quiet") {
+      printLine(
+        "Sending \(count) \(isWrite ? "write" : "read") requests, \(size) bytes each, \(depth) in parallel "
+          + "(starting at offset \(offset), step size \(step == 0 ? size : step))")
+      if flushInterval > 0 {
+        printLine(
+          "Sending flush every \(flushInterval) \(arguments.has("no-drain") ? "" : "drained ")requests")
+      }
+    }
+    let load = BenchmarkLoad(
+      image.node, count: count, size: Int(size), step: step == 0 ? size : step, offset: offset,
+      isWrite: isWrite)
+    load.flushInterval = flushInterval
+    load.pattern = UInt8(pattern)
+    let start = HostClock.monotonicNanoseconds()
+    try request { () throws(BlockError) in
+      try load.run(depth: depth)
+      try image.node.close()
+    }
+    let seconds = Double(HostClock.monotonicNanoseconds() - start) / 1e9
+    printLine("Run completed in \(Format.fixed(seconds, 3)) seconds.")
+    return 0
+  }
+}
+
+/// The requests of `bench`, from as many threads as make sense.
+private final class BenchmarkLoad: @unchecked Sendable {
+  // SAFETY: set before `run`, then only read; `next` and `failure` are guarded.
+  private let node: any ImageNode
+  private let count: Int
+  private let size: Int
+  private let step: UInt64
+  private let offset: UInt64
+  private let isWrite: Bool
+  var flushInterval = 0
+  var pattern: UInt8 = 0
+  private let next = Atomic<Int>(0)
+  private let failure = Mutex<BlockError?>(nil)
+
+  init(_ node: any ImageNode, count: Int, size: Int, step: UInt64, offset: UInt64, isWrite: Bool) {
+    (self.node, self.count, self.size, self.step, self.offset, self.isWrite) = (
+      node, count, size, step, offset, isWrite
+    )
+  }
+
+  func run(depth: Int) throws(BlockError) {
+    // A request occupies its thread: more threads than this only wait for each other.
+    let threads = (1..<max(1, min(depth, HostProcess.processorCount * 2))).map { number in
+      HostThread.spawn("bench-\(number)") { [self] in work() }
+    }
+    work()
+    for thread in threads { thread.join() }
+    if let failure = failure.withLock({ $0 }) { throw failure }
+  }
+
+  private func work() {
+    let buffer = HostBuffer(byteCount: size)
+    HostBytes.fill(buffer.base, size, pattern)
+    let room = (node.byteCount - UInt64(size)) + 1
+    while true {
+      let number = next.add(1, ordering: .relaxed).oldValue
+      guard number < count else { return }
+      let position = (offset &+ UInt64(number) &* step) % room
+      do throws(BlockError) {
+        if isWrite {
+          try node.write(at: position, from: [buffer.io])
+        } else {
+          try node.read(at: position, into: [buffer.io])
+        }
+        if flushInterval > 0, (number + 1) % flushInterval == 0 { try node.flush() }
+      } catch {
+        failure.withLock { $0 = error }
+        next.store(count, ordering: .relaxed)
+        return
+      }
+    }
+  }
+}

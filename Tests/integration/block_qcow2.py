@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""qcow2 images of every kind, written by apus-img and apus-io and read by Debian's qemu-img, and the other way."""
+import itertools
+import json
+import os
+import random
+
+from block import (both_check, img, io, path, peer, peer_img, peer_io, run, same, same_information, same_map, sample,
+                   tool)
+from harness import case, check, main
+
+VARIANTS = [
+    "compat=0.10", "cluster_size=512", "cluster_size=4k", "cluster_size=2M", "refcount_bits=1", "refcount_bits=2",
+    "refcount_bits=8", "refcount_bits=32", "refcount_bits=64", "lazy_refcounts=on", "extended_l2=on",
+    "extended_l2=on,cluster_size=16k", "compression_type=zstd", "cluster_size=1k,refcount_bits=64", "",
+]
+
+
+def options(variant):
+    return ["-o", variant] if variant else []
+
+
+@case("convert-matrix")
+def convert_matrix():
+    """raw to qcow2 and back by both programs, plain and compressed."""
+    raw = sample("matrix.raw", 3 << 20)
+    for variant, compressed in itertools.product(VARIANTS, ([], ["-c"])):
+        ours, theirs, back = path("ours.qcow2"), path("theirs.qcow2"), path("back.raw")
+        img("convert", *compressed, "-O", "qcow2", *options(variant), raw, ours)
+        peer_img("convert", *compressed, "-O", "qcow2", *options(variant), raw, theirs)
+        for image in (ours, theirs):
+            both_check(image)
+            same(raw, image)
+            same_information(image)
+            img("convert", "-O", "raw", image, back)
+            check(open(raw, "rb").read() == open(back, "rb").read(), f"{image} ({variant}) reads wrong")
+        same_map(theirs)
+
+
+def random_commands(generator, size, count, model, compressed=False):
+    """apus-io commands that change an image, applied to `model` too."""
+    commands = []
+    for _ in range(count):
+        offset = generator.randrange(size)
+        length = min(generator.choice([1, 511, 512, 4096, 65536, 100_000, 300_000]), size - offset)
+        kind = generator.randrange(10)
+        if kind < 6:
+            pattern = generator.randrange(1, 256)
+            commands.append(f"write -q -P {pattern} {offset} {length}")
+            model[offset:offset + length] = bytes([pattern]) * length
+        elif kind < 9:
+            unmap = "-u " if kind == 8 else ""
+            commands.append(f"write -q -z {unmap}{offset} {length}")
+            model[offset:offset + length] = bytes(length)
+        else:
+            commands.append("flush")
+    return commands
+
+
+@case("random-writes")
+def random_writes():
+    """Writes, zeros and flushes at any offset over a backing file; both programs read what was meant."""
+    size = 2 << 20
+    for number, variant in enumerate(VARIANTS):
+        generator = random.Random(number)
+        base = path("base.raw")
+        content = generator.randbytes(size // 2)
+        open(base, "wb").write(content)
+        model = bytearray(content + bytes(size - len(content)))
+        image = path("random.qcow2")
+        if os.path.exists(image):
+            os.remove(image)
+        img("create", "-q", "-f", "qcow2", *options(variant), "-b", base, "-F", "raw", image, size)
+        # The writers take turns: each goes on where the other stopped.
+        for turn in range(4):
+            commands = random_commands(generator, size, 25, model)
+            (io if turn % 2 == 0 else peer_io)(image, *commands, options=("-f", "qcow2"))
+            both_check(image)
+        expected = path("expected.raw")
+        open(expected, "wb").write(model)
+        same(image, expected)
+        same_map(image)
+
+
+@case("snapshots")
+def snapshots():
+    """Internal snapshots made, applied and deleted by both programs in turn."""
+    for variant in ("", "compat=0.10", "cluster_size=4k", "extended_l2=on", "refcount_bits=8", "lazy_refcounts=on"):
+        size = 4 << 20
+        image = path("snapshots.qcow2")
+        img("create", "-q", "-f", "qcow2", *options(variant), image, size)
+        generator = random.Random(7)
+        model = bytearray(size)
+        states = {}
+        for number, (program, writer) in enumerate([(img, io), (peer_img, peer_io), (img, peer_io), (peer_img, io)]):
+            writer(image, *random_commands(generator, size, 12, model), options=("-f", "qcow2"))
+            program("snapshot", "-c", f"s{number}", image)
+            states[f"s{number}"] = bytes(model)
+            both_check(image)
+        same_information(image)
+        for name, program in (("s1", img), ("s3", peer_img), ("s0", img)):
+            program("snapshot", "-a", name, image)
+            both_check(image)
+            expected = path("expected.raw")
+            open(expected, "wb").write(states[name])
+            same(image, expected)
+            other = path("extracted.raw")
+            img("convert", "-l", "s2", "-O", "raw", image, other)
+            check(open(other, "rb").read() == states["s2"], f"snapshot s2 reads wrong ({variant})")
+        for name, program in (("s1", img), ("s0", peer_img), ("s3", img), ("s2", img)):
+            program("snapshot", "-d", name, image)
+            both_check(image)
+
+
+@case("resize")
+def resize():
+    for variant in ("", "compat=0.10", "cluster_size=512", "extended_l2=on"):
+        image = path("resize.qcow2")
+        img("create", "-q", "-f", "qcow2", *options(variant), image, "1M")
+        io(image, "write -q -P 1 0 1M")
+        img("resize", "-q", image, "+40M")
+        io(image, "read -q -P 1 0 1M", "read -q -P 0 1M 40M", "write -q -P 2 40M 1M")
+        both_check(image)
+        img("resize", "-q", image, "100k", code=1)
+        img("resize", "-q", "--shrink", image, "100k")
+        both_check(image)
+        img("resize", "-q", image, "2M")
+        both_check(image)
+        peer_io(image, "read -q -P 1 0 100k", "read -q -P 0 100k 1900k", options=("-f", "qcow2"))
+        same_information(image)
+
+
+@case("preallocation")
+def preallocation():
+    for mode, extra in itertools.product(("metadata", "falloc", "full"), ("", ",extended_l2=on", ",cluster_size=4k")):
+        image = path("preallocated.qcow2")
+        img("create", "-q", "-f", "qcow2", "-o", f"preallocation={mode}{extra}", image, "5M")
+        both_check(image)
+        io(image, "read -q -P 0 0 5M", "write -q -P 9 1M 64k")
+        both_check(image)
+        img("resize", "-q", f"--preallocation={mode}", image, "9M")
+        both_check(image)
+        peer_io(image, "read -q -P 9 1M 64k", "read -q -P 0 2M 7M", options=("-f", "qcow2"))
+
+
+@case("chains")
+def chains():
+    """commit, rebase and map over chains of three, with relative names."""
+    base, middle, top = path("chain-base.raw"), path("chain-middle.qcow2"), path("chain-top.qcow2")
+    for program in (img, peer_img):
+        open(base, "wb").write(b"\x01" * (1 << 20))
+        img("create", "-q", "-f", "qcow2", "-b", "chain-base.raw", "-F", "raw", middle)
+        peer_img("create", "-q", "-f", "qcow2", "-b", "chain-middle.qcow2", "-F", "qcow2", top)
+        io(middle, "write -q -P 2 0 128k")
+        io(top, "write -q -P 3 64k 128k", "write -q -z 512k 64k")
+        for image in (middle, top):
+            same_information(image)
+            same_map(image)
+        ours = json.loads(img("info", "--backing-chain", "--output=json", top))
+        check([entry["filename"] for entry in ours] == [top, middle, base], f"the chain is {ours}")
+        program("commit", "-q", top)
+        both_check(top)
+        both_check(middle)
+        io(middle, "read -q -P 2 0 64k", "read -q -P 3 64k 128k", "read -q -P 1 192k 320k", "read -q -P 0 512k 64k")
+        io(top, "write -q -P 4 900k 1k", "read -q -P 3 64k 128k")
+        program("rebase", "-q", "-b", base, "-F", "raw", top)
+        both_check(top)
+        os.remove(middle)
+        io(top, "read -q -P 2 0 64k", "read -q -P 3 64k 128k", "read -q -P 0 512k 64k", "read -q -P 4 900k 1k")
+        program("rebase", "-q", "-b", "", "-F", "raw", top) if program is img else img("rebase", "-q", "-b", "", top)
+        both_check(top)
+        io(top, "read -q -P 3 64k 128k", "read -q -P 1 600k 300k")
+
+
+@case("bitmaps")
+def bitmaps():
+    image = path("bitmaps.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "8M")
+    img("bitmap", "--add", image, "ours")
+    peer_img("bitmap", "--add", "-g", "32k", image, "theirs")
+    same_information(image)
+    both_check(image)
+    io(image, "write -q -P 1 1M 64k")
+    both_check(image)
+    peer_io(image, "write -q -P 1 3M 64k", options=("-f", "qcow2"))
+    both_check(image)
+    same_information(image)
+    img("bitmap", "--add", "--disable", image, "merged")
+    img("bitmap", "--merge", "ours", "--merge", "theirs", image, "merged")
+    both_check(image)
+    img("bitmap", "--clear", image, "ours")
+    peer_img("bitmap", "--merge", "theirs", image, "ours")
+    img("bitmap", "--disable", image, "theirs")
+    img("bitmap", "--enable", image, "theirs")
+    copy = path("bitmaps-copy.qcow2")
+    img("convert", "--bitmaps", "-O", "qcow2", image, copy)
+    both_check(copy)
+    same_information(copy)
+    img("bitmap", "--remove", image, "theirs")
+    img("bitmap", "--remove", image, "ours")
+    img("bitmap", "--remove", image, "merged")
+    both_check(image)
+    same_information(image)
+
+
+@case("data-file")
+def data_file():
+    for raw in ("", ",data_file_raw=on"):
+        image, data = path("external.qcow2"), path("external.data")
+        img("create", "-q", "-f", "qcow2", "-o", f"data_file={data}{raw}", image, "4M")
+        io(image, "write -q -P 5 1M 100k", "write -q -z 1M 4k")
+        both_check(image)
+        peer_io(image, "read -q -P 5 1028k 96k", "read -q -P 0 1M 4k", "write -q -P 6 3M 64k", options=("-f", "qcow2"))
+        both_check(image)
+        io(image, "read -q -P 6 3M 64k")
+        same_information(image)
+        if raw:
+            same(image, data, "-f", "qcow2", "-F", "raw")
+
+
+@case("repair")
+def repair():
+    """Leaks and wrong counts, made by hand, are found by both and repaired."""
+    image = path("broken.qcow2")
+    for damage in ("leak", "count", "lost-block", "copied"):
+        img("create", "-q", "-f", "qcow2", image, "4M")
+        io(image, "write -q -P 1 0 512k")
+        with open(image, "r+b") as file:
+            table = int.from_bytes(read_at(file, 48, 8), "big")
+            block = int.from_bytes(read_at(file, table, 8), "big")
+            if damage == "leak":
+                write_at(file, block + 2 * 40, b"\x00\x01")
+                file.truncate(41 << 16)
+            elif damage == "count":
+                write_at(file, block + 2 * 6, b"\x00\x00")
+            elif damage == "lost-block":
+                write_at(file, table, bytes(8))
+            else:
+                l1 = int.from_bytes(read_at(file, 40, 8), "big")
+                l2 = int.from_bytes(read_at(file, l1, 8), "big") & 0x00FFFFFFFFFFFE00
+                write_at(file, l2, bytes([0]))
+        expected = 3 if damage == "leak" else 2
+        img("check", image, code=expected)
+        peer_img("check", image, code=expected)
+        img("check", "-r", "all", image)
+        both_check(image)
+        io(image, "read -q -P 1 0 512k", "write -q -P 2 1M 1M")
+        both_check(image)
+
+
+def read_at(file, offset, count):
+    file.seek(offset)
+    return file.read(count)
+
+
+def write_at(file, offset, data):
+    file.seek(offset)
+    file.write(data)
+
+
+@case("amend")
+def amend():
+    image = path("amend.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "4M")
+    io(image, "write -q -P 1 0 1M", "write -q -z 512k 256k")
+    for change in ("refcount_bits=64", "refcount_bits=1", "lazy_refcounts=on", "refcount_bits=16", "compat=0.10",
+                   "compat=1.1", "size=6M"):
+        img("amend", "-o", change, image)
+        both_check(image)
+        same_information(image)
+        peer_io(image, "read -q -P 1 0 512k", "read -q -P 0 512k 256k", "read -q -P 1 768k 256k", options=("-f", "qcow2"))
+
+
+@case("locking")
+def locking():
+    """A file that one program writes is refused by the other."""
+    import subprocess
+    image = path("locked.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "1M")
+    for holder, other in ((tool("io"), peer("img")), (peer("io"), tool("img"))):
+        with subprocess.Popen([holder, "-f", "qcow2", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            # The prompt says that the image is open.
+            process.stdout.read(6)
+            output = run(other, "info", image, code=1)
+            check("lock" in output or "another process" in output, f"the refusal is: {output}")
+            run(other, "info", "-U", image)
+            process.stdin.write(b"quit\n")
+            process.stdin.flush()
+            process.wait(30)
+        run(other, "info", image)
+
+
+if __name__ == "__main__":
+    main()
