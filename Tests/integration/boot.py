@@ -67,8 +67,8 @@ def reboot():
 @case("interpreter")
 def interpreter():
     with Machine(linux("-m", "256", "-accel", "interpreter", append="apus_run=\"uname -m\"")) as machine:
-        machine.expect("riscv64", 240)
-        check(machine.wait(60) == 0, f"poweroff ended with {machine.code}")
+        machine.expect("riscv64", 300)
+        check(machine.wait(150) == 0, f"poweroff ended with {machine.code}")
 
 
 @case("kernel-panic")
@@ -100,7 +100,6 @@ def signals():
     for number, busy in [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, False),
                          (signal.SIGINT, True)]:
         with Machine(linux(*SMALL)) as machine:
-            before = termios.tcgetattr(machine.slave)
             machine.prompt()
             if busy:
                 machine.send("while true; do :; done\r")
@@ -108,7 +107,8 @@ def signals():
             machine.signal(number)
             check(machine.wait(10) == 0, f"signal {number} ended it with {machine.code}")
             check(b"terminating on signal" in machine.output, f"no message for signal {number}")
-            check(termios.tcgetattr(machine.slave) == before, f"the terminal was not restored after {number}")
+            check(termios.tcgetattr(machine.slave) == machine.terminal_attributes,
+                  f"the terminal was not restored after {number}")
 
 
 @case("killed-early")

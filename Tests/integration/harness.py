@@ -128,6 +128,8 @@ class Machine:
         environment = {**os.environ, **(environment or {})}
         if terminal:
             self.master, self.slave = os.openpty()
+            # As it was before the emulator could change it.
+            self.terminal_attributes = termios.tcgetattr(self.slave)
             self.process = subprocess.Popen(
                 self.command_line, stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True,
                 env=environment, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
