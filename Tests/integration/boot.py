@@ -24,15 +24,16 @@ def make_run():
     check("apus-system-riscv64" in recipe, "make run does not start apus-system-riscv64")
     command = recipe[recipe.index("guest=$(scripts/fetch-guest)"):].replace("bin/apus-system-riscv64", emulator())
     with Machine([], program=["bash", "-c", f"cd '{ROOT}' && {command}"]) as machine:
-        before = termios.tcgetattr(machine.slave)
         machine.prompt()
-        check(termios.tcgetattr(machine.slave) != before, "the terminal was not put in raw mode")
+        check(termios.tcgetattr(machine.slave) != machine.terminal_attributes,
+              "the terminal was not put in raw mode")
         check(machine.command("echo $((6*7))").strip() == "42", "the shell cannot calculate")
         check("riscv64" in machine.command("uname -a"), "uname -a does not say riscv64")
         check(machine.command("nproc").strip() == "2", "nproc is not 2")
         machine.send(ctrl_a("x"))
         check(machine.wait(10) == 0, f"Ctrl-a x ended with {machine.code}")
-        check(termios.tcgetattr(machine.slave) == before, "the terminal was not restored")
+        check(termios.tcgetattr(machine.slave) == machine.terminal_attributes,
+              "the terminal was not restored")
         left = subprocess.run(["ps", "-s", str(machine.pid), "-o", "pid="], capture_output=True, text=True).stdout
         check(not left.strip(), f"processes were left behind: {left}")
 
