@@ -2,6 +2,7 @@ import ApusGuest
 import ApusIR
 import ApusIREval
 import ApusJIT
+import ApusJITX86
 import ApusMemory
 import CApusHost
 
@@ -308,6 +309,23 @@ extension TranslatedVCPU {
     case .store64, .storeF64: return store(8)
     default: return slowOperation(site, a)
     }
+  }
+
+  /// Brings the page of a group's lead into the first-level TLB. Nonzero: that cannot be done, and no exception was
+  /// taken; the lead alone will find out why.
+  func prepareGroup() -> UInt64 {
+    counters.slowAccesses += 1
+    let site = cache.site(Int(state.load(fromByteOffset: StateHeader.argument2, as: UInt32.self)))
+    let operand = GroupOperand(rawValue: site.memoryOperand)
+    let address =
+      state.load(fromByteOffset: StateHeader.argument0, as: UInt64.self)
+      &+ UInt64(bitPattern: Int64(operand.displacement))
+    // Another page may not be touched: the guest might see its accessed bit.
+    guard (address &- operand.byteCountBelow) >> 12 == address >> 12,
+      case .page(let entry) = resolve(address, .load, operand.context)
+    else { return 1 }
+    fillFirstLevel(address, operand.context, entry)
+    return isInFirstLevel(address, operand.context, isStore: operand.needsStore) ? 0 : 1
   }
 
   /// Atomics and floating-point fix-ups: one IR operation through the evaluator.

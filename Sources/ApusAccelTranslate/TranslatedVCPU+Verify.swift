@@ -31,7 +31,8 @@ extension TranslatedVCPU {
       }
     }
     runCode(number)
-    guard canCompare, !overlay.reachedDevice else { return }
+    // A block that went on without groups was left halfway.
+    guard canCompare, !overlay.reachedDevice, ungroupedPC == nil else { return }
     if wasInterrupted || apus_load_relaxed32(state + StateHeader.exitRequest) != 0 {
       return requestInterruptCheck()
     }

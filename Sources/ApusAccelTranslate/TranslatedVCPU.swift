@@ -273,7 +273,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   static let runtime = X86Runtime(
     slowMemory: address { state in TranslatedVCPU.with(state) { $0.slowMemory() } },
     resolveLink: address { state in TranslatedVCPU.with(state) { $0.resolveLink() } },
-    dispatch: address { state in TranslatedVCPU.with(state) { $0.isStepped ? 0 : $0.dispatch() } })
+    dispatch: address { state in TranslatedVCPU.with(state) { $0.isStepped ? 0 : $0.dispatch() } },
+    prepareGroup: address { state in TranslatedVCPU.with(state) { $0.prepareGroup() } })
   private typealias RuntimeFunction = @convention(c) (UnsafeMutableRawPointer) -> UInt64
   private static func address(_ function: RuntimeFunction) -> UInt64 {
     UInt64(UInt(bitPattern: unsafeBitCast(function, to: Int.self)))
@@ -306,6 +307,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
 
   /// Finds the block for the state's PC and mode into `nextBlock`. False: back to the run loop first.
   private func findNext() -> Bool {
+    defer { ungroupedPC = nil }
     if state.load(fromByteOffset: StateHeader.pendingExit, as: UInt32.self) & 2 != 0 {
       requestInterruptCheck()
     }
@@ -328,15 +330,17 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let mode = self.mode
       let context = guest.fetchContext(mode: mode)
       guard let page = resolveFetch(pc, pc: pc, context) else { continue }
+      let isUngrouped = pc == ungroupedPC
+      let key = isUngrouped ? mode | TranslationCache.ungroupedKey : mode
       var found = cache.findBlock(
-        pc: pc, physical: page.physical, host: page.host, mode: mode, nextPage: nil, for: self)
+        pc: pc, physical: page.physical, host: page.host, key: key, nextPage: nil, for: self)
       if case .needsNextPage = found {
         let next = (pc | 4095) &+ 1
         let isGlobal = lastFetchWasGlobal
         guard let second = resolveFetch(next, pc: pc, context) else { continue }
         lastFetchWasGlobal = lastFetchWasGlobal && isGlobal
         found = cache.findBlock(
-          pc: pc, physical: page.physical, host: page.host, mode: mode, nextPage: second, for: self)
+          pc: pc, physical: page.physical, host: page.host, key: key, nextPage: second, for: self)
       }
       switch found {
       case .block(let number):
@@ -344,7 +348,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         // Code that was just translated may lie in a page that this vCPU may store to.
         dropStaleStorePermissions()
         if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
-        if isJIT, !isStepped { remember(pc, mode, context, number, page.physical) }
+        if isJIT, !isStepped, !isUngrouped { remember(pc, mode, context, number, page.physical) }
         return true
       case .needsNextPage, .full:
         needsFlush = true
@@ -379,13 +383,17 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     if cache.isInvalid(number) { entry.storeBytes(of: StateHeader.noPC(index), as: UInt64.self) }
   }
   private var lastFetchWasGlobal = true
+  /// Where a group's look-up failed: the next block is one without groups, if it begins there.
+  private(set) var ungroupedPC: UInt64?
 
   private func resolveLink() -> UInt64 {
     let number = state.load(fromByteOffset: StateHeader.argument2, as: UInt32.self)
-    let (target, isUnstable) = cache.linkTarget(number)
+    let (target, isUnstable, isUngrouped) = cache.linkTarget(number)
     pc = target
-    if isUnstable { return isStepped ? 0 : dispatch() }
-    guard !isStepped, findNext() else { return 0 }
+    if isUngrouped { ungroupedPC = target }
+    if isStepped { return 0 }
+    if isUnstable, !isUngrouped { return dispatch() }
+    guard findNext() else { return 0 }
     // A fault on the way leads elsewhere.
     if pc == target { cache.connect(number, to: nextBlock) }
     return cache.codeAddress(nextBlock)
@@ -605,6 +613,16 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     slot[1] = entry.pointee.canStore && !hasCode && !ram.isReadOnly ? page : StateHeader.noPage(index)
     slot[2] = UInt64(UInt(bitPattern: host))
     if !entry.pointee.isGlobal { tlbIsLocal[context] = true }
+  }
+}
+
+extension TranslatedVCPU {
+  /// Whether generated code finds the page of `address`.
+  func isInFirstLevel(_ address: UInt64, _ context: Int, isStore: Bool) -> Bool {
+    let page = address & ~4095
+    let index = Int(page >> 12) & (StateHeader.tlbEntryCount - 1)
+    let slot = state + StateHeader.tlb(context) + index * StateHeader.tlbEntryByteCount
+    return slot.load(fromByteOffset: isStore ? 8 : 0, as: UInt64.self) == page
   }
 }
 

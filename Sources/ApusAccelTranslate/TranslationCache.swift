@@ -119,16 +119,21 @@ public final class TranslationCache: @unchecked Sendable {
     case full
   }
 
+  /// The bit that a block's key has besides its mode if its accesses are not grouped.
+  static let ungroupedKey: UInt32 = 1 << 31
+
   /// Finds or translates the block at `pc`, whose bytes are at `physical` and at `host`.
+  ///
+  /// - Parameter key: the CPU mode, with `ungroupedKey` for a block without groups.
   func findBlock(
-    pc: UInt64, physical: UInt64, host: UnsafePointer<UInt8>, mode: UInt32,
+    pc: UInt64, physical: UInt64, host: UnsafePointer<UInt8>, key: UInt32,
     nextPage: (physical: UInt64, host: UnsafePointer<UInt8>)?,
     for vcpu: TranslatedVCPU
   ) -> Found {
     lock.lock()
     defer { lock.unlock() }
     switch table.find(
-      physicalPC: physical, pc: pc, mode: mode, secondPhysicalPage: nextPage.map { $0.physical >> 12 })
+      physicalPC: physical, pc: pc, mode: key, secondPhysicalPage: nextPage.map { $0.physical >> 12 })
     {
     case .block(let known): return .block(known)
     case .needsSecondPage: return .needsNextPage
@@ -137,7 +142,7 @@ public final class TranslationCache: @unchecked Sendable {
     if isFull { return .full }
     let start = options.countsTime ? HostClock.monotonicNanoseconds() : 0
     defer { if options.countsTime { counters.nanoseconds += HostClock.monotonicNanoseconds() - start } }
-    return translate(pc, physical, host, mode, nextPage, vcpu)
+    return translate(pc, physical, host, key, nextPage, vcpu)
   }
 
   private var isFull: Bool {
@@ -146,9 +151,10 @@ public final class TranslationCache: @unchecked Sendable {
   }
 
   private func translate(
-    _ pc: UInt64, _ physical: UInt64, _ host: UnsafePointer<UInt8>, _ mode: UInt32,
+    _ pc: UInt64, _ physical: UInt64, _ host: UnsafePointer<UInt8>, _ key: UInt32,
     _ nextPage: (physical: UInt64, host: UnsafePointer<UInt8>)?, _ vcpu: TranslatedVCPU
   ) -> Found {
+    let mode = key & ~Self.ungroupedKey
     // Stores to the page must be seen from before its bytes are read.
     markCode(physical, vcpu)
     if let nextPage { markCode(nextPage.physical, vcpu) }
@@ -172,15 +178,16 @@ public final class TranslationCache: @unchecked Sendable {
     let byteCount = UInt32(truncatingIfNeeded: last &- pc)
     let crosses = UInt64(offset) + UInt64(byteCount) > 4096
     var record = BlockRecord(
-      physicalPC: physical, pc: pc, mode: mode, byteCount: byteCount,
+      physicalPC: physical, pc: pc, mode: key, byteCount: byteCount,
       secondPhysicalPage: crosses ? nextPage!.physical >> 12 : .max)
     if vcpus.count > 1, memory != nil { record.byteHash = byteHash(record) }
     if options.verifies || options.engine == .interpreter { record.ir = BlockIR.copy(block) }
     guard let emitter else { return .block(table.insert(record)) }
     let context = X86BlockContext(
       block: UInt32(table.count), jumpCacheContext: vcpu.guest.fetchContext(mode: mode),
-      isPaged: memory != nil,
-      isFlat: memory == nil)
+      isPaged: memory != nil, isFlat: memory == nil,
+      groupsAccesses: memory != nil && options.optimisations.contains(.group)
+        && key & Self.ungroupedKey == 0)
     guard let code = emitter.emit(block, context) else {
       preconditionFailure("a block of \(block.count) operations does not fit 1 MiB")
     }
@@ -192,7 +199,7 @@ public final class TranslationCache: @unchecked Sendable {
       let linkNumber = table.links.append(
         LinkRecord(
           siteOffset: UInt32(link.siteOffset), stubOffset: UInt32(link.stubOffset), sourceBlock: number,
-          targetPC: link.targetPC))
+          targetPC: link.targetPC, isUngrouped: link.isUngrouped))
       storeCode(linkNumber, link.stubOffset + X86Emitter.linkNumberOffsetInStub)
     }
     if options.log.items.contains(.hostCode) { options.log.write(hostCodeText(code.offset, code.byteCount)) }
@@ -302,9 +309,9 @@ public final class TranslationCache: @unchecked Sendable {
 
   /// Where a link leads, and whether it must be looked up each time. No lock: `targetPC` never changes while code
   /// runs, and an outdated `isUnstable` costs one more try.
-  func linkTarget(_ number: UInt32) -> (pc: UInt64, isUnstable: Bool) {
+  func linkTarget(_ number: UInt32) -> (pc: UInt64, isUnstable: Bool, isUngrouped: Bool) {
     let link = table.links.base + Int(number)
-    return (link.pointee.targetPC, link.pointee.isUnstable)
+    return (link.pointee.targetPC, link.pointee.isUnstable, link.pointee.isUngrouped)
   }
 
   /// Lets link `number` jump to `target` from now on, if both blocks are still good.

@@ -53,10 +53,14 @@ public struct IROptimisations: OptionSet, Sendable {
   /// Unused values are not computed.
   public static let deadCode = IROptimisations(rawValue: 128)
 
-  public static let all = IROptimisations(rawValue: 255)
+  /// Accesses off one base register look their page up once.
+  public static let group = IROptimisations(rawValue: 256)
+
+  public static let all = IROptimisations(rawValue: 511)
   public static let names: [(String, IROptimisations)] = [
     ("fold", .fold), ("forward", .forward), ("superblock", .superblock), ("chain", .chain),
     ("jump-cache", .jumpCache), ("pin", .pin), ("host-float", .hostFloat), ("dead-code", .deadCode),
+    ("group", .group),
   ]
 }
 

@@ -65,9 +65,14 @@ public struct LinkRecord {
   public var targetBlock: UInt32 = 0
   /// The target goes on in another page, whose mapping may change: it is looked up at each jump.
   public var isUnstable = false
-  public init(siteOffset: UInt32, stubOffset: UInt32, sourceBlock: UInt32, targetPC: UInt64) {
+  /// The target is a block without groups.
+  public var isUngrouped: Bool
+  public init(
+    siteOffset: UInt32, stubOffset: UInt32, sourceBlock: UInt32, targetPC: UInt64, isUngrouped: Bool
+  ) {
     (self.siteOffset, self.stubOffset, self.sourceBlock, self.targetPC) =
       (siteOffset, stubOffset, sourceBlock, targetPC)
+    self.isUngrouped = isUngrouped
   }
 }
 

@@ -64,6 +64,12 @@ extension X86Emitter {
       for value in 0..<index where values[value].place == .spill && Int(values[value].lastUse) >= index {
         spillsInUse |= 1 << UInt64(values[value].offset)
       }
+      for group in groups.indices {
+        let value = AccessGroup.value(group)
+        if values[value].place == .spill, Int(values[value].lastUse) >= index {
+          spillsInUse |= 1 << UInt64(values[value].offset)
+        }
+      }
     }
     let number = (~spillsInUse).trailingZeroBitCount
     precondition(number < Self.spillCount, "spill area full")

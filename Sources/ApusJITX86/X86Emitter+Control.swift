@@ -13,6 +13,8 @@ struct ColdStub {
     case crossPage(target: UInt64)
     /// A slow memory access. Operands as they were at the access.
     case memory(site: UInt32, address: X86Register, value: StubOperand, result: StubResult)
+    /// The look-up of a group failed: `address` is the base, `offset` what was compared with the page's size.
+    case group(site: UInt32, address: X86Register, offset: X86Register, pc: UInt64)
     /// Loads the default NaN into a vector register.
     case defaultNaN(X86Vector, double: Bool)
     /// Saturation of a failed conversion to a signed integer of a vector register.
@@ -123,7 +125,7 @@ extension X86Emitter {
   }
 
   /// A displacement must not straddle a cache line, so that it can be patched while others run the code.
-  private func keepDisplacementInLine(opcodeByteCount: Int) {
+  func keepDisplacementInLine(opcodeByteCount: Int) {
     let distance = (asm.offset + opcodeByteCount) & 63
     if distance > 60 { asm.pad(64 - distance) }
   }
@@ -237,6 +239,8 @@ extension X86Emitter {
       case .memory(let site, let address, let value, let result):
         emitMemoryStub(site, address, value, result)
         asm.jump(to: stub.resume)
+      case .group(let site, let address, let offset, let pc):
+        emitGroupStub(site, address, offset, pc, retry: stub.resume)
       case .defaultNaN(let register, let double):
         asm.load(register, state(double ? Self.defaultNaN64 : Self.defaultNaN32), double: double)
         asm.jump(to: stub.resume)

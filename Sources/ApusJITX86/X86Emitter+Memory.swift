@@ -40,6 +40,9 @@ extension X86Emitter {
   {
     let operand = IRMemoryOperand(rawValue: i.immediate)
     let size = byteCount(i.opcode)
+    if values[index].group != 0, groups[Int(values[index].group) - 1].memberCount > 1 {
+      return (translateInGroup(Int(values[index].group) - 1, address, operand.displacement), (-1, -1))
+    }
     if context.isFlat, !aligned { return (X86Memory(address, operand.displacement), (-1, -1)) }
     if context.isFlat {
       // Atomics that are not aligned must fault.
@@ -51,32 +54,46 @@ extension X86Emitter {
     }
     let t1 = takeTemporary()
     let t2 = takeTemporary()
-    if operand.displacement != 0 {
-      asm.loadAddress(t1, X86Memory(address, operand.displacement))
-    } else {
-      asm.move(t1, address)
-    }
-    let table = StateHeader.tlb(operand.context) - StateHeader.bias
-    if features.hasBMI {
-      asm.rotateRightX(t2, t1, by: 7, wide: false)
-    } else {
-      asm.move(t2, t1, wide: false)
-      asm.shift(.right, t2, by: 7, wide: false)
-    }
-    asm.arithmetic(
-      .and, t2, immediate: Int32((StateHeader.tlbEntryCount - 1) * StateHeader.tlbEntryByteCount), wide: false
-    )
-    asm.arithmetic(.sub, t1, X86Memory(.rbp, Int32(table + (isStore ? 8 : 0)), index: t2))
     var misaligned = -1
-    if aligned {
+    let slow = emitLookUp(
+      address, operand.displacement, context: operand.context, isStore: isStore, span: size, t1, t2
+    ) {
+      guard aligned else { return }
       asm.registerForm(0, t1.rawValue, wide: false, 0xf6, byteRegister: true)
       asm.byte(UInt8(size - 1))
       misaligned = asm.jump(.notEqual)
     }
-    asm.arithmetic(.cmp, t1, immediate: Int32(4096 - size))
-    let slow = asm.jump(.above)
-    asm.load(t2, X86Memory(.rbp, Int32(table + 16), index: t2))
     return (X86Memory(t1, index: t2), (slow, misaligned))
+  }
+
+  /// Looks the page of `address + displacement` up: leaves the offset in it in `offset` and its host address in
+  /// `host`. Returns the jump that is taken unless `span` bytes lie in a page that the TLB has. `checks` emits more
+  /// checks of the offset's low bits.
+  func emitLookUp(
+    _ address: X86Register, _ displacement: Int32, context: Int, isStore: Bool, span: Int,
+    _ offset: X86Register, _ host: X86Register, checks: () -> Void = {}
+  ) -> Int {
+    if displacement != 0 {
+      asm.loadAddress(offset, X86Memory(address, displacement))
+    } else {
+      asm.move(offset, address)
+    }
+    let table = StateHeader.tlb(context) - StateHeader.bias
+    if features.hasBMI {
+      asm.rotateRightX(host, offset, by: 7, wide: false)
+    } else {
+      asm.move(host, offset, wide: false)
+      asm.shift(.right, host, by: 7, wide: false)
+    }
+    asm.arithmetic(
+      .and, host, immediate: Int32((StateHeader.tlbEntryCount - 1) * StateHeader.tlbEntryByteCount), wide: false
+    )
+    asm.arithmetic(.sub, offset, X86Memory(.rbp, Int32(table + (isStore ? 8 : 0)), index: host))
+    checks()
+    asm.arithmetic(.cmp, offset, immediate: Int32(4096 - span))
+    let slow = asm.jump(.above)
+    asm.load(host, X86Memory(.rbp, Int32(table + 16), index: host))
+    return slow
   }
 
   /// The number of a site for the access or operation that is emitted next.
@@ -92,7 +109,7 @@ extension X86Emitter {
     if i.opcode == .loadF64 || i.opcode == .loadF32 {
       let isDouble = i.opcode == .loadF64
       let register = vectorDestination()
-      let address = use(i.a)
+      let address = baseRegister(i)
       let (memory, slow) = translateAddress(i, address, isStore: false)
       finishAccess(i, address, slow, result: .vector(register, double: isDouble)) {
         asm.load(register, memory, double: isDouble)
@@ -100,7 +117,7 @@ extension X86Emitter {
       return
     }
     let register = destination()
-    let address = use(i.a)
+    let address = baseRegister(i)
     let (memory, slow) = translateAddress(i, address, isStore: false)
     let isSigned = i.opcode == .loadS8 || i.opcode == .loadS16 || i.opcode == .loadS32
     finishAccess(i, address, slow, result: .register(register)) {
@@ -123,7 +140,7 @@ extension X86Emitter {
   }
 
   private func emitStore(_ i: IRInstruction) {
-    let address = use(i.a)
+    let address = baseRegister(i)
     if i.opcode == .storeF64 || i.opcode == .storeF32 {
       let isDouble = i.opcode == .storeF64
       let value = useVector(i.b)

@@ -9,8 +9,11 @@ public struct X86Runtime: Sendable {
   public var resolveLink: UInt64
   /// (state) -> code address of the block at the state's PC and mode, or 0 to leave.
   public var dispatch: UInt64
-  public init(slowMemory: UInt64, resolveLink: UInt64, dispatch: UInt64) {
+  /// (state) -> 0 if the page of site `argument2`'s group is in the TLB now, for every access of the group.
+  public var prepareGroup: UInt64
+  public init(slowMemory: UInt64, resolveLink: UInt64, dispatch: UInt64, prepareGroup: UInt64) {
     (self.slowMemory, self.resolveLink, self.dispatch) = (slowMemory, resolveLink, dispatch)
+    self.prepareGroup = prepareGroup
   }
 }
 
@@ -24,6 +27,8 @@ public struct X86Thunks: Sendable {
   /// which has its value between the two and leaves nothing.
   var slowAccess = 0
   var slowStore = 0
+  /// Called with an address and a site on the stack. Skips the caller's next jump (5 bytes) if it failed.
+  var prepareGroup = 0
   var helper = 0
   var helperMayExit = 0
   var resolveLink = 0
@@ -145,9 +150,10 @@ extension X86Emitter {
       switch tests {
       case .none: break
       case .result: asm.test(.rax, .rax, wide: false)
+      case .skipOnFailure: asm.store(state(StateHeader.result), .rax)
       case .pendingExit: asm.arithmetic(.cmp, state(StateHeader.pendingExit), immediate: 0, wide: false)
       }
-      if tests != .none {
+      if tests == .result || tests == .pendingExit {
         let stay = asm.jumpShort(.equal)
         // The state is complete: go on at its PC.
         asm.arithmetic(.add, .rsp, immediate: Int32(padding + 8 + stacked.count * 8))
@@ -160,6 +166,12 @@ extension X86Emitter {
       }
       loadPinned()
       loadTemporaries()
+      if tests == .skipOnFailure {
+        asm.arithmetic(.cmp, state(StateHeader.result), immediate: 0, wide: false)
+        let goesOn = asm.jumpShort(.equal)
+        asm.arithmetic(.add, X86Memory(.rsp, Int32(padding)), immediate: 5)
+        asm.bindShort(goesOn)
+      }
       asm.arithmetic(.add, .rsp, immediate: Int32(padding))
       let popped = stacked.count - (leavesResult ? 1 : 0)
       if popped == 0 { asm.ret() } else { asm.ret(popping: UInt16(popped * 8)) }
@@ -172,12 +184,14 @@ extension X86Emitter {
     thunks.slowStore = service(
       runtime.slowMemory, tests: .result,
       stacked: [StateHeader.argument2, StateHeader.argument1, StateHeader.argument0])
+    thunks.prepareGroup = service(
+      runtime.prepareGroup, tests: .skipOnFailure, stacked: [StateHeader.argument2, StateHeader.argument0])
     thunks.helper = service(nil, tests: .none)
     thunks.helperMayExit = service(nil, tests: .pendingExit)
     asm.align(64)
   }
 
-  private enum ServiceTest { case none, result, pendingExit }
+  private enum ServiceTest { case none, result, pendingExit, skipOnFailure }
 
   private func stateArgument() { asm.loadAddress(.rdi, X86Memory(.rbp, Int32(-StateHeader.bias))) }
 

@@ -26,6 +26,8 @@ struct ValueInfo {
   var offset: Int16 = 0
   /// A slot in memory that holds the value besides its register, or -1.
   var home: Int16 = -1
+  /// For an access: its group's number plus one; 0: none.
+  var group: UInt8 = 0
 }
 
 /// What the emitter needs to know of a block besides its IR.
@@ -38,10 +40,13 @@ public struct X86BlockContext {
   public var isPaged: Bool
   /// Guest addresses are host addresses.
   public var isFlat: Bool
-  public init(block: UInt32, jumpCacheContext: Int, isPaged: Bool, isFlat: Bool) {
+  /// Whether accesses off one base may share a look-up (X86Emitter+Groups.swift).
+  public var groupsAccesses: Bool
+  public init(block: UInt32, jumpCacheContext: Int, isPaged: Bool, isFlat: Bool, groupsAccesses: Bool) {
     (self.block, self.jumpCacheContext, self.isPaged, self.isFlat) = (
       block, jumpCacheContext, isPaged, isFlat
     )
+    self.groupsAccesses = groupsAccesses
   }
 }
 
@@ -76,6 +81,7 @@ public final class X86Emitter {
   let pinnedFloats: [(register: X86Vector, offset: Int)]
 
   // SAFETY: flat tables of fixed size, alive as long as self.
+  /// The block's values, then the groups' host addresses.
   let values: UnsafeMutablePointer<ValueInfo>
   /// Slot number -> pinned register, or 0xff. Integer slots name general registers, float slots vector ones.
   let slotRegister: UnsafeMutablePointer<UInt8>
@@ -88,13 +94,15 @@ public final class X86Emitter {
   var ir: UnsafeMutablePointer<IRInstruction>
   var irCount = 0
   var index = 0
-  var context = X86BlockContext(block: 0, jumpCacheContext: 0, isPaged: true, isFlat: false)
+  var context = X86BlockContext(
+    block: 0, jumpCacheContext: 0, isPaged: true, isFlat: false, groupsAccesses: false)
   var currentPC: UInt64 = 0
   /// Registers that the instruction at hand uses and that must not be evicted.
   var locked: UInt16 = 0
   var lockedVectors: UInt16 = 0
   var spillsInUse: UInt64 = 0
   var stubs: [ColdStub] = []
+  var groups: [AccessGroup] = []
   /// Jumps of the block that was emitted last, to constant guest PCs.
   public internal(set) var links: [PendingLink] = []
   /// Slow paths of the block, appended to the table when the block is inserted.
@@ -105,6 +113,8 @@ public final class X86Emitter {
     public var siteOffset: Int
     public var stubOffset: Int
     public var targetPC: UInt64
+    /// Leads to the block without groups at `targetPC`.
+    public var isUngrouped = false
   }
 
   public init(
@@ -115,8 +125,9 @@ public final class X86Emitter {
     self.sites = sites
     features = .current
     asm = X86Assembler(start: buffer.writable, offset: 0)
-    values = .allocate(capacity: IRBlock.capacity)
-    values.initialize(repeating: ValueInfo(), count: IRBlock.capacity)
+    let valueCount = IRBlock.capacity + AccessGroup.limit
+    values = .allocate(capacity: valueCount)
+    values.initialize(repeating: ValueInfo(), count: valueCount)
     slotRegister = .allocate(capacity: Self.slotCount)
     slotRegister.initialize(repeating: 0xff, count: Self.slotCount)
     slotContent = .allocate(capacity: Self.slotCount)
@@ -210,6 +221,7 @@ public final class X86Emitter {
       }
       number -= 1
     }
+    findGroups()
     content.update(repeating: .max, count: 32)
     slotContent.update(repeating: .max, count: Self.slotCount)
     spillsInUse = 0

@@ -109,6 +109,23 @@ struct EngineTests {
     #expect(try run(words, at: 0x4ffe, options) == 0x1122)
   }
 
+  /// Loads and stores of all widths off a base that walks over a page's end, three bytes at a time.
+  @Test(arguments: engines) func accessesOffOneBaseShareALookUp(_ options: TranslateOptions) throws {
+    // a1 = page end - 64; 43 times: sd 0, sw 9, ld 3, sh 24, lbu 11, lwu 22, sb -5, ld -8 (a1), a hash of what was
+    // loaded in a4, a1 += 3.
+    let words: [UInt32] = [
+      0x0000_25b7, 0x00b5_05b3, 0xfc05_8593, 0x02b0_0613, 0x1230_0693, 0x0000_0713, 0x00c6_86b3,
+      0x0076_9793, 0x00f6_c6b3, 0x00d5_b023, 0x00c5_a4a3, 0x0035_b783, 0x00d5_9c23, 0x00b5_c803,
+      0x0165_e883, 0xff05_8da3, 0xff85_b303, 0x00f7_0733, 0x0057_1393, 0x0077_4733, 0x0107_0733,
+      0x0117_0733, 0x0067_4733, 0x0035_8593, 0xfff6_0613, 0xfa06_1ae3, 0x00e2_b023, 0x0000_006f,
+    ]
+    #expect(try run(words, options) == 0xce70_acb8_0f71_db7c)
+    #expect(try run(words, at: 0x4000, options) == 0xce70_acb8_0f71_db7c)
+    // Off a device: ld 8, lw 16, and a store of their sum.
+    let device: [UInt32] = [0x0082_b583, 0x0102_a603, 0x00c5_86b3, 0x00d2_b023, 0x0000_006f]
+    #expect(try run(device, options) == 0x84)
+  }
+
   @Test(arguments: engines) func jumpsIntoNothingAreExceptions(_ options: TranslateOptions) throws {
     // mtvec = handler; jump to 0x1000_0000; the handler writes mcause.
     let words: [UInt32] = [
