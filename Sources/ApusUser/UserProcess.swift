@@ -154,12 +154,20 @@ public final class UserProcess: @unchecked Sendable {
     return resolve(path)
   }
 
-  /// Where the emulator can be executed from; `nil` if it cannot find itself (no /proc in a chroot).
+  /// Where the emulator can be executed from; `nil` if it cannot find itself (no /proc in a chroot), which leaves guest
+  /// programs to binfmt_misc.
   func ownPath() -> ByteString? {
     if access("/proc/self/exe", X_OK) == 0 { return ByteString("/proc/self/exe") }
     guard let name = UnsafePointer<CChar>(bitPattern: UInt(getauxval(31))) else { return nil }
     let path = ByteString(terminated: name)
-    return path.isAbsolute && access(name, X_OK) == 0 ? path : nil
+    guard path.isAbsolute, access(name, X_OK) == 0 else { return nil }
+    // Started by binfmt_misc, the name is the guest program's.
+    let file = apus_open(name, O_RDONLY | O_CLOEXEC, 0)
+    guard file >= 0 else { return nil }
+    defer { close(file) }
+    var header = [UInt8](repeating: 0, count: 64)
+    guard pread(file, &header, 64, 0) == 64 else { return nil }
+    return ProgramLoader.machine(ofHeader: header) == ProgramLoader.machineHost ? path : nil
   }
 
   // MARK: Threads and signals
