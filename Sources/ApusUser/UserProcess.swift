@@ -49,6 +49,7 @@ public final class UserProcess: @unchecked Sendable {
     get { lock.withLock { guardedLimits } }
     set { lock.withLock { guardedLimits = newValue } }
   }
+  private var hasStartedThread = false
   private var guardedLimits: [Int: (UInt64, UInt64)] = [:]
   private(set) var layout = ProcessLayout()
   private(set) var auxiliaryVector: [UInt64] = []
@@ -175,6 +176,13 @@ public final class UserProcess: @unchecked Sendable {
   func add(_ thread: UserThread, _ number: Int) { lock.withLock { threads[number] = thread } }
   func remove(_ number: Int) { _ = lock.withLock { threads.removeValue(forKey: number) } }
   func keepOnly(_ thread: UserThread, _ number: Int) { lock.withLock { threads = [number: thread] } }
+  /// True once.
+  func noteFirstThread() -> Bool {
+    lock.withLock {
+      defer { hasStartedThread = true }
+      return !hasStartedThread
+    }
+  }
   var isMultithreaded: Bool { lock.withLock { threads.count > 1 } }
 
   func whileForking(_ vcpu: TranslatedVCPU, _ fork: () -> Int) -> Int {

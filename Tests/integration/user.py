@@ -69,7 +69,7 @@ def kinds():
     program = build("static-pie", "void _start(void) {\n"
                     "  register long a7 __asm__(\"a7\") = 94, a0 __asm__(\"a0\") = 31;\n"
                     "  __asm__ volatile(\"ecall\" : : \"r\"(a7), \"r\"(a0));\n}\n",
-                    "-static-pie", "-fPIE", "-nostdlib")
+                    "-static-pie", "-fPIE", "-nostdlib", "-Wl,--no-dynamic-linker")
     done = run(program)
     check(done.returncode == 31, f"static-pie: {done.returncode} {done.stderr!r}")
 
