@@ -155,6 +155,7 @@ extension UserThread {
           }, Unmanaged.passUnretained(self).toOpaque())
       }
     }
+    freeExecutionBlock()
     registers.restore(state, cpu)
     vforkDepth = depth
     (actions, isVforkChild, clearChildThread, mask) = (
