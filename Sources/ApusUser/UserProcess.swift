@@ -53,7 +53,7 @@ public final class UserProcess: @unchecked Sendable {
   private var guardedLimits: [Int: (UInt64, UInt64)] = [:]
   private(set) var layout = ProcessLayout()
   private(set) var auxiliaryVector: [UInt64] = []
-  /// The page that a signal handler returns to.
+  /// Where a signal handler returns to.
   private(set) var signalReturn: UInt64 = 0
 
   public init(_ options: UserOptions) throws(ProgramError) {
@@ -96,13 +96,13 @@ public final class UserProcess: @unchecked Sendable {
     let program = try loader.load(options.path, descriptor: options.descriptor)
     _ = options.path.lastComponent.withPointer { apus_set_thread_name($0) }
     memory.startBreak(program.end)
-    try mapSignalReturn()
+    let vdso = try mapVDSO()
     let stackByteCount =
       options.stackByteCount == 0 ? InitialStack.defaultByteCount() : options.stackByteCount
     guard
       let stack = InitialStack.build(
         memory, byteCount: stackByteCount, options: options, program: program,
-        hardwareCapabilities: hardwareCapabilities, vdso: 0)
+        hardwareCapabilities: hardwareCapabilities, vdso: vdso)
     else {
       throw ProgramError("cannot run '\(options.path.text)': there is no memory for its stack or arguments")
     }
@@ -131,14 +131,17 @@ public final class UserProcess: @unchecked Sendable {
     return bits
   }
 
-  /// li a7, rt_sigreturn; ecall.
-  private func mapSignalReturn() throws(ProgramError) {
-    let page = memory.map(0x3f_0001_0000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    guard page > 0, memory.write(UInt64(page), 0x0000_0073_08b0_0893 as UInt64) else {
-      throw ProgramError("there is no memory for the signal trampoline")
+  /// Maps the vDSO, where signal handlers return to.
+  private func mapVDSO() throws(ProgramError) -> UInt64 {
+    let vdso = GuestVDSO.riscv64
+    let page = memory.map(
+      0x3f_0001_0000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, label: .vdso)
+    guard page > 0, vdso.bytes.withUnsafeBytes({ memory.write(UInt64(page), $0) }) else {
+      throw ProgramError("there is no memory for the vDSO")
     }
     _ = memory.protect(UInt64(page), 4096, PROT_READ | PROT_EXEC)
-    signalReturn = UInt64(page)
+    signalReturn = UInt64(page + vdso.signalReturn)
+    return UInt64(page)
   }
 
   // MARK: Paths
