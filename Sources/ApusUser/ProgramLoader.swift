@@ -31,6 +31,8 @@ public struct LoadedProgram: Sendable {
 /// Loads ELF64 programs [ELF-64 1.5; gABI ch. 4-5].
 public struct ProgramLoader {
   public static let machineRISCV: UInt16 = 243
+  /// x86-64.
+  static let machineHost: UInt16 = 62
   /// Position-independent programs go here, their interpreters into the mapping area.
   static let programBase: UInt64 = 0x2a_0000_0000
   private static let maximumHeaderCount = 4096

@@ -49,10 +49,11 @@ public final class UserProcess: @unchecked Sendable {
     get { lock.withLock { guardedLimits } }
     set { lock.withLock { guardedLimits = newValue } }
   }
+  private var hasStartedThread = false
   private var guardedLimits: [Int: (UInt64, UInt64)] = [:]
   private(set) var layout = ProcessLayout()
   private(set) var auxiliaryVector: [UInt64] = []
-  /// The page that a signal handler returns to.
+  /// Where a signal handler returns to.
   private(set) var signalReturn: UInt64 = 0
 
   public init(_ options: UserOptions) throws(ProgramError) {
@@ -95,13 +96,13 @@ public final class UserProcess: @unchecked Sendable {
     let program = try loader.load(options.path, descriptor: options.descriptor)
     _ = options.path.lastComponent.withPointer { apus_set_thread_name($0) }
     memory.startBreak(program.end)
-    try mapSignalReturn()
+    let vdso = try mapVDSO()
     let stackByteCount =
       options.stackByteCount == 0 ? InitialStack.defaultByteCount() : options.stackByteCount
     guard
       let stack = InitialStack.build(
         memory, byteCount: stackByteCount, options: options, program: program,
-        hardwareCapabilities: hardwareCapabilities, vdso: 0)
+        hardwareCapabilities: hardwareCapabilities, vdso: vdso)
     else {
       throw ProgramError("cannot run '\(options.path.text)': there is no memory for its stack or arguments")
     }
@@ -130,14 +131,17 @@ public final class UserProcess: @unchecked Sendable {
     return bits
   }
 
-  /// li a7, rt_sigreturn; ecall.
-  private func mapSignalReturn() throws(ProgramError) {
-    let page = memory.map(0x3f_0001_0000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    guard page > 0, memory.write(UInt64(page), 0x0000_0073_08b0_0893 as UInt64) else {
-      throw ProgramError("there is no memory for the signal trampoline")
+  /// Maps the vDSO, where signal handlers return to.
+  private func mapVDSO() throws(ProgramError) -> UInt64 {
+    let vdso = GuestVDSO.riscv64
+    let page = memory.map(
+      0x3f_0001_0000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, label: .vdso)
+    guard page > 0, vdso.bytes.withUnsafeBytes({ memory.write(UInt64(page), $0) }) else {
+      throw ProgramError("there is no memory for the vDSO")
     }
     _ = memory.protect(UInt64(page), 4096, PROT_READ | PROT_EXEC)
-    signalReturn = UInt64(page)
+    signalReturn = UInt64(page + vdso.signalReturn)
+    return UInt64(page)
   }
 
   // MARK: Paths
@@ -154,12 +158,20 @@ public final class UserProcess: @unchecked Sendable {
     return resolve(path)
   }
 
-  /// Where the emulator can be executed from; `nil` if it cannot find itself (no /proc in a chroot).
+  /// Where the emulator can be executed from; `nil` if it cannot find itself (no /proc in a chroot), which leaves guest
+  /// programs to binfmt_misc.
   func ownPath() -> ByteString? {
     if access("/proc/self/exe", X_OK) == 0 { return ByteString("/proc/self/exe") }
     guard let name = UnsafePointer<CChar>(bitPattern: UInt(getauxval(31))) else { return nil }
     let path = ByteString(terminated: name)
-    return path.isAbsolute && access(name, X_OK) == 0 ? path : nil
+    guard path.isAbsolute, access(name, X_OK) == 0 else { return nil }
+    // Started by binfmt_misc, the name is the guest program's.
+    let file = apus_open(name, O_RDONLY | O_CLOEXEC, 0)
+    guard file >= 0 else { return nil }
+    defer { close(file) }
+    var header = [UInt8](repeating: 0, count: 64)
+    guard pread(file, &header, 64, 0) == 64 else { return nil }
+    return ProgramLoader.machine(ofHeader: header) == ProgramLoader.machineHost ? path : nil
   }
 
   // MARK: Threads and signals
@@ -167,6 +179,13 @@ public final class UserProcess: @unchecked Sendable {
   func add(_ thread: UserThread, _ number: Int) { lock.withLock { threads[number] = thread } }
   func remove(_ number: Int) { _ = lock.withLock { threads.removeValue(forKey: number) } }
   func keepOnly(_ thread: UserThread, _ number: Int) { lock.withLock { threads = [number: thread] } }
+  /// True once.
+  func noteFirstThread() -> Bool {
+    lock.withLock {
+      defer { hasStartedThread = true }
+      return !hasStartedThread
+    }
+  }
   var isMultithreaded: Bool { lock.withLock { threads.count > 1 } }
 
   func whileForking(_ vcpu: TranslatedVCPU, _ fork: () -> Int) -> Int {

@@ -27,24 +27,47 @@ extension UserThread {
     _ path: UInt64, _ arguments: UInt64, _ environment: UInt64, directory: Int32 = AT_FDCWD, flags: UInt64 = 0
   ) -> Int {
     guard flags & ~(Self.emptyPath | Self.noFollow) == 0 else { return -Int(EINVAL) }
+    // A child of vfork leaves its parent's memory behind as it is: by now all but the block is free again, and the
+    // parent frees that.
+    let file: Int32?
+    do throws(Refusal) {
+      file = try prepare(path, arguments, environment, directory: directory, flags: flags)
+    } catch { return -Int(error.number) }
+    guard let block = executionBlock else { return -Int(ENOMEM) }
+    // Handlers of the guest's become default by themselves; the mask stays, as it must.
+    execve(block.path, block.arguments, block.environment)
+    let error = errno
+    freeExecutionBlock()
+    if let file { Glibc.close(file) }
+    return -Int(error)
+  }
+
+  func freeExecutionBlock() {
+    executionBlock?.free()
+    executionBlock = nil
+  }
+
+  /// Fills `executionBlock`; returns a descriptor that is to be closed if the program cannot be executed.
+  private func prepare(
+    _ path: UInt64, _ arguments: UInt64, _ environment: UInt64, directory: Int32, flags: UInt64
+  ) throws(Refusal) -> Int32? {
     guard let name = process.memory.readString(path), let argumentList = readVector(arguments),
       let environmentList = readVector(environment)
-    else { return -Int(EFAULT) }
-    do throws(Refusal) {
-      var file: Int32?
-      var program = name
-      if name.isEmpty {
-        guard flags & Self.emptyPath != 0 else { throw Refusal(number: ENOENT) }
-        file = directory
-        program = ByteString(text: "/proc/self/fd/\(directory)")
-      } else if directory != AT_FDCWD, !name.isAbsolute {
-        program = ByteString(text: "/proc/self/fd/\(directory)/") + name
-      } else {
-        program = process.hostPath(name)
-      }
-      let command = try command(program, name, argumentList, file: file, depth: 0)
-      return replace(command, environmentList)
-    } catch { return -Int(error.number) }
+    else { throw Refusal(number: EFAULT) }
+    var file: Int32?
+    var program = name
+    if name.isEmpty {
+      guard flags & Self.emptyPath != 0 else { throw Refusal(number: ENOENT) }
+      file = directory
+      program = ByteString(text: "/proc/self/fd/\(directory)")
+    } else if directory != AT_FDCWD, !name.isAbsolute {
+      program = ByteString(text: "/proc/self/fd/\(directory)/") + name
+    } else {
+      program = process.hostPath(name)
+    }
+    let command = try command(program, name, argumentList, file: file, depth: 0)
+    executionBlock = ExecutionBlock(command.path, command.arguments, environmentList)
+    return command.file
   }
 
   private func command(
@@ -113,21 +136,6 @@ extension UserThread {
     guard path.withPointer({ access($0, F_OK) }) == 0 else { throw Refusal(number: errno) }
   }
 
-  private func replace(_ command: Command, _ environment: [ByteString]) -> Int {
-    var argumentPointers = command.arguments.map { $0.withPointer { strdup($0) } } + [nil]
-    var environmentPointers = environment.map { $0.withPointer { strdup($0) } } + [nil]
-    defer {
-      for pointer in argumentPointers + environmentPointers { free(pointer) }
-    }
-    // Handlers of the guest's become default by themselves; the mask stays, as it must.
-    let error = command.path.withPointer { path in
-      execve(path, &argumentPointers, &environmentPointers)
-      return errno
-    }
-    if let file = command.file { Glibc.close(file) }
-    return -Int(error)
-  }
-
   private func readVector(_ address: UInt64) -> [ByteString]? {
     if address == 0 { return [] }
     var result: [ByteString] = []
@@ -140,4 +148,37 @@ extension UserThread {
       position += 8
     }
   }
+}
+
+/// What execve takes, in one piece of host memory.
+struct ExecutionBlock {
+  // SAFETY: all point into one allocation, which lives until `free`.
+  let path: UnsafeMutablePointer<CChar>
+  let arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>
+  let environment: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>
+
+  init?(_ path: ByteString, _ arguments: [ByteString], _ environment: [ByteString]) {
+    let pointerCount = arguments.count + environment.count + 2
+    let texts = [path] + arguments + environment
+    let byteCount = texts.reduce(pointerCount * 8) { $0 + $1.count + 1 }
+    guard let base = malloc(byteCount) else { return nil }
+    var text = (base + pointerCount * 8).assumingMemoryBound(to: CChar.self)
+    func append(_ bytes: ByteString) -> UnsafeMutablePointer<CChar> {
+      let start = text
+      bytes.withUnsafeBytes {
+        UnsafeMutableRawBufferPointer(start: start, count: bytes.count).copyMemory(from: $0)
+      }
+      start[bytes.count] = 0
+      text += bytes.count + 1
+      return start
+    }
+    self.arguments = base.assumingMemoryBound(to: UnsafeMutablePointer<CChar>?.self)
+    self.environment = self.arguments + arguments.count + 1
+    self.path = append(path)
+    for (index, argument) in arguments.enumerated() { self.arguments[index] = append(argument) }
+    self.arguments[arguments.count] = nil
+    for (index, variable) in environment.enumerated() { self.environment[index] = append(variable) }
+    self.environment[environment.count] = nil
+  }
+  func free() { Glibc.free(arguments) }
 }

@@ -155,6 +155,7 @@ extension UserThread {
           }, Unmanaged.passUnretained(self).toOpaque())
       }
     }
+    freeExecutionBlock()
     registers.restore(state, cpu)
     vforkDepth = depth
     (actions, isVforkChild, clearChildThread, mask) = (
@@ -215,6 +216,8 @@ extension UserThread {
         }
         thread.run()
       }, Unmanaged.passRetained(birth).toOpaque())
+    // libc takes signal 33 for itself with its first thread; the guest's libc wants it, too.
+    if process.noteFirstThread() { applyDisposition(33, actions[33]) }
     if error == 0 {
       birth.monitor.withLock { while birth.number == 0 { birth.monitor.wait() } }
     } else {

@@ -45,6 +45,8 @@ final class UserThread: @unchecked Sendable {
   /// Host stacks for children of vfork, and how many are in use (a child may vfork itself).
   var vforkStacks: [UnsafeMutableRawPointer] = []
   var vforkDepth = 0
+  /// What execve was called with, while it is.
+  var executionBlock: ExecutionBlock?
   /// set_robust_list.
   var robustList: UInt64 = 0
   /// What `exit` was called with.

@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""The user-mode emulator on programs of its own: loading, paths, scripts, options, binfmt_misc, refusals.
+
+APUS_USER names another emulator to test (bin/apus-riscv64 without it). What needs a whole Debian root is in userroot.py.
+"""
+import concurrent.futures
+import os
+import shutil
+import subprocess
+import sys
+
+from harness import ROOT, Skip, case, check, main, temporary
+from guestprograms import HELLO, LIBRARIES, NAMESPACE, build, emulator, run
+
+
+@case("kinds-of-programs")
+def kinds():
+    """Static, static-pie, position-dependent and -independent dynamic programs."""
+    for name, flags, options in [("static", ["-static", "-no-pie"], []), ("dynamic", ["-no-pie"], ["-L", LIBRARIES]),
+                                 ("pie", ["-pie", "-fPIE"], ["-L", LIBRARIES])]:
+        program = build("hello-" + name, HELLO, *flags)
+        done = run(*options, program, "7", "two words", "")
+        check(done.returncode == 7 and done.stdout == f"{program} [7] [two words] [] - 1\n",
+              f"{name}: {done.returncode} {done.stdout!r} {done.stderr!r}")
+    # The cross compiler's C library has no start-up code for static-pie.
+    program = build("static-pie", "void _start(void) {\n"
+                    "  register long a7 __asm__(\"a7\") = 94, a0 __asm__(\"a0\") = 31;\n"
+                    "  __asm__ volatile(\"ecall\" : : \"r\"(a7), \"r\"(a0));\n}\n",
+                    "-static-pie", "-fPIE", "-nostdlib", "-Wl,--no-dynamic-linker")
+    done = run(program)
+    check(done.returncode == 31, f"static-pie: {done.returncode} {done.stderr!r}")
+
+
+@case("prefix-and-environment")
+def prefix():
+    """-L and its two variables; -0, -E, -U; arguments that are not UTF-8."""
+    program = build("hello-pie", HELLO, "-pie", "-fPIE")
+    for variable in ["APUS_LD_PREFIX", "QEMU_LD_PREFIX"]:
+        done = run(program, env={**os.environ, variable: str(LIBRARIES), "SHOWN": "yes"})
+        check(done.returncode == 0 and done.stdout.endswith(" yes 1\n"), f"{variable}: {done.stdout!r} {done.stderr!r}")
+    done = run("-L", LIBRARIES, "-0", "other", "-E", "SHOWN=set", program)
+    check(done.stdout == "other set 1\n", f"-0 and -E: {done.stdout!r}")
+    done = run("-L", LIBRARIES, "-U", "SHOWN", program, env={**os.environ, "SHOWN": "yes"})
+    check(done.stdout.endswith(" - 1\n"), f"-U: {done.stdout!r}")
+    raw = subprocess.run([emulator().encode(), b"-L", str(LIBRARIES).encode(), str(program).encode(), b"0", b"\xff\xfe"],
+                         stdout=subprocess.PIPE, timeout=60)
+    check(b"[\xff\xfe]" in raw.stdout, f"bytes: {raw.stdout!r}")
+
+
+@case("absolute-links-below-the-prefix")
+def links():
+    """A root directory whose loader is behind an absolute link, as Debian's roots have them."""
+    root = temporary() / "linked"
+    program = build("hello-pie", HELLO, "-pie", "-fPIE")
+    (root / "real").mkdir(parents=True, exist_ok=True)
+    for file in (LIBRARIES / "lib").iterdir():
+        if file.name.startswith(("ld-linux", "libc.so")):
+            shutil.copy(file, root / "real")
+    if not (root / "lib").is_symlink():
+        (root / "lib").symlink_to("/real")
+    done = run("-L", root, program)
+    check(done.returncode == 0, f"{done.returncode} {done.stderr!r}")
+
+
+@case("children-and-scripts")
+def children():
+    """execve of programs and scripts from a guest, without binfmt_misc."""
+    source = r"""
+#include <errno.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+  pid_t child = fork();
+  if (child == 0) {
+    execv(argv[1], argv + 1);
+    printf("errno %d\n", errno);
+    fflush(stdout);
+    _exit(99);
+  }
+  int status;
+  waitpid(child, &status, 0);
+  return WEXITSTATUS(status);
+}
+"""
+    starter = build("starter", source, "-static")
+    program = build("hello-static", HELLO, "-static", "-no-pie")
+    done = run(starter, program, "3", "x")
+    check(done.returncode == 3 and done.stdout == f"{program} [3] [x] - 1\n", f"program: {done.stdout!r} {done.stderr!r}")
+    script = temporary() / "script"
+    script.write_text(f"#! {program}  5 of one  \nignored\n")
+    script.chmod(0o755)
+    done = run(starter, script, "more")
+    check(done.returncode == 5 and done.stdout == f"{program} [5 of one] [{script}] [more] - 1\n", f"script: {done.stdout!r}")
+    nested = temporary() / "nested"
+    nested.write_text(f"#!{script}\n")
+    nested.chmod(0o755)
+    done = run(starter, nested)
+    check(done.returncode == 5 and f"[{script}] [{nested}]" in done.stdout, f"nested: {done.stdout!r}")
+    loop = temporary() / "loop"
+    loop.write_text(f"#!{loop}\n")
+    loop.chmod(0o755)
+    plain = temporary() / "plain"
+    plain.write_text("neither\n")
+    broken = temporary() / "broken"
+    broken.write_bytes(program.read_bytes()[:70])
+    lost = build("lost", HELLO, "-pie", "-fPIE", "-Wl,--dynamic-linker=/nonexistent/loader")
+    for path, number, mode in [("/nonexistent", 2, None), (loop, 40, None), ("/etc", 13, None), (plain, 13, 0o644),
+                               (plain, 8, 0o755), (broken, 8, 0o755), (lost, 2, None)]:
+        if mode:
+            os.chmod(path, mode)
+        done = run(starter, path)
+        check(done.returncode == 99 and done.stdout == f"errno {number}\n", f"{path}: {done.stdout!r} {done.stderr!r}")
+    host = run(starter, "/bin/echo", "from the host")
+    check(host.stdout == "from the host\n", f"a host's program: {host.stdout!r}")
+
+
+@case("refusals")
+def refusals():
+    """What cannot be run: one clear line, and 126 or 127."""
+    program = build("hello-static", HELLO, "-static", "-no-pie")
+    whole = bytearray(program.read_bytes())
+
+    def variant(name, change):
+        data = bytearray(whole)
+        data = change(data) or data
+        path = temporary() / name
+        path.write_bytes(data)
+        path.chmod(0o755)
+        return path
+
+    def put(offset, value, size):
+        def change(data):
+            data[offset:offset + size] = value.to_bytes(size, "little")
+        return change
+
+    cases = [
+        (variant("empty", lambda data: data[:0] or bytearray(b"x")), "not an ELF"),
+        (variant("short", lambda data: data[:40]), "not an ELF"),
+        (variant("headers-only", lambda data: data[:64]), "program headers"),
+        (variant("cut", lambda data: data[:2000]), "does not fit the file"),
+        (variant("machine", put(18, 62, 2)), "machine is 62"),
+        (variant("class", put(4, 1, 1)), "64-bit"),
+        (variant("order", put(5, 2, 1)), "little-endian"),
+        (variant("type", put(16, 1, 2)), "type is 1"),
+        (variant("count", put(56, 0, 2)), "program headers"),
+        (variant("far-table", put(32, 1 << 60, 8)), "program headers"),
+        (variant("entry-size", put(54, 1, 2)), "program headers"),
+        (build("lost", HELLO, "-pie", "-fPIE", "-Wl,--dynamic-linker=/nonexistent/loader"), "-L"),
+    ]
+    for path, message in cases:
+        done = run(path)
+        check(done.returncode in (126, 127), f"{path.name}: ended with {done.returncode}: {done.stderr!r}")
+        check(message in done.stderr and done.stderr.count("\n") == 1, f"{path.name}: {done.stderr!r}")
+    # Any byte of the headers may be wrong: never a crash of the emulator's own.
+    import random
+    source = random.Random(4)
+    for number in range(60):
+        data = bytearray(whole)
+        for _ in range(source.randrange(1, 4)):
+            data[source.randrange(5, 64 + 56 * 4)] = source.randrange(256)
+        path = temporary() / "random"
+        path.write_bytes(data)
+        path.chmod(0o755)
+        try:
+            done = run("-s", "64k", path, timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+        check("internal error" not in done.stderr and "Fatal" not in done.stderr, f"seed {number}: {done.stderr!r}")
+
+
+@case("options")
+def options():
+    for words in [["-nonsense"], ["-cpu", "none"], ["-accel", "none"], ["-s", "1"], ["-d", "none"], ["-L"], ["-L", "/nonexistent"],
+                  []]:
+        done = run(*words)
+        check(done.returncode == 1 and done.stderr.startswith("apus-riscv64: ") and done.stderr.count("\n") == 1,
+              f"{words}: {done.returncode} {done.stderr!r}")
+    program = build("hello-static", HELLO, "-static", "-no-pie")
+    log = temporary() / "log"
+    done = run("-strace", "-D", log, program)
+    check(done.returncode == 0 and "write(1," in log.read_text() and "exit_group(0)" in log.read_text(), log.read_text())
+    for word in ["-version", "-help"]:
+        check(run(word).returncode == 0, word)
+    unknown = build("unknown", "#include <unistd.h>\n#include <errno.h>\n"
+                    "int main(void) { return syscall(4000) == -1 && errno == 38 && syscall(425, 0, 0) == -1 && errno == 38"
+                    " ? 0 : 1; }\n", "-static")
+    done = run("-d", "unimp", unknown)
+    check(done.returncode == 0 and done.stderr.count("unimp:") == 2, f"{done.returncode} {done.stderr!r}")
+
+
+@case("chroot-without-binfmt")
+def chroot():
+    """The emulator inside a root directory without /proc executes programs by its own path."""
+    if os.geteuid() != 0:
+        raise Skip("it needs root")
+    root = temporary() / "root"
+    root.mkdir(exist_ok=True)
+    shutil.copy(os.path.realpath(emulator()), root / "apus-riscv64")
+    shutil.copy(build("hello-static", HELLO, "-static", "-no-pie"), root / "hello")
+    starter = build("starter", "\n", "-static") if not (temporary() / "starter").exists() else temporary() / "starter"
+    shutil.copy(starter, root / "starter")
+    done = run("/apus-riscv64", "/starter", "/hello", "4", program=["chroot", root])
+    check(done.returncode == 4 and done.stdout == "/hello [4] - 1\n", f"{done.returncode} {done.stdout!r} {done.stderr!r}")
+
+
+@case("binfmt")
+def binfmt():
+    """scripts/binfmt in a binfmt_misc instance of our own."""
+    if run(sys.executable, NAMESPACE, "mount", "-t", "binfmt_misc", "none", "/proc/sys/fs/binfmt_misc",
+           program=[]).returncode != 0:
+        raise Skip("there is no binfmt_misc in a user namespace here")
+    root = temporary() / "binfmt-root"
+    root.mkdir(exist_ok=True)
+    shutil.copy(build("hello-static", HELLO, "-static", "-no-pie"), root / "hello")
+    other = r":other:M::\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xf3\x00::/bin/true:"
+    script = f"""
+set -u
+binfmt="{ROOT}/scripts/binfmt"
+mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
+$binfmt status && exit 10
+$binfmt install --emulator {emulator()} || exit 11
+$binfmt status || exit 12
+(exec -a its-name {root}/hello 3 'a b'); [ $? = 3 ] || exit 13
+chroot {root} /hello 6; [ $? = 6 ] || exit 14
+$binfmt remove || exit 15
+$binfmt remove && exit 16
+printf '%s' '{other}' >/proc/sys/fs/binfmt_misc/register
+$binfmt install --emulator {emulator()} && exit 17
+$binfmt install --emulator {emulator()} --force || exit 18
+$binfmt status | grep 'other handlers: other' || exit 19
+$binfmt install --emulator /bin/ls && exit 20
+$binfmt nonsense && exit 21
+exit 0
+"""
+    done = run(sys.executable, NAMESPACE, "bash", "-c", script, program=[])
+    check(done.returncode == 0, f"ended with {done.returncode}: {done.stdout!r} {done.stderr!r}")
+    check("its-name [3] [a b]" in done.stdout and "/hello [6]" in done.stdout, done.stdout)
+
+
+@case("many-processes")
+def many():
+    """120 short processes, eight at a time."""
+    program = build("hello-pie", HELLO, "-pie", "-fPIE")
+
+    def one(number):
+        return run("-L", LIBRARIES, program, str(number % 100)).returncode == number % 100
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        good = list(pool.map(one, range(120)))
+    check(all(good), f"{good.count(False)} of {len(good)} failed")
+
+
+if __name__ == "__main__":
+    main()
