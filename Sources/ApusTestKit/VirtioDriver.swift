@@ -307,7 +307,10 @@ public final class VirtioTestMachine {
     limit = Self.base + byteCount
   }
 
-  /// Room for `count` bytes; starts again at the bottom when RAM is used up.
+  /// Gives all room back: what was placed may be overwritten.
+  public func releaseAll() { next = Self.base + 4096 }
+
+  /// Room for `count` bytes.
   public func allocate(_ count: Int, alignment: UInt64) -> UInt64 {
     next = (next + alignment - 1) & ~(alignment - 1)
     precondition(next + UInt64(count) <= limit, "the test machine's RAM is used up")

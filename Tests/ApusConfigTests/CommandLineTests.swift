@@ -125,7 +125,7 @@ import Testing
       "\0", "-",
       "-uuid", "-netdev", "-fw_cfg", "name=", "string=", "\\u", "-accel", "server", "nowait", "-name", "help",
     ]
-    for _ in 0..<3000 {
+    for _ in 0..<fuzzRounds(3000) {
       var arguments: [String] = []
       for _ in 0..<random.below(6) {
         arguments.append((0...random.below(4)).map { _ in random.pick(words) }.joined())

@@ -71,7 +71,7 @@ import Testing
   @Test(arguments: 1...8 as ClosedRange<UInt64>) func fuzz(seed: UInt64) throws {
     var random = SeededGenerator(seed: seed)
     let original = Self.sample.encode()
-    for _ in 0..<2000 {
+    for _ in 0..<fuzzRounds(2000) {
       var blob = original
       for _ in 0...random.below(6) {
         let index = random.below(blob.count)

@@ -86,7 +86,7 @@ func makeELF(
 
   @Test func fuzz() {
     var random = SeededGenerator(seed: 7)
-    for _ in 0..<5000 {
+    for _ in 0..<fuzzRounds(5000) {
       var file = makeELF()
       for _ in 0...random.below(4) {
         file[random.below(file.count)] = UInt8(truncatingIfNeeded: random.next())

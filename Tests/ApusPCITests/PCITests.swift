@@ -186,7 +186,7 @@ final class RegisterDevice: PCIDevice {
     let (second, _) = function(bars: bars + [PCIBAR(4, .io, byteCount: 0x20)])
     try host.attach(first)
     try host.attach(second)
-    for seed in 0..<2000 as Range<UInt64> {
+    for seed in 0..<UInt64(fuzzRounds(2000)) {
       var random = SeededRandom(seed: seed)
       for _ in 0..<200 {
         let count = [1, 2, 4, 8].randomElement(using: &random)!

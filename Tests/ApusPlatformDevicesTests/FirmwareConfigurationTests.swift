@@ -60,7 +60,7 @@ import Testing
 
   @Test(arguments: 1...3 as ClosedRange<UInt64>) func fuzz(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
-    for _ in 0..<5000 {
+    for _ in 0..<fuzzRounds(5000) {
       switch random.below(4) {
       case 0:
         _ = transfer(
@@ -178,7 +178,7 @@ import Testing
   @Test func fuzz() {
     var random = SeededGenerator(seed: 11)
     let commands: [UInt64] = [0x40, 0x20, 0xd0, 0x60, 0x70, 0x90, 0x98, 0xe8, 0xff, 0x50, 0x01]
-    for _ in 0..<20000 {
+    for _ in 0..<fuzzRounds(20000) {
       let byteCount = random.pick([1, 2, 4, 8])
       let offset = random.next() % (32 << 20 - 8)
       if random.below(3) == 0 {

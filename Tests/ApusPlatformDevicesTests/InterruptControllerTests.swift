@@ -87,7 +87,7 @@ final class Probe: Sendable {
   /// Random accesses and levels: the outputs always agree with what can be claimed.
   @Test(arguments: 1...4 as ClosedRange<UInt64>) func fuzz(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
-    for _ in 0..<20000 {
+    for _ in 0..<fuzzRounds(20000) {
       switch random.below(6) {
       case 0: plic.input(1 + random.below(95)).set(random.below(2) == 0)
       case 1: write(UInt64(random.below(0x400)) & ~3, random.next())

@@ -122,7 +122,7 @@ final class FakeBackend: CharacterBackend {
 
   @Test(arguments: 1...4 as ClosedRange<UInt64>) func fuzz(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
-    for _ in 0..<20000 {
+    for _ in 0..<fuzzRounds(20000) {
       switch random.below(5) {
       case 0:
         let room = backend.frontEnd?.capacity() ?? 0
