@@ -29,6 +29,8 @@ extension UserThread {
   func systemCall() {
     let state = state
     let number = state[x: 17]
+    // Programs that ask for the time do so all the time.
+    if number == 113, !tracesCalls, fastClockTime(state) { return }
     let arguments = CallArguments(
       a: state[x: 10], b: state[x: 11], c: state[x: 12], d: state[x: 13], e: state[x: 14], f: state[x: 15])
     guard let row = SyscallTable.shared[number] else {
@@ -218,6 +220,18 @@ extension UserThread {
       return isWritten ? byteCount : -Int(EFAULT)
     default: return -Int(EINVAL)
     }
+  }
+
+  /// clock_gettime without detours; false if the long way must say what is wrong.
+  private func fastClockTime(_ state: RISCVState) -> Bool {
+    var time = timespec()
+    guard let target = UnsafeMutableRawPointer(bitPattern: UInt(state[x: 11])),
+      clock_gettime(clockid_t(truncatingIfNeeded: state[x: 10]), &time) == 0,
+      apus_guard_store64(target, UInt64(bitPattern: Int64(time.tv_sec))) == 0,
+      apus_guard_store64(target + 8, UInt64(time.tv_nsec)) == 0
+    else { return false }
+    state[x: 10] = 0
+    return true
   }
 
   /// The host's clocks without a system call.

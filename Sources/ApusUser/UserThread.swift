@@ -24,6 +24,7 @@ final class UserThread: @unchecked Sendable {
   let process: UserProcess
   private(set) var vcpu: TranslatedVCPU!
   private(set) var cpu: RISCVCPU!
+  let tracesCalls: Bool
   /// The process's, but for the child of vfork, which has its own.
   var actions: SignalActions
   /// The child of vfork, in its parent's memory and thread until it executes a program or ends.
@@ -57,6 +58,7 @@ final class UserThread: @unchecked Sendable {
   init(_ process: UserProcess) throws(HostError) {
     self.process = process
     actions = process.actions
+    tracesCalls = process.options.tracesCalls
     record = .allocate(capacity: 1)
     record.initialize(to: apus_user_thread())
     let process = process
