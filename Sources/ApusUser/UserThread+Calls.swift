@@ -38,10 +38,10 @@ extension UserThread {
       state[x: 10] = UInt64(bitPattern: Int64(-ENOSYS))
       return
     }
-    if process.options.tracesCalls { traceCall(row, arguments) }
+    let trace = tracesCalls ? traceCall(row, arguments) : nil
     let result = perform(row, arguments)
-    if row.name.utf8CodeUnitCount == 12, number == 139 { return }  // rt_sigreturn set all registers
-    if process.options.tracesCalls { traceResult(row, result) }
+    if number == 139 { return }  // rt_sigreturn set all registers
+    if let trace { traceResult(trace, result) }
     state[x: 10] = UInt64(bitPattern: Int64(result))
   }
 
