@@ -120,7 +120,9 @@ extension UserThread {
     case 230: return direct(151, CallArguments(a: a.a | 4, b: 0, c: 0, d: 0, e: 0, f: 0))  // MCL_ONFAULT
     case 435: return clone3(a.a, a.b)
     case 93: return exitThread(a.a)
-    case 94: _exit(Int32(truncatingIfNeeded: a.a))
+    case 94:
+      if !isVforkChild { process.debugger?.reportExit(Int32(truncatingIfNeeded: a.a)) }
+      _exit(Int32(truncatingIfNeeded: a.a))
     case 96:
       clearChildThread = a.a
       return apus_gettid()
