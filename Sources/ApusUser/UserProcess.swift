@@ -22,6 +22,8 @@ public struct UserOptions: Sendable {
   /// 0: as the stack's limit says.
   public var stackByteCount: UInt64 = 0
   public var tracesCalls = false
+  /// `-g`: the port of the loopback interface to wait for a debugger on.
+  public var debuggerPort: UInt16?
   public var logsUnimplemented = false
   public var extensions = RISCVExtensionSet.default
   public var translate = TranslateOptions()
@@ -44,6 +46,17 @@ public final class UserProcess: @unchecked Sendable {
   let actions = SignalActions()
   /// Absolute path of the program, for /proc/self/exe.
   let programPath: ByteString
+  /// Set before the first thread runs; gone when the debugger is.
+  var debugger: UserDebugger? {
+    get { hasDebugger ? lock.withLock { guardedDebugger } : nil }
+    set {
+      lock.withLock { guardedDebugger = newValue }
+      hasDebugger = newValue != nil
+    }
+  }
+  private var guardedDebugger: UserDebugger?
+  /// Whether there may be one; only ever goes from true to false while threads run.
+  private var hasDebugger = false
   /// Limits that are kept but not in force, by resource. The initial thread's and its callers', as the kernel's would be.
   var limits: [Int: (UInt64, UInt64)] {
     get { lock.withLock { guardedLimits } }
@@ -113,6 +126,21 @@ public final class UserProcess: @unchecked Sendable {
     var mask: UInt64 = 0
     _ = apus_user_set_mask(0, nil, &mask)
     thread.mask = mask
+    if let port = options.debuggerPort {
+      let debugger = try UserDebugger(port: port)
+      self.debugger = debugger
+      thread.wantsStop = true
+      thread.vcpu.kick()
+      thread.applyDisposition(GuestSignal.interrupt, thread.actions[GuestSignal.interrupt])
+      // Signals are the guest's threads'.
+      var (all, previous): (UInt64, UInt64) = (.max, 0)
+      _ = apus_user_set_mask(SIG_SETMASK, &all, &previous)
+      let error = apus_user_start_thread(
+        { Unmanaged<UserDebugger>.fromOpaque($0!).takeRetainedValue().watch() },
+        Unmanaged.passRetained(debugger).toOpaque())
+      _ = apus_user_set_mask(SIG_SETMASK, &previous, nil)
+      guard error == 0 else { throw ProgramError("-g: there is no thread to watch the debugger") }
+    }
     thread.cpu.enterUserEmulation(pc: program.start, stackPointer: stack.layout.stackPointer)
     thread.run()
     // The initial thread ended while others go on.

@@ -123,6 +123,8 @@ extension UserThread {
     if child == 0 {
       process.keepOnly(self, apus_gettid())
       isVforkChild = false
+      process.debugger?.leaveChild()
+      process.debugger = nil
       enterChild(request)
     } else {
       if child > 0, request.flags & CloneFlag.pidDescriptor != 0 {
@@ -229,6 +231,9 @@ extension UserThread {
 
   /// exit: of this thread alone.
   func exitThread(_ code: UInt64) -> Int {
+    if !isVforkChild, !process.isMultithreaded {
+      process.debugger?.reportExit(Int32(truncatingIfNeeded: code))
+    }
     if isVforkChild || !process.isMultithreaded { _exit(Int32(truncatingIfNeeded: code)) }
     exitCode = code
     vcpu.requestExit()

@@ -21,16 +21,29 @@ extension UserThread {
 
   /// Delivers the signal that the host's handler kept.
   func takePending() {
-    let signal = Int(record.pointee.pending)
+    var signal = Int(record.pointee.pending)
     var info = [UInt8](repeating: 0, count: 128)
     withUnsafeBytes(of: &record.pointee.pending_info) { info.replaceSubrange(0..<128, with: $0) }
     record.pointee.pending = 0
+    if process.debugger != nil {
+      signal = debugStop(signal)
+      if signal == 0 {
+        if let call = interrupted { restart(call) }
+        interrupted = nil
+        return setMask(mask)
+      }
+      info[0] = UInt8(truncatingIfNeeded: signal)
+    }
     let action = actions[signal]
     let call = interrupted
     interrupted = nil
     if action.handler <= 1 {
       if let call { restart(call) }
-      if action.handler == 0, [GuestSignal.segmentation, GuestSignal.bus].contains(signal) {
+      // Caught although the guest has no handler: faults always, SIGINT with a debugger.
+      if action.handler == 0,
+        [GuestSignal.segmentation, GuestSignal.bus, GuestSignal.interrupt].contains(signal)
+      {
+        process.debugger?.reportDeath(signal)
         apus_user_die(Int32(signal))
       }
       return setMask(mask)
@@ -53,8 +66,12 @@ extension UserThread {
 
   /// A signal that the thread's own instruction caused.
   func force(_ signal: Int, code: Int32, address: UInt64) {
+    if process.debugger != nil, debugStop(signal) == 0 { return }
     let action = actions[signal]
-    if action.handler <= 1 || mask & Self.bit(signal) != 0 { apus_user_die(Int32(signal)) }
+    if action.handler <= 1 || mask & Self.bit(signal) != 0 {
+      process.debugger?.reportDeath(signal)
+      apus_user_die(Int32(signal))
+    }
     var info = [UInt8](repeating: 0, count: 128)
     info.withUnsafeMutableBytes {
       $0.storeBytes(of: Int32(signal), as: Int32.self)
@@ -138,7 +155,7 @@ extension UserThread {
   func applyDisposition(_ signal: Int, _ action: GuestSignalAction) {
     // Faults stay ours whatever the guest wants.
     if signal == GuestSignal.segmentation || signal == GuestSignal.bus { return }
-    if action.handler > 1 {
+    if action.handler > 1 || (signal == GuestSignal.interrupt && process.debugger != nil) {
       _ = apus_user_catch(Int32(signal), action.flags)
     } else {
       _ = apus_user_set_disposition(Int32(signal), action.handler == 1 ? 1 : 0, action.flags)

@@ -3,10 +3,21 @@ import ApusUserABI
 import CApusHost
 import Glibc
 
-// -strace: one line a call, decoded by the table's argument letters.
+// -strace: one line a call when it is done, decoded by the table's argument letters.
 
 extension UserThread {
-  func traceCall(_ row: SyscallRow, _ a: CallArguments) {
+  /// Calls that need not return, or not here: they are shown before they are made.
+  private static let early: Set = [93, 94, 139, 220, 221, 281, 435]
+
+  /// Shows a call that may not return; returns the text of any other, for `traceResult`.
+  func traceCall(_ row: SyscallRow, _ a: CallArguments) -> String {
+    let text = callText(row, a)
+    guard Self.early.contains(row.number) else { return text }
+    process.log(text + "\n")
+    return "\(getpid()) ... \(row.name)"
+  }
+
+  private func callText(_ row: SyscallRow, _ a: CallArguments) -> String {
     let values = [a.a, a.b, a.c, a.d, a.e, a.f]
     let letters = row.arguments.withUTF8Buffer { Array($0) }
     var parts: [String] = []
@@ -29,17 +40,20 @@ extension UserThread {
         parts.append(
           ok ? quote(String(decoding: bytes, as: UTF8.self)) + (isShort ? "..." : "") : pointer(value))
       case "p": parts.append(pointer(value))
+      case let letter where letter.isUppercase:
+        let mask: UInt64 = letter == "C" ? .max : 0xffff_ffff
+        parts.append(SyscallFlags.text(letter, value & mask) ?? "\(value)")
       default: parts.append(value < 10 ? "\(value)" : "0x\(String(value, radix: 16))")
       }
     }
-    process.log("\(getpid()) \(row.name)(\(parts.joined(separator: ",")))")
+    return "\(getpid()) \(row.name)(\(parts.joined(separator: ",")))"
   }
 
-  func traceResult(_ row: SyscallRow, _ result: Int) {
+  func traceResult(_ call: String, _ result: Int) {
     if result < 0, result > -4096 {
-      process.log(" = -1 errno=\(-result) (\(String(cString: strerror(Int32(-result)))))\n")
+      process.log("\(call) = -1 errno=\(-result) (\(String(cString: strerror(Int32(-result)))))\n")
     } else {
-      process.log(" = \(result > 0xffff ? "0x" + String(result, radix: 16) : String(result))\n")
+      process.log("\(call) = \(result > 0xffff ? "0x" + String(result, radix: 16) : String(result))\n")
     }
   }
 

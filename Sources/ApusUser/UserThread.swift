@@ -24,6 +24,10 @@ final class UserThread: @unchecked Sendable {
   let process: UserProcess
   private(set) var vcpu: TranslatedVCPU!
   private(set) var cpu: RISCVCPU!
+  let tracesCalls: Bool
+  /// What a debugger asked for: a step, or a stop before anything else.
+  var isStepping = false
+  var wantsStop = false
   /// The process's, but for the child of vfork, which has its own.
   var actions: SignalActions
   /// The child of vfork, in its parent's memory and thread until it executes a program or ends.
@@ -57,6 +61,7 @@ final class UserThread: @unchecked Sendable {
   init(_ process: UserProcess) throws(HostError) {
     self.process = process
     actions = process.actions
+    tracesCalls = process.options.tracesCalls
     record = .allocate(capacity: 1)
     record.initialize(to: apus_user_thread())
     let process = process
@@ -182,10 +187,14 @@ final class UserThread: @unchecked Sendable {
   private func takeSignals() {
     if record.pointee.fault_signal != 0 { repeatFault() }
     if record.pointee.pending != 0 { takePending() }
+    if isStepping || wantsStop { takeDebugRequest() }
   }
 
   /// A synchronous exception; the state's PC is the instruction's.
   private func exception(_ state: RISCVState, _ cause: UInt64, _ value: UInt64) {
+    if cause == RISCVCause.breakpoint, process.debugger != nil {
+      if debugStop(GuestSignal.trap) == 0 || process.debugger != nil { return }
+    }
     switch cause {
     case RISCVCause.illegalInstruction: force(GuestSignal.illegal, code: 1, address: state.pc)
     case RISCVCause.breakpoint: force(GuestSignal.trap, code: 1, address: state.pc)

@@ -94,6 +94,7 @@ public enum AuxiliaryKey {
 
 /// Signals by number, the same on the generic ABI and x86-64.
 public enum GuestSignal {
+  public static let interrupt = 2
   public static let illegal = 4
   public static let trap = 5
   public static let abort = 6

@@ -48,6 +48,9 @@ struct UserCommandLine {
     Option(
       name: "accel", environment: "ACCEL", value: "NAME", help: "jit (verify=on, opt=-fold...) or interpreter"
     ),
+    Option(
+      name: "g", environment: "", value: "PORT", help: "wait for a debugger on PORT of the loopback interface"
+    ),
     Option(name: "strace", environment: "STRACE", value: nil, help: "log system calls"),
     Option(
       name: "d", environment: "LOG", value: "ITEMS", help: "log in_asm, op, out_asm, exec, cpu, strace, unimp"
@@ -89,7 +92,7 @@ struct UserCommandLine {
         value = next.text
       }
       switch name {
-      case "E", "U", "exec-fd": break
+      case "E", "U", "exec-fd", "g": break
       // The log goes on in the same file.
       case "D", "append-log": options.inherited += ["-append-log", value]
       default: options.inherited += option.value == nil ? [word] : [word, value]
@@ -137,6 +140,11 @@ struct UserCommandLine {
         throw ProgramError("-L: there is no directory '\(value)'", code: 1)
       }
       options.prefix = prefix == "/" ? [] : ByteString(text: prefix)
+    case "g":
+      guard let port = UInt16(value), port > 0 else {
+        throw ProgramError("-g: '\(value)' is no port", code: 1)
+      }
+      options.debuggerPort = port
     case "exec-fd":
       guard let number = Int32(value), number > 2 else {
         throw ProgramError("-exec-fd: '\(value)' is no descriptor", code: 1)

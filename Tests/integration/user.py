@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
-from harness import ROOT, Skip, case, check, main, temporary
+from harness import PATIENCE, ROOT, Skip, case, check, free_port, main, temporary
 from guestprograms import HELLO, LIBRARIES, NAMESPACE, build, emulator, run
 
 
@@ -236,6 +237,99 @@ exit 0
     done = run(sys.executable, NAMESPACE, "bash", "-c", script, program=[])
     check(done.returncode == 0, f"ended with {done.returncode}: {done.stdout!r} {done.stderr!r}")
     check("its-name [3] [a b]" in done.stdout and "/hello [6]" in done.stdout, done.stdout)
+
+
+class Debugger:
+    """A client of the remote serial protocol."""
+
+    def __init__(self, port):
+        import socket
+        for _ in range(200):
+            try:
+                self.socket = socket.create_connection(("127.0.0.1", port), 1)
+                break
+            except OSError:
+                time.sleep(0.05)
+        self.socket.settimeout(30 * PATIENCE)
+        self.rest = b""
+
+    def send(self, text):
+        self.socket.sendall(b"$%s#%02x" % (text.encode(), sum(text.encode()) & 255))
+
+    def receive(self):
+        while True:
+            start = self.rest.find(b"$")
+            end = self.rest.find(b"#", start)
+            if start >= 0 and 0 <= end and end + 2 < len(self.rest):
+                text = self.rest[start + 1:end].decode()
+                self.rest = self.rest[end + 3:]
+                self.socket.sendall(b"+")
+                return text
+            data = self.socket.recv(4096)
+            if not data:
+                return ""
+            self.rest += data
+
+    def ask(self, text):
+        self.send(text)
+        return self.receive()
+
+
+@case("debugger")
+def debugger():
+    """-g: registers, memory, a breakpoint, a step, an interrupt, a fault, the end."""
+    program = build("debugged", r"""
+#include <unistd.h>
+volatile long counter;
+__attribute__((noinline)) void mark(long value) { counter += value; }
+int main(int argc, char **argv) {
+  mark(3);
+  mark(4);
+  if (argc > 1) for (;;) pause();
+  *(volatile int *)16 = 1;
+  return 0;
+}
+""", "-static", "-no-pie")
+    names = subprocess.run(["riscv64-linux-gnu-nm", program], stdout=subprocess.PIPE, text=True, check=True).stdout
+    address = {line.split()[2]: int(line.split()[0], 16) for line in names.splitlines() if len(line.split()) == 3}
+
+    def little(text):
+        return int.from_bytes(bytes.fromhex(text), "little")
+    for words in [[], ["wait"]]:
+        port = free_port()
+        process = subprocess.Popen([emulator(), "-g", str(port), program, *words])
+        try:
+            client = Debugger(port)
+            check(client.ask("qSupported").startswith("PacketSize="), "qSupported")
+            check(client.ask("?").startswith("T05"), "the first stop")
+            check(little(client.ask("p20")) == address["_start"], "the first PC")
+            mark = address["mark"]
+            old = client.ask(f"m{mark:x},2")
+            check(client.ask(f"M{mark:x},2:0290") == "OK", "a breakpoint")  # c.ebreak
+            for value in (3, 4):
+                check(client.ask("c").startswith("T05") and little(client.ask("p20")) == mark, "the breakpoint is met")
+                check(little(client.ask("pa")) == value, f"a0 is {value}")
+                check(client.ask(f"M{mark:x},2:{old}") == "OK" and client.ask("s").startswith("T05"), "a step")
+                check(little(client.ask("p20")) != mark, "the step moves the PC")
+                check(client.ask(f"M{mark:x},2:0290") == "OK", "the breakpoint again")
+            client.send("c")
+            if words:
+                time.sleep(0.3)
+                client.socket.sendall(b"\x03")
+                check(client.receive().startswith("T02"), "the interrupt")
+            else:
+                check(client.receive().startswith("T0b"), "the fault")
+            check(little(client.ask(f"m{address['counter']:x},8")) == 7, "memory")
+            check(client.ask("P0a=2a00000000000000") == "OK" and little(client.ask("pa")) == 42, "a register")
+            if words:
+                client.send("k")
+                check(process.wait(30) == 137, f"killed: {process.returncode}")
+            else:
+                check(client.ask("C0b") == "X0b", "the end")
+                check(process.wait(30) == -11, f"ended with {process.returncode}")
+        finally:
+            process.kill()
+            process.wait()
 
 
 @case("many-processes")

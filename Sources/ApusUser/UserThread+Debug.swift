@@ -1,0 +1,46 @@
+import ApusAccelTranslate
+import ApusHost
+import ApusUserABI
+import CApusHost
+import Glibc
+
+// A debugger's view of a thread (-g).
+
+extension UserThread {
+  /// The thread has come to a stop at the state's PC; returns the signal that it is to go on with, 0 for none.
+  func debugStop(_ signal: Int) -> Int {
+    guard let debugger = process.debugger, !isVforkChild else { return signal }
+    switch vcpu.whileBlocking({ debugger.stop(signal, self) }) {
+    case .run(let signal): return signal
+    case .step(let signal):
+      isStepping = true
+      vcpu.kick()
+      return signal
+    case .kill: _exit(128 + SIGKILL)
+    case .detach:
+      process.debugger = nil
+      // A breakpoint that stands alone is no signal of the program's.
+      return signal == GuestSignal.trap || signal == GuestSignal.stop ? 0 : signal
+    }
+  }
+
+  /// At a block's edge: carries out a step that was asked for, or the stop before the first instruction.
+  func takeDebugRequest() {
+    if isStepping {
+      isStepping = false
+      if process.memory.isExecutable(state.pc) {
+        vcpu.interpretOne()
+        stopWithSignal(GuestSignal.trap)
+      }
+    }
+    if wantsStop {
+      wantsStop = false
+      stopWithSignal(GuestSignal.trap)
+    }
+  }
+
+  private func stopWithSignal(_ signal: Int) {
+    let next = debugStop(signal)
+    if next != 0, next != GuestSignal.trap { kill(getpid(), Int32(next)) }
+  }
+}
