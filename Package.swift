@@ -67,9 +67,11 @@ let package = Package(
     // Storage
     lib("ApusBlock", ["ApusHost"]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
-    lib("ApusQcow2", ["ApusBlock", "ApusHost", "CZlib", "CZstd"]),
+    .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
+    lib("ApusQcow2", ["ApusBlock", "ApusHost", "CZlib", "CZstd", "CDeflate"]),
     lib("ApusNBD", ["ApusBlock", "ApusHost"]),
-    lib("ApusStorage", ["ApusBlock", "ApusQcow2", "ApusNBD", "ApusConfig", "ApusHost"]),
+    lib("ApusImages", ["ApusBlock", "ApusHost", "CDeflate"]),
+    lib("ApusStorage", ["ApusBlock", "ApusQcow2", "ApusImages", "ApusNBD", "ApusConfig", "ApusHost"]),
     // Network. CSlirp has no pkgConfig: Debian's slirp.pc needs glib's, which the library's users do not.
     .systemLibrary(name: "CSlirp", path: "Sources/CSlirp"),
     lib("ApusNet", ["ApusHost", "ApusDevice", "CSlirp"]),
@@ -152,6 +154,12 @@ let package = Package(
     tests("ApusVirtioTests", ["ApusTestKit", "ApusVirtio", "ApusDevice", "ApusMemory", "ApusHost"]),
     tests("ApusPCITests", ["ApusTestKit", "ApusPCI", "ApusDevice", "ApusMemory"]),
     tests("ApusBlockTests", ["ApusBlock", "ApusHost"]),
+    tests(
+      "ApusStorageTests",
+      [
+        "ApusStorage", "ApusNBD", "ApusImages", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusHost",
+        "ApusTestKit",
+      ]),
     tests("ApusQcow2Tests", ["ApusQcow2", "ApusBlock", "ApusHost", "ApusTestKit"]),
     tests("ApusNetTests", ["ApusTestKit", "ApusNet", "ApusDevice", "ApusHost"]),
     tests(

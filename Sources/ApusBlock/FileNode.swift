@@ -81,7 +81,8 @@ public final class FileNode: ImageNode {
       let file = try HostFile(path: path, [.writable, .create])
       if file.kind == .blockDevice { return }
       try ImageLock.acquireForCreation(file)
-      try file.truncate(0)
+      // Truncating what is empty already has some file systems write everything out when the file is closed.
+      if try file.byteCount() > 0 { try file.truncate(0) }
     } catch {
       throw BlockError(error)
     }
@@ -249,6 +250,7 @@ public final class FileNode: ImageNode {
       throw BlockError(.unsupported, "cannot resize the block device '\(path)'")
     }
     let old = self.byteCount
+    if byteCount == old, preallocation == .off { return }
     try checked { () throws(HostError) in
       switch preallocation {
       case .off: try file.truncate(byteCount)
@@ -275,5 +277,8 @@ public final class FileNode: ImageNode {
 
   private var readOnlyError: BlockError { BlockError(.readOnly, "the image '\(path)' is open read-only") }
 
-  public func close() throws(BlockError) { try flush() }
+  public func close() throws(BlockError) {
+    defer { if configuration.isLocked { ImageLock.release(file) } }
+    try flush()
+  }
 }

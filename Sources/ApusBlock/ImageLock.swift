@@ -32,6 +32,14 @@ enum ImageLock {
     }
   }
 
+  /// Lets go of everything that `acquire` may have taken.
+  static func release(_ file: HostFile) {
+    for permission in [read, write] {
+      file.unlock(byte: usedBase + permission)
+      file.unlock(byte: unsharedBase + permission)
+    }
+  }
+
   /// Fails if anyone uses the file at all: it is about to be emptied.
   static func acquireForCreation(_ file: HostFile) throws(HostError) {
     for permission in [read, write] where file.isLockedByOther(byte: unsharedBase + permission) {

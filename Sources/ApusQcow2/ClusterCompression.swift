@@ -1,9 +1,11 @@
 import ApusBlock
 import ApusHost
+import CDeflate
 import CZlib
 import CZstd
+import Synchronization
 
-/// Compression of single clusters. Any thread; contexts are kept per thread of work in `Compressor`.
+/// Compression of single clusters. Any thread; the libraries' contexts are kept and used again (`CodecPool`).
 public enum ClusterCompression: UInt8, Sendable, CaseIterable {
   case zlib = 0
   case zstd = 1
@@ -21,9 +23,20 @@ public enum ClusterCompression: UInt8, Sendable, CaseIterable {
   }
 
   private func inflateCluster(_ input: IOBuffer, _ output: IOBuffer) -> Bool {
+    let codec = CodecPool.take()
+    defer { CodecPool.give(codec) }
+    var used = 0
+    var made = 0
+    let result = libdeflate_deflate_decompress_ex(
+      codec.inflater, input.base, input.byteCount, output.base, output.byteCount, &used, &made)
+    if result == LIBDEFLATE_SUCCESS { return made == output.byteCount }
+    return result == LIBDEFLATE_INSUFFICIENT_SPACE && inflateStart(input, output)
+  }
+
+  /// As much of a longer stream as fits: such clusters count as good.
+  private func inflateStart(_ input: IOBuffer, _ output: IOBuffer) -> Bool {
     var stream = z_stream()
-    // Raw deflate with a window of 4 KiB.
-    guard inflateInit2_(&stream, -12, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK else {
+    guard inflateInit2_(&stream, -15, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK else {
       return false
     }
     defer { inflateEnd(&stream) }
@@ -36,8 +49,10 @@ public enum ClusterCompression: UInt8, Sendable, CaseIterable {
   }
 
   private func zstdDecompress(_ input: IOBuffer, _ output: IOBuffer) -> Bool {
-    guard let context = ZSTD_createDCtx() else { return false }
-    defer { ZSTD_freeDCtx(context) }
+    let codec = CodecPool.take()
+    defer { CodecPool.give(codec) }
+    let context = codec.zstdDecompressor
+    ZSTD_DCtx_reset(context, ZSTD_reset_session_only)
     var source = ZSTD_inBuffer(src: input.base, size: input.byteCount, pos: 0)
     var target = ZSTD_outBuffer(dst: output.base, size: output.byteCount, pos: 0)
     while target.pos < target.size {
@@ -59,22 +74,33 @@ public enum ClusterCompression: UInt8, Sendable, CaseIterable {
   }
 
   private func deflateCluster(_ input: IOBuffer, _ output: UnsafeMutableBufferPointer<UInt8>) -> Int {
-    var stream = z_stream()
-    guard
-      deflateInit2_(
-        &stream, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY, ZLIB_VERSION,
-        Int32(MemoryLayout<z_stream>.size)) == Z_OK
-    else { return 0 }
-    defer { deflateEnd(&stream) }
-    stream.next_in = input.base.assumingMemoryBound(to: UInt8.self)
-    stream.avail_in = UInt32(input.byteCount)
-    stream.next_out = output.baseAddress
-    stream.avail_out = UInt32(output.count)
-    return deflate(&stream, Z_FINISH) == Z_STREAM_END ? output.count - Int(stream.avail_out) : 0
+    let codec = CodecPool.take()
+    defer { CodecPool.give(codec) }
+    return libdeflate_deflate_compress(
+      codec.deflater, input.base, input.byteCount, output.baseAddress, output.count)
   }
 
   private func zstdCompress(_ input: IOBuffer, _ output: UnsafeMutableBufferPointer<UInt8>) -> Int {
-    let count = ZSTD_compress(output.baseAddress, output.count, input.base, input.byteCount, 3)
+    let codec = CodecPool.take()
+    defer { CodecPool.give(codec) }
+    let count = ZSTD_compressCCtx(
+      codec.zstdCompressor, output.baseAddress, output.count, input.base, input.byteCount, 3)
     return ZSTD_isError(count) != 0 ? 0 : count
   }
+}
+
+/// One set of the libraries' contexts; used by one thread at a time.
+private final class Codec: @unchecked Sendable {
+  // SAFETY: the pool hands it to one thread at a time; the contexts live as long as the object.
+  lazy var deflater: OpaquePointer? = libdeflate_alloc_compressor(5)
+  lazy var inflater: OpaquePointer? = libdeflate_alloc_decompressor()
+  lazy var zstdCompressor: OpaquePointer? = ZSTD_createCCtx()
+  lazy var zstdDecompressor: OpaquePointer? = ZSTD_createDCtx()
+}
+
+/// Contexts that nobody uses now. There are as many as threads were at work at once.
+private enum CodecPool {
+  private static let free = Mutex<[Codec]>([])
+  static func take() -> Codec { free.withLock { $0.popLast() } ?? Codec() }
+  static func give(_ codec: Codec) { free.withLock { $0.append(codec) } }
 }

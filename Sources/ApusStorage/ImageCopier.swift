@@ -46,12 +46,14 @@ public final class ImageCopier: Sendable {
     var done: UInt64 = 0
     var failure: BlockError?
     var start: UInt64 = 0
+    var helpers: [HostThread] = []
   }
 
   private let sources: [(image: OpenedImage, start: UInt64)]
   private let target: any ImageNode
   private let options: Options
   private let byteCount: UInt64
+  private let isLocal: Bool
   private let chunkByteCount: UInt64
   private let granularity: UInt64
   // Guards `state`; waiting writers sleep on it.
@@ -79,18 +81,33 @@ public final class ImageCopier: Sendable {
     (self.progress, self.complain) = (progress, complain)
     let cluster = max(target.clusterByteCount, 512)
     granularity = target.clusterByteCount > 0 ? cluster : max(512, options.sparseByteCount)
-    chunkByteCount = max(2 << 20, cluster)
+    isLocal = Self.isLocal(target) && sources.allSatisfy { Self.isLocal($0.node) }
+    // Small pieces stay in the processor's cache between reading and writing; a network wants large ones.
+    chunkByteCount = max(isLocal && !options.isCompressed ? 256 << 10 : 1 << 20, cluster)
   }
 
   /// Copies everything; blocks.
   public func run() throws(BlockError) {
     state.withLock { $0.start = HostClock.monotonicNanoseconds() }
-    let processors = max(1, HostProcess.processorCount)
-    let count = max(1, min(options.workerCount, options.isCompressed ? processors : min(processors, 4), 16))
-    let threads = (1..<count).map { number in HostThread.spawn("copy-\(number)") { [self] in work() } }
+    // Files in the page cache are copied fastest by one: two only fight for the target's lock.
+    startHelpers(options.isCompressed ? HostProcess.processorCount : isLocal ? 1 : 4)
     work()
-    for thread in threads { thread.join() }
+    while let helper = state.withLock({ $0.helpers.popLast() }) { helper.join() }
     if let failure = state.withLock({ $0.failure }) { throw failure }
+  }
+
+  private func startHelpers(_ count: Int) {
+    state.withLock { state in
+      while state.helpers.count + 1 < min(count, options.workerCount) {
+        state.helpers.append(HostThread.spawn("copy-\(state.helpers.count + 1)") { [self] in work() })
+      }
+    }
+  }
+
+  /// Whether a node's bytes come from files of this host.
+  private static func isLocal(_ node: any ImageNode) -> Bool {
+    let children = node.children
+    return children.isEmpty ? node is FileNode : children.allSatisfy { isLocal($0.node) }
   }
 
   private func work() {
@@ -224,6 +241,7 @@ public final class ImageCopier: Sendable {
         return (status.isZero ? .zero : .data, status.byteCount)
       }
       let status = try image.chainStatus(at: offset, byteCount: limit).status
+      if status.isCompressed { startHelpers(HostProcess.processorCount) }
       return (status.isZero ? .zero : .data, status.byteCount)
     } catch {
       guard options.salvages else { throw error }
@@ -242,7 +260,7 @@ public final class ImageCopier: Sendable {
     case .keep: break
     case .zero:
       guard !options.targetIsZero || options.sparseByteCount == 0 else { break }
-      if isOrdered, !waitForTurn(task) { return }
+      if !waitForTurn(task) { return }
       if options.sparseByteCount == 0 { return try writeExplicitZeroes(task, buffer) }
       try target.writeZeroes(at: task.offset, byteCount: task.byteCount, mayUnmap: true)
       return
@@ -252,7 +270,7 @@ public final class ImageCopier: Sendable {
       if options.isCompressed { try writeCompressed(task, buffer) } else { try writeData(task, buffer) }
       return
     }
-    if isOrdered { _ = waitForTurn(task) }
+    _ = waitForTurn(task)
   }
 
   private func read(_ task: Task, _ buffer: HostBuffer) throws(BlockError) {
@@ -313,7 +331,8 @@ public final class ImageCopier: Sendable {
     try forEachRun(task, buffer) { (isZero, start, count) throws(BlockError) in
       runs.append((isZero, start, count))
     }
-    if isOrdered, !waitForTurn(task) { return }
+    // Writers of one file only get into each other's way: they take turns, and reading goes on meanwhile.
+    if !waitForTurn(task) { return }
     for run in runs {
       if !run.isZero {
         try target.write(at: task.offset + run.start, from: [buffer.io(Int(run.start), Int(run.count))])

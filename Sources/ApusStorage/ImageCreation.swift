@@ -1,6 +1,7 @@
 import ApusBlock
 import ApusConfig
 import ApusHost
+import ApusImages
 import ApusQcow2
 
 /// Makes images (`create`, `convert`).
@@ -87,6 +88,7 @@ public struct ImageCreation {
   {
     switch format {
     case "raw": return try makeRaw(size, &reader, opening)
+    case "vdi", "vpc", "vmdk": return try makeForeign(size, &reader, opening)
     default: return try makeQcow2(size, &reader, opening)
     }
   }
@@ -125,6 +127,38 @@ public struct ImageCreation {
     var summary = "size=\(size)"
     if mode != .off { summary += " preallocation=\(mode.rawValue)" }
     return Created(image: image, summary: summary)
+  }
+
+  /// Images of other programs' formats.
+  private func makeForeign(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
+    -> Created
+  {
+    let size = (size + 511) & ~511
+    let isStatic = try checked { () throws(StorageError) in try reader.bool("static") } ?? false
+    let kind = reader.text("subformat")
+    let known =
+      ["vpc": ["dynamic", "fixed"], "vmdk": ["monolithicSparse", "streamOptimized"]][format] ?? []
+    if let kind, !known.contains(kind) {
+      throw BlockError(.invalid, "subformat is '\(kind)'; here are: \(known.joined(separator: ", "))")
+    }
+    try FileNode.create(filename)
+    let file = try openFile(filename, opening)
+    let node: any ImageNode
+    switch format {
+    case "vdi":
+      try VDI.create(size, on: file, isStatic: isStatic)
+      node = try VDI.open(file)
+    case "vpc":
+      try VPC.create(size, on: file, isFixed: kind == "fixed")
+      node = try VPC.open(file)
+    default:
+      try VMDK.create(size, on: file, isStreamOptimized: kind == "streamOptimized")
+      node = try VMDK.open(file)
+    }
+    var summary = "size=\(size)"
+    if isStatic { summary += " static=on" }
+    if let kind { summary += " subformat=\(kind)" }
+    return Created(image: OpenedImage(node, filename: filename, format: format), summary: summary)
   }
 
   private func makeQcow2(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)

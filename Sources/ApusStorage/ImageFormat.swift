@@ -1,5 +1,6 @@
 import ApusBlock
 import ApusConfig
+import ApusImages
 import ApusQcow2
 
 /// A format driver: how an image is recognised, opened and made.
@@ -38,7 +39,7 @@ public struct ImageFormat: Sendable {
 
   static let sizeOption = Option("size", "Virtual disk size")
 
-  public static let all: [ImageFormat] = [raw, qcow2]
+  public static let all: [ImageFormat] = [raw, qcow2, vdi, vpc, vmdk]
 
   static let raw = ImageFormat(
     name: "raw",
@@ -54,6 +55,31 @@ public struct ImageFormat: Sendable {
       }
       return try RawNode(file, offset: try size("offset") ?? 0, byteCount: try size("size"))
     })
+
+  static let vdi = ImageFormat(
+    name: "vdi",
+    options: [sizeOption, Option("static", "VDI static (pre-allocated) image")], isWritable: true,
+    score: { start, _ in VDI.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try VDI.open(file) })
+
+  static let vpc = ImageFormat(
+    name: "vpc",
+    options: [
+      sizeOption, Option("subformat", "Type of virtual hard disk format: dynamic (default) or fixed"),
+    ],
+    isWritable: true,
+    score: { start, _ in VPC.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try VPC.open(file) })
+
+  static let vmdk = ImageFormat(
+    name: "vmdk",
+    options: [
+      sizeOption,
+      Option("subformat", "VMDK flat extent format: monolithicSparse (default) or streamOptimized"),
+    ],
+    isWritable: true,
+    score: { start, _ in VMDK.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try VMDK.open(file) })
 
   static let qcow2 = ImageFormat(
     name: "qcow2",

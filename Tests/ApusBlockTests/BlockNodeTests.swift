@@ -127,8 +127,10 @@ func finished(_ start: (@escaping BlockNode.Completion) -> Void) -> BlockError? 
       for reader in readers { reader.close() }
     }
     let sharers = [try open(shares: true), try open(shares: true)]
-    for sharer in sharers { sharer.close() }
     #expect(throws: BlockError.self) { try open() }
+    for sharer in sharers { sharer.close() }
+    // A closed image is free for others, whoever still holds the object.
+    _ = try open()
     withExtendedLifetime(sharers) {}
   }
 

@@ -1,11 +1,13 @@
 """What the tests of the storage tools share: running them and their peers, patterns, checks from both sides."""
+import contextlib
 import json
 import os
 import random
 import shutil
 import subprocess
+import time
 
-from harness import Failure, ROOT, Skip, check, temporary
+from harness import Failure, PATIENCE, ROOT, Skip, check, temporary
 
 PEER = {name: shutil.which(f"qemu-{name}") for name in ("img", "io", "nbd")}
 
@@ -26,11 +28,12 @@ def peer(name):
 
 
 def run(*command, code=0, timeout=120):
-    """Runs a command and returns its output; its exit code must be `code` (None: any)."""
+    """Runs a command and returns its output; its exit code must be `code` (None: any, but no signal)."""
     command = [str(word) for word in command]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           timeout=timeout, errors="replace")
-    if code is not None and done.returncode != code:
+    # A signal is never right: release programs die of one where a precondition fails.
+    if done.returncode < 0 or (code is not None and done.returncode != code):
         raise Failure(f"'{' '.join(command)}' ended with {done.returncode} instead of {code}: {done.stdout[-800:]}")
     return done.stdout
 
@@ -135,3 +138,40 @@ def same_map(image):
     ours, theirs = merged_map(tool("img"), image), merged_map(peer("img"), image)
     check(ours == theirs, f"map differs for {image}: {[entry for entry in ours if entry not in theirs][:4]} and "
                          f"{[entry for entry in theirs if entry not in ours][:4]}")
+
+
+@contextlib.contextmanager
+def server(*command, socket=None, port=None):
+    """A server that answers; ended with the block."""
+    if socket and os.path.exists(socket):
+        os.remove(socket)
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 20 * PATIENCE
+        while not listens(socket or port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise Failure(f"the server did not start: {process.communicate()[0]}")
+            time.sleep(0.01)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(20 * PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.communicate()
+
+
+def listens(where):
+    """Whether someone listens on a TCP port or on a Unix socket's path."""
+    if isinstance(where, str):
+        with open("/proc/net/unix") as table:
+            # Flags 00010000: the socket accepts connections.
+            return any(line.split()[3] == "00010000" and line.rstrip().endswith(" " + where) for line in table)
+    lines = []
+    for name in ("tcp", "tcp6"):
+        with open(f"/proc/net/{name}") as table:
+            lines += table.readlines()
+    return any(f":{where:04X} " in line and " 0A " in line for line in lines)

@@ -1,10 +1,6 @@
 #!/usr/bin/env python3
 """A guest's disk as qcow2, over a backing file, by -drive and -blockdev, and over the network."""
-import os
-import subprocess
-import time
-
-from block import both_check, img, io, path, tool
+from block import both_check, img, io, path, server, tool
 from harness import Machine, case, check, linux, main
 
 
@@ -80,16 +76,9 @@ def killed():
 def network_disk():
     image = overlay("network")
     socket = path("machine.sock")
-    server = subprocess.Popen([tool("nbd"), "-t", "-k", socket, "-f", "qcow2", image])
-    try:
-        while not os.path.exists(socket):
-            check(server.poll() is None, "the server did not start")
-            time.sleep(0.01)
+    with server(tool("nbd"), "-t", "-k", socket, "-f", "qcow2", image, socket=socket):
         with boot("-drive", f"file=nbd:unix:{socket},format=raw,if=none,id=disk", "-device", "virtio-blk-device,drive=disk") as machine:
             write_and_check(machine)
-    finally:
-        server.terminate()
-        server.wait(30)
     both_check(image)
     verify(image)
 

@@ -1,14 +1,12 @@
 #!/usr/bin/env python3
 """apus-nbd and the nbd driver with Debian's tools as the other side: nbdinfo, nbdcopy, qemu-img, qemu-nbd, nbdkit."""
-import contextlib
 import json
 import os
 import shutil
-import subprocess
 import time
 
-from block import both_check, img, io, path, peer, peer_img, peer_io, run, same, sample, tool
-from harness import PATIENCE, Failure, Skip, case, check, free_port, main
+from block import both_check, img, io, path, peer, peer_img, peer_io, run, same, sample, server, tool
+from harness import PATIENCE, Skip, case, check, free_port, main
 
 
 def need(program):
@@ -16,38 +14,6 @@ def need(program):
     if not found:
         raise Skip(f"{program} is missing; run scripts/install-deps")
     return found
-
-
-@contextlib.contextmanager
-def server(*command, socket=None, port=None):
-    """A server that answers; ended with the block."""
-    if socket and os.path.exists(socket):
-        os.remove(socket)
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 20 * PATIENCE
-        while not (os.path.exists(socket) if socket else listens(port)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise Failure(f"the server did not start: {process.communicate()[0]}")
-            time.sleep(0.01)
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(20 * PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.communicate()
-
-
-def listens(port):
-    with open("/proc/net/tcp") as table:
-        lines = table.read()
-    with open("/proc/net/tcp6") as table:
-        lines += table.read()
-    return any(f":{port:04X} " in line and " 0A " in line for line in lines.splitlines())
 
 
 @case("peers-of-the-server")
