@@ -332,6 +332,24 @@ int main(int argc, char **argv) {
             process.wait()
 
 
+@case("seen-by-others")
+def seen_by_others():
+    """/proc/PID of a guest process, as ps and pgrep read it."""
+    program = build("debugged-sleep", "#include <unistd.h>\nint main(void) { write(1, \"x\", 1); pause(); }\n", "-static")
+    process = subprocess.Popen([emulator(), "-0", "its-name", program, "one"], stdout=subprocess.PIPE)
+    try:
+        process.stdout.read(1)
+        line = open(f"/proc/{process.pid}/cmdline", "rb").read()
+        name = open(f"/proc/{process.pid}/comm").read()
+        check(name == "debugged-sleep\n", f"its name is {name!r}")
+        if line.startswith(emulator().encode()):
+            raise Skip("the kernel takes no description of a process (CONFIG_CHECKPOINT_RESTORE)")
+        check(line == b"its-name\0one\0", f"its command line is {line!r}")
+    finally:
+        process.kill()
+        process.wait()
+
+
 @case("many-processes")
 def many():
     """120 short processes, eight at a time."""
