@@ -63,10 +63,8 @@ def links():
     check(done.returncode == 0, f"{done.returncode} {done.stderr!r}")
 
 
-@case("children-and-scripts")
-def children():
-    """execve of programs and scripts from a guest, without binfmt_misc."""
-    source = r"""
+# Executes its arguments in a child and ends with its code, or 99 with the errno shown.
+STARTER = r"""
 #include <errno.h>
 #include <stdio.h>
 #include <sys/wait.h>
@@ -84,7 +82,12 @@ int main(int argc, char **argv) {
   return WEXITSTATUS(status);
 }
 """
-    starter = build("starter", source, "-static")
+
+
+@case("children-and-scripts")
+def children():
+    """execve of programs and scripts from a guest, without binfmt_misc."""
+    starter = build("starter", STARTER, "-static")
     program = build("hello-static", HELLO, "-static", "-no-pie")
     done = run(starter, program, "3", "x")
     check(done.returncode == 3 and done.stdout == f"{program} [3] [x] - 1\n", f"program: {done.stdout!r} {done.stderr!r}")
@@ -199,8 +202,7 @@ def chroot():
     root.mkdir(exist_ok=True)
     shutil.copy(os.path.realpath(emulator()), root / "apus-riscv64")
     shutil.copy(build("hello-static", HELLO, "-static", "-no-pie"), root / "hello")
-    starter = build("starter", "\n", "-static") if not (temporary() / "starter").exists() else temporary() / "starter"
-    shutil.copy(starter, root / "starter")
+    shutil.copy(build("starter", STARTER, "-static"), root / "starter")
     done = run("/apus-riscv64", "/starter", "/hello", "4", program=["chroot", root])
     check(done.returncode == 4 and done.stdout == "/hello [4] - 1\n", f"{done.returncode} {done.stdout!r} {done.stderr!r}")
 
