@@ -120,6 +120,7 @@ public final class UserProcess: @unchecked Sendable {
       throw ProgramError("cannot run '\(options.path.text)': there is no memory for its stack or arguments")
     }
     (layout, auxiliaryVector) = (stack.layout, stack.auxiliary)
+    describe()
     let thread: UserThread
     do throws(HostError) { thread = try UserThread(self) } catch { throw ProgramError(error.description) }
     add(thread, apus_gettid())
@@ -157,6 +158,15 @@ public final class UserProcess: @unchecked Sendable {
       bits |= 1 << UInt64(letter.value - 97)
     }
     return bits
+  }
+
+  /// Shows the guest in /proc/PID instead of the emulator, as far as the kernel allows.
+  private func describe() {
+    let addresses = [
+      layout.codeStart, layout.codeEnd, layout.stackPointer, layout.argumentsStart, layout.argumentsEnd,
+      layout.environmentEnd,
+    ]
+    _ = auxiliaryVector.withUnsafeBytes { apus_user_describe(addresses, $0.baseAddress, $0.count) }
   }
 
   /// Maps the vDSO, where signal handlers return to.

@@ -125,6 +125,18 @@ long apus_user_set_mask_unless(volatile uint32_t *pending, uint64_t mask) {
   return apus_syscall_interruptible(pending, SYS_rt_sigprocmask, SIG_SETMASK, (uint64_t)&wanted, 0, 8, 0, 0);
 }
 
+extern char _end[];
+long apus_user_describe(const uint64_t addresses[6], const void *auxiliary, size_t byte_count) {
+  // struct prctl_mm_map. The heap stays the emulator's own.
+  struct {
+    uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end;
+    const void *auxv;
+    uint32_t auxv_size, exe_fd;
+  } map = {addresses[0], addresses[1], (uint64_t)_end, (uint64_t)_end, (uint64_t)_end, (uint64_t)sbrk(0), addresses[2],
+           addresses[3], addresses[4], addresses[4], addresses[5], auxiliary, (uint32_t)byte_count, (uint32_t)-1};
+  return apus_syscall(SYS_prctl, 35, 14, (uint64_t)&map, sizeof map, 0, 0);  // PR_SET_MM, PR_SET_MM_MAP
+}
+
 static char **kept_arguments;
 __attribute__((constructor)) static void keep_arguments(int count, char **arguments) {
   (void)count;

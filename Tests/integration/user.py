@@ -63,10 +63,8 @@ def links():
     check(done.returncode == 0, f"{done.returncode} {done.stderr!r}")
 
 
-@case("children-and-scripts")
-def children():
-    """execve of programs and scripts from a guest, without binfmt_misc."""
-    source = r"""
+# Executes its arguments in a child and ends with its code, or 99 with the errno shown.
+STARTER = r"""
 #include <errno.h>
 #include <stdio.h>
 #include <sys/wait.h>
@@ -84,7 +82,12 @@ int main(int argc, char **argv) {
   return WEXITSTATUS(status);
 }
 """
-    starter = build("starter", source, "-static")
+
+
+@case("children-and-scripts")
+def children():
+    """execve of programs and scripts from a guest, without binfmt_misc."""
+    starter = build("starter", STARTER, "-static")
     program = build("hello-static", HELLO, "-static", "-no-pie")
     done = run(starter, program, "3", "x")
     check(done.returncode == 3 and done.stdout == f"{program} [3] [x] - 1\n", f"program: {done.stdout!r} {done.stderr!r}")
@@ -199,8 +202,7 @@ def chroot():
     root.mkdir(exist_ok=True)
     shutil.copy(os.path.realpath(emulator()), root / "apus-riscv64")
     shutil.copy(build("hello-static", HELLO, "-static", "-no-pie"), root / "hello")
-    starter = build("starter", "\n", "-static") if not (temporary() / "starter").exists() else temporary() / "starter"
-    shutil.copy(starter, root / "starter")
+    shutil.copy(build("starter", STARTER, "-static"), root / "starter")
     done = run("/apus-riscv64", "/starter", "/hello", "4", program=["chroot", root])
     check(done.returncode == 4 and done.stdout == "/hello [4] - 1\n", f"{done.returncode} {done.stdout!r} {done.stderr!r}")
 
@@ -330,6 +332,24 @@ int main(int argc, char **argv) {
         finally:
             process.kill()
             process.wait()
+
+
+@case("seen-by-others")
+def seen_by_others():
+    """/proc/PID of a guest process, as ps and pgrep read it."""
+    program = build("debugged-sleep", "#include <unistd.h>\nint main(void) { write(1, \"x\", 1); pause(); }\n", "-static")
+    process = subprocess.Popen([emulator(), "-0", "its-name", program, "one"], stdout=subprocess.PIPE)
+    try:
+        process.stdout.read(1)
+        line = open(f"/proc/{process.pid}/cmdline", "rb").read()
+        name = open(f"/proc/{process.pid}/comm").read()
+        check(name == "debugged-sleep\n", f"its name is {name!r}")
+        if line.startswith(emulator().encode()):
+            raise Skip("the kernel takes no description of a process (CONFIG_CHECKPOINT_RESTORE)")
+        check(line == b"its-name\0one\0", f"its command line is {line!r}")
+    finally:
+        process.kill()
+        process.wait()
 
 
 @case("many-processes")

@@ -56,6 +56,9 @@ long apus_user_clone_on(uint64_t flags, void *stack, void *parent_id, void *chil
                         void *argument);
 // Starts a detached host thread with all signals blocked that runs `body(argument)`. Returns 0 or an error number.
 int apus_user_start_thread(void (*body)(void *), void *argument);
+// Tells the kernel where the guest's code, stack, arguments, environment and auxiliary vector are, for /proc/PID.
+// `addresses`: code start and end, stack, arguments' start and end, environment's end. 0 or -errno: not all kernels do.
+long apus_user_describe(const uint64_t addresses[6], const void *auxiliary, size_t byte_count);
 // The program's arguments as the kernel gave them.
 char **apus_arguments(void);
 
