@@ -275,14 +275,17 @@ public final class TranslationCache: @unchecked Sendable {
     var hash = seed
     // Instructions are pairs of bytes.
     for offset in stride(from: 0, to: Int(count), by: 2) {
-      hash = (hash ^ UInt64(pointer.loadUnaligned(fromByteOffset: offset, as: UInt16.self))) &* 0x100_0000_01b3
+      hash =
+        (hash ^ UInt64(pointer.loadUnaligned(fromByteOffset: offset, as: UInt16.self))) &* 0x100_0000_01b3
     }
     return hash
   }
 
   func byteCount(of number: UInt32) -> UInt64 { UInt64(table[number].byteCount) }
   func codeAddress(_ number: UInt32) -> UInt64 { buffer!.address(Int(table[number].codeOffset)) }
-  func goesOnInSecondPage(_ number: UInt32) -> Bool { table.pointer(number).pointee.secondPhysicalPage != .max }
+  func goesOnInSecondPage(_ number: UInt32) -> Bool {
+    table.pointer(number).pointee.secondPhysicalPage != .max
+  }
   /// No lock: for a caller that has made the block reachable and asks whether it was dropped meanwhile.
   func isInvalid(_ number: UInt32) -> Bool { table.pointer(number).pointee.isInvalid }
   func record(locked number: UInt32) -> BlockRecord { lock.withLock { table[number] } }
@@ -450,7 +453,8 @@ public struct TranslateCounters: Sendable {
   var named: [(String, UInt64)] {
     [
       ("blocks", blocks), ("guest-instructions", guestInstructions), ("host-code-bytes", hostCodeBytes),
-      ("links", links), ("invalidations", invalidations), ("late-invalidations", lateInvalidations), ("flushes", flushes),
+      ("links", links), ("invalidations", invalidations), ("late-invalidations", lateInvalidations),
+      ("flushes", flushes),
       ("translation-nanoseconds", nanoseconds),
     ]
   }

@@ -47,7 +47,9 @@ public final class MachineBackends: Sendable {
   private static func check(_ configuration: MachineConfiguration) throws(MachineError) {
     var objects: Set<String> = []
     for item in configuration.objects {
-      do throws(ConfigurationError) { try check(object: item) } catch { throw MachineError(error.description) }
+      do throws(ConfigurationError) { try check(object: item) } catch {
+        throw MachineError(error.description)
+      }
       guard let id = item.id else { throw MachineError("-object \(item.name): it has no id; add id=NAME") }
       guard objects.insert(id).inserted else { throw MachineError("-object: there are two with id '\(id)'") }
     }
@@ -75,7 +77,8 @@ public final class MachineBackends: Sendable {
       }
     default:
       throw ConfigurationError(
-        "-object: \(ConfigurationError.unknown("object type", item.name, among: ["rng-random", "rng-builtin"]))")
+        "-object: \(ConfigurationError.unknown("object type", item.name, among: ["rng-random", "rng-builtin"]))"
+      )
     }
   }
 

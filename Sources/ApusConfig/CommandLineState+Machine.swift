@@ -102,7 +102,8 @@ extension CommandLineState {
     guard product() == maximum else {
       let described = levels.compactMap { level in counts[level].map { "\(level)=\($0)" } }
       throw ConfigurationError(
-        "-smp \(text): \(described.joined(separator: ",")) make \(product()) CPUs, not the \(maximum) asked for")
+        "-smp \(text): \(described.joined(separator: ",")) make \(product()) CPUs, not the \(maximum) asked for"
+      )
     }
     configuration.cpuCount = count
   }

@@ -29,7 +29,9 @@ extension RISCVCPU {
     case 2: (new, changed) = (old | value, value)
     default: (new, changed) = (old & ~value, value)
     }
-    guard writeCSR(number, new, changed: changed) else { return trap(RISCVCause.illegalInstruction, value: word, pc: s.pc) }
+    guard writeCSR(number, new, changed: changed) else {
+      return trap(RISCVCause.illegalInstruction, value: word, pc: s.pc)
+    }
     if rd != 0 { s[x: rd] = old }
     s.pc = nextPC
     s.requestDispatch()

@@ -49,7 +49,8 @@ public final class RISCVCPU: GuestCPU {
   ///   - physicalMemory: where page tables lie; `nil` in user-mode emulation. Its address space outlives the CPU.
   public init(
     state: UnsafeMutableRawPointer, hartID: Int, extensions: RISCVExtensionSet, clock: GuestClock,
-    eventLoop: EventLoop?, engine: any GuestEngine, physicalMemory: GuestRAMTable? = nil, translationLevels: Int = 5
+    eventLoop: EventLoop?, engine: any GuestEngine, physicalMemory: GuestRAMTable? = nil,
+    translationLevels: Int = 5
   ) {
     self.physicalMemory = physicalMemory
     self.translationLevels = translationLevels

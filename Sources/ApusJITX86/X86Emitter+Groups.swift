@@ -45,7 +45,8 @@ struct AccessGroup {
 extension X86Emitter {
   private func isPlainAccess(_ opcode: IROpcode) -> Bool {
     switch opcode {
-    case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64, .store8, .store16,
+    case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64, .store8,
+      .store16,
       .store32, .store64, .storeF32, .storeF64:
       true
     default: false

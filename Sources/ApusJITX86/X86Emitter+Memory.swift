@@ -86,7 +86,8 @@ extension X86Emitter {
       asm.shift(.right, host, by: 7, wide: false)
     }
     asm.arithmetic(
-      .and, host, immediate: Int32((StateHeader.tlbEntryCount - 1) * StateHeader.tlbEntryByteCount), wide: false
+      .and, host, immediate: Int32((StateHeader.tlbEntryCount - 1) * StateHeader.tlbEntryByteCount),
+      wide: false
     )
     asm.arithmetic(.sub, offset, X86Memory(.rbp, Int32(table + (isStore ? 8 : 0)), index: host))
     checks()

@@ -124,7 +124,9 @@ extension X86Emitter {
     thunks.resolveLink = transfer(runtime.resolveLink, popsArgument: true).offset
 
     // Called: a return address on the stack, and below it `stacked` words: where each goes, the last one first.
-    func service(_ function: UInt64?, tests: ServiceTest, stacked: [Int] = [], leavesResult: Bool = false) -> Int {
+    func service(_ function: UInt64?, tests: ServiceTest, stacked: [Int] = [], leavesResult: Bool = false)
+      -> Int
+    {
       asm.align(16)
       let offset = asm.offset
       let padding = stacked.count % 2 == 0 ? 8 : 16

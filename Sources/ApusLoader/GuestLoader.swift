@@ -52,7 +52,8 @@ public struct GuestLoader {
     var image = try loadFirmware(bytes, path: path, at: address)
     if let header = LinuxImage.Header(bytes) {
       if let needed = LinuxImage.fileByteCount(bytes), needed > bytes.count {
-        throw .format(path: path, reason: "it is cut off: its sections need \(needed) bytes, it has \(bytes.count)")
+        throw .format(
+          path: path, reason: "it is cut off: its sections need \(needed) bytes, it has \(bytes.count)")
       }
       let high = address.addingReportingOverflow(max(header.imageByteCount, UInt64(bytes.count)))
       guard !high.overflow, high.partialValue <= ram.end.rawValue else {

@@ -107,7 +107,8 @@ public struct VirtioModel: Sendable {
       throw OptionError("'\(request.driver)': disable-modern=on leaves no interface; leave it out")
     }
     if let file = reader.given("romfile"), !file.isEmpty {
-      throw OptionError("'\(request.driver)': romfile=\(file): option ROMs are not implemented; leave it empty")
+      throw OptionError(
+        "'\(request.driver)': romfile=\(file): option ROMs are not implemented; leave it empty")
     }
     var address: PCIAddress?
     if let text = reader.given("addr") {
