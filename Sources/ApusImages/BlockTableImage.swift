@@ -152,8 +152,26 @@ final class BlockTableImage: ImageNode, @unchecked Sendable {
     throws(BlockError)
   {
     let size = table.blockByteCount
-    var data = HostBuffer(byteCount: Int(size))
     let length = UInt64(part.totalByteCount)
+    if length < size, old == .absent || old == .zero, backingNode == nil {
+      let place = try table.allocate(block)
+      if place >= file.byteCount, file.isZeroInitialized {
+        // Behind the file's end there are only zeros: the rest of the block comes with the file's new size.
+        try file.write(at: place + within, from: part)
+        if file.byteCount < place + size { try file.truncate(place + size, preallocation: .off) }
+        return try table.link(block, place)
+      }
+      var position: UInt64 = 0
+      let zeros = HostBuffer(byteCount: Int(min(size, 1 << 20)))
+      while position < size {
+        let count = min(size - position, UInt64(zeros.byteCount))
+        try file.write(at: place + position, from: [zeros.io(0, Int(count))])
+        position += count
+      }
+      try file.write(at: place + within, from: part)
+      return try table.link(block, place)
+    }
+    var data = HostBuffer(byteCount: Int(size))
     if length < size {
       switch old {
       case .absent:

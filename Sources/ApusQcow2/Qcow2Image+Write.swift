@@ -50,6 +50,7 @@ extension Qcow2Image {
   /// Decides where the next bytes go; registers the request, which `perform` ends. Lock held.
   private func plan(_ offset: UInt64, limit: UInt64) throws(BlockError) -> Step {
     try checkUsable()
+    try dropSomeFrees()
     let first = offset >> clusterBits
     while conflicts(first..<first + 1) { monitor.wait() }
     try checkUsable()
@@ -67,6 +68,12 @@ extension Qcow2Image {
     if let allocation = step.allocation { allocations.append(allocation.clusters) }
     transfersInFlight += 1
     return step
+  }
+
+  /// Keeps the list of references to drop short. They wait for requests under way; a very long list makes new ones wait.
+  private func dropSomeFrees() throws(BlockError) {
+    if pendingFrees.count > 16384 { while transfersInFlight > 0 { monitor.wait() } }
+    if pendingFrees.count > 1024, transfersInFlight == 0 { try flushMetadata() }
   }
 
   /// Bytes from `offset` on that may be overwritten where they are.
@@ -173,7 +180,6 @@ extension Qcow2Image {
       try transfer(allocation, step, buffers, target)
       try locked { () throws(BlockError) in
         try link(allocation, offset..<offset + step.byteCount)
-        if pendingFrees.count > 1024 { try flushMetadata() }
       }
     } catch {
       monitor.withLock {
@@ -391,7 +397,7 @@ extension Qcow2Image {
         let start = cluster << clusterBits
         let units = (position - start) >> unitBits..<(end - start) >> unitBits
         let isDone = try change(self, table, l2Index(position), units)
-        if pendingFrees.count > 1024 { try flushMetadata() }
+        try dropSomeFrees()
         if isDone { position = end }
         return isDone
       }

@@ -88,7 +88,7 @@ public struct ImageCreation {
   {
     switch format {
     case "raw": return try makeRaw(size, &reader, opening)
-    case "vdi", "vpc", "vmdk": return try makeForeign(size, &reader, opening)
+    case "vdi", "vpc", "vmdk", "vhdx": return try makeForeign(size, &reader, opening)
     default: return try makeQcow2(size, &reader, opening)
     }
   }
@@ -148,6 +148,9 @@ public struct ImageCreation {
     case "vdi":
       try VDI.create(size, on: file, isStatic: isStatic)
       node = try VDI.open(file)
+    case "vhdx":
+      try VHDX.create(size, on: file)
+      node = try VHDX.open(file)
     case "vpc":
       try VPC.create(size, on: file, isFixed: kind == "fixed")
       node = try VPC.open(file)

@@ -39,7 +39,7 @@ public struct ImageFormat: Sendable {
 
   static let sizeOption = Option("size", "Virtual disk size")
 
-  public static let all: [ImageFormat] = [raw, qcow2, vdi, vpc, vmdk]
+  public static let all: [ImageFormat] = [raw, qcow2, vdi, vpc, vmdk, vhdx]
 
   static let raw = ImageFormat(
     name: "raw",
@@ -80,6 +80,11 @@ public struct ImageFormat: Sendable {
     isWritable: true,
     score: { start, _ in VMDK.matches(start) ? 100 : 0 },
     open: { (file, _, _, _) throws(BlockError) in try VMDK.open(file) })
+
+  static let vhdx = ImageFormat(
+    name: "vhdx", options: [sizeOption], isWritable: true,
+    score: { start, _ in VHDX.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try VHDX.open(file) })
 
   static let qcow2 = ImageFormat(
     name: "qcow2",

@@ -10,12 +10,13 @@ final class ProgressMeter: Sendable {
   }
   private let state = Mutex(State())
   private let isForced: Bool
+  private let isTerminal = HostPath.isTerminal(2)
   private let start = HostClock.monotonicNanoseconds()
 
   init(isForced: Bool) { self.isForced = isForced }
 
   func update(_ part: Double) {
-    guard isForced || HostPath.isTerminal(2) else { return }
+    guard isForced || isTerminal else { return }
     let now = HostClock.monotonicNanoseconds()
     guard isForced || now - start > 1_000_000_000 else { return }
     let shown: Double? = state.withLock { state in

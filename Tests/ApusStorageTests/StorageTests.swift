@@ -130,19 +130,23 @@ final class TemporaryNames {
   }
 
   /// Headers of the foreign formats with random damage are errors or other images, never crashes.
-  @Test(arguments: ["vdi", "vpc", "vmdk"]) func damagedHeaders(format: String) throws {
+  @Test(arguments: ["vdi", "vpc", "vmdk", "vhdx"]) func damagedHeaders(format: String) throws {
     var generator = SeededGenerator(seed: 21)
     let pristine = MemoryNode()
     switch format {
     case "vdi": try VDI.create(3 << 20, on: pristine)
     case "vpc": try VPC.create(3 << 20, on: pristine)
+    case "vhdx": try VHDX.create(3 << 20, on: pristine)
     default: try VMDK.create(3 << 20, on: pristine)
     }
     let bytes = try pristine.bytes(at: 0, count: Int(pristine.byteCount))
     for _ in 0..<120 {
       var copy = bytes
       for _ in 0..<generator.below(4) + 1 {
-        copy[generator.below(min(copy.count, 2048))] = UInt8(truncatingIfNeeded: generator.next())
+        // VHDX has its tables further behind, and checksums in front of most.
+        let base = format == "vhdx" ? [2 << 20, 2 << 20 + 65536, 3 << 20, 65536][generator.below(4)] : 0
+        copy[base + generator.below(min(copy.count - base, 2048))] = UInt8(
+          truncatingIfNeeded: generator.next())
       }
       let file = try MemoryNode(copy)
       let node: any ImageNode
@@ -150,6 +154,7 @@ final class TemporaryNames {
         switch format {
         case "vdi": node = try VDI.open(file)
         case "vpc": node = try VPC.open(file)
+        case "vhdx": node = try VHDX.open(file)
         default: node = try VMDK.open(file)
         }
       } catch { continue }

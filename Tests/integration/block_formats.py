@@ -6,7 +6,7 @@ from block import img, io, output_json, path, peer, peer_img, peer_io, run, same
 from harness import case, check, main
 
 FORMATS = [("vdi", ""), ("vdi", "static=on"), ("vpc", "subformat=dynamic"), ("vpc", "subformat=fixed"),
-           ("vmdk", "subformat=monolithicSparse"), ("vmdk", "subformat=streamOptimized")]
+           ("vmdk", "subformat=monolithicSparse"), ("vmdk", "subformat=streamOptimized"), ("vhdx", "")]
 
 
 def options(text):
@@ -62,8 +62,8 @@ def random_writes():
                     commands.append(f"write -q -z {offset} {length}")
                     model[offset:offset + length] = bytes(length)
             (io if turn % 2 == 0 else peer_io)(image, *commands, options=("-f", format))
-            if format == "vdi":
-                run(peer("img"), "check", image)
+            if format in ("vdi", "vhdx"):
+                run(peer("img"), "check", "-f", format, image)
         expected = path("expected.raw")
         open(expected, "wb").write(model)
         same(expected, image, "-f", "raw", "-F", format)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import time
 
 from block import both_check, img, io, path, peer, peer_img, peer_io, run, same, sample, server, tool
@@ -89,6 +90,29 @@ def seen(socket):
     entries = json.loads(run(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json", uri))
     dirty = [(entry["offset"], entry["length"]) for entry in entries if entry["type"] & 1]
     check(dirty == [(1 << 20, 128 << 10)], f"the dirty ranges are {entries}")
+
+
+@case("concurrent-writers")
+def concurrent_writers():
+    """Two clients with many requests each, and discards, over a snapshot: the image stays consistent, the snapshot too."""
+    image, socket = path("nbd-writers.qcow2"), path("writers.sock")
+    uri = f"nbd+unix:///?socket={socket}"
+    for options in ([], ["-o", "extended_l2=on"], ["-o", "cluster_size=4k,lazy_refcounts=on"]):
+        img("create", "-q", "-f", "qcow2", *options, image, "128M")
+        io(image, "write -q -P 1 0 50M")
+        img("snapshot", "-c", "before", image)
+        with server(tool("nbd"), "-t", "-e", "0", "-k", socket, "-f", "qcow2", image, socket=socket):
+            clients = [subprocess.Popen([peer("img"), "bench", "-q", "-w", "-d", depth, "-c", count, "-s", size, "-S", step, "-f", "raw", uri],
+                                        stdout=subprocess.DEVNULL)
+                       for depth, count, size, step in (("32", "3000", "4096", "69632"), ("16", "1500", "65536", "200704"))]
+            for number in range(6):
+                peer_io(uri, f"discard -q {number * 10}M 5M", f"write -q -z -u {number * 15}M 3M", "flush", options=("-f", "raw"))
+            for client in clients:
+                check(client.wait(60 * PATIENCE) == 0, "a client failed")
+        both_check(image)
+        img("snapshot", "-a", "before", image)
+        io(image, "read -q -P 1 0 50M", "read -q -P 0 50M 78M")
+        both_check(image)
 
 
 @case("client-of-peers")
