@@ -100,7 +100,8 @@ def wrong_options():
         (["info", "nbd://127.0.0.1:1/"], "127.0.0.1"), (["info", "json:{"], "JSON"),
         (["info", "--image-opts", "driver=nosuch"], "nosuch"), (["info", "--image-opts", "driver=file,filename=/dev/zero"], "regular"),
         (["convert", "-c", "-O", "raw", __file__, image], "compression"), (["snapshot", "-a", "x", __file__], "snapshots"),
-        (["convert", "--object", "x", "a", "b"], "object"), (["create", "-q", "-f", "raw", "-o", "preallocation=x", image, "1M"], "preallocation"),
+        (["convert", "--object", "x", "a", "b"], "object"), (["amend", "--force", image], "force"),
+        (["create", "--image-opts", image, "1M"], "image-opts"), (["create", "-q", "-f", "raw", "-o", "preallocation=x", image, "1M"], "preallocation"),
     ]:
         output = run(tool("img"), *command, code=1)
         check(word in output, f"'{' '.join(command)}' says: {output}")

@@ -7,30 +7,30 @@ import ApusStorage
 extension IOSession {
   static let transferCommands: [Command] = [
     .init(
-      name: "read", aliases: ["r"], usage: "[-abCqv] [-P pattern [-s off] [-l len]] off len",
+      name: "read", aliases: ["r"], usage: "[-qv] [-P pattern [-s off] [-l len]] off len",
       help: "reads a number of bytes at a specified offset"
     ) { (session, words) throws(ToolError) in try session.read(words, isVectored: false) },
     .init(
-      name: "readv", aliases: ["rv"], usage: "[-Cqv] [-P pattern] off len [len..]",
+      name: "readv", aliases: ["rv"], usage: "[-qv] [-P pattern] off len [len..]",
       help: "the same, into several buffers"
     ) {
       (session, words) throws(ToolError) in try session.read(words, isVectored: true)
     },
     .init(
-      name: "write", aliases: ["w"], usage: "[-bcCfnquz] [-P pattern | -s source_file] off len",
+      name: "write", aliases: ["w"], usage: "[-cfquz] [-P pattern | -s source_file] off len",
       help: "writes a number of bytes at a specified offset"
     ) { (session, words) throws(ToolError) in try session.write(words, isVectored: false) },
     .init(
-      name: "writev", aliases: ["wv"], usage: "[-Cfq] [-P pattern] off len [len..]",
+      name: "writev", aliases: ["wv"], usage: "[-fq] [-P pattern] off len [len..]",
       help: "the same, from several buffers"
     ) {
       (session, words) throws(ToolError) in try session.write(words, isVectored: true)
     },
-    .init(name: "aio_read", usage: "[-Ciqv] [-P pattern] off len [len..]", help: "reads in the background") {
+    .init(name: "aio_read", usage: "[-qv] [-P pattern] off len [len..]", help: "reads in the background") {
       (session, words) throws(ToolError) in try session.read(words, isVectored: true, isAsynchronous: true)
     },
     .init(
-      name: "aio_write", usage: "[-Cfiquz] [-P pattern] off len [len..]", help: "writes in the background"
+      name: "aio_write", usage: "[-cfquz] [-P pattern] off len [len..]", help: "writes in the background"
     ) {
       (session, words) throws(ToolError) in try session.write(words, isVectored: true, isAsynchronous: true)
     },
@@ -46,7 +46,7 @@ extension IOSession {
       try request("flush failed") { () throws(BlockError) in try node.flush() }
     },
     .init(
-      name: "discard", aliases: ["d"], usage: "[-Cq] off len",
+      name: "discard", aliases: ["d"], usage: "[-q] off len",
       help: "discards a number of bytes at a specified offset"
     ) {
       (session, words) throws(ToolError) in try session.discard(words)
@@ -128,9 +128,8 @@ extension IOSession {
 
   private func read(_ words: [String], isVectored: Bool, isAsynchronous: Bool = false) throws(ToolError) {
     let request = try RequestWords(
-      words, flags: "abCqvPsli", command: isAsynchronous ? "aio_read" : "read", isVectored: isVectored,
+      words, flags: "qvPsl", command: isAsynchronous ? "aio_read" : "read", isVectored: isVectored,
       isWrite: false)
-    if request.flags.contains("b") { throw ToolError("read: -b (VM state) is not implemented") }
     let node = try node()
     let (memory, list) = buffers(request)
     HostBytes.fill(memory.base, memory.byteCount, 0xab)
@@ -218,12 +217,10 @@ extension IOSession {
 
   private func write(_ words: [String], isVectored: Bool, isAsynchronous: Bool = false) throws(ToolError) {
     let request = try RequestWords(
-      words, flags: "bcCfnquzPsi", command: isAsynchronous ? "aio_write" : "write", isVectored: isVectored,
+      words, flags: "cfquzPs", command: isAsynchronous ? "aio_write" : "write", isVectored: isVectored,
       isWrite: true)
     let flags = request.flags
-    if flags.contains("b") { throw ToolError("write: -b (VM state) is not implemented") }
     if flags.contains("u"), !flags.contains("z") { throw ToolError("-u requires -z to be specified") }
-    if flags.contains("n"), !flags.contains("z") { throw ToolError("-n requires -z to be specified") }
     if flags.contains("c"), flags.contains("z") {
       throw ToolError("-c and -z cannot be specified at the same time")
     }
@@ -290,7 +287,7 @@ extension IOSession {
   }
 
   private func discard(_ words: [String]) throws(ToolError) {
-    let parsed = try RequestWords(words, flags: "Cq", command: "discard", isVectored: false, isWrite: true)
+    let parsed = try RequestWords(words, flags: "q", command: "discard", isVectored: false, isWrite: true)
     let node = try node()
     let start = HostClock.monotonicNanoseconds()
     try request("discard failed") { () throws(BlockError) in

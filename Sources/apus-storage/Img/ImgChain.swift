@@ -6,13 +6,13 @@ import ApusStorage
 
 extension ImgTool {
   static let commit = Command(
-    name: "commit", usage: "[-q] [-f FMT] [-t CACHE] [-b BASE] [-r RATE] [-d] [-p] FILE",
+    name: "commit", usage: "[-q] [-f FMT] [-t CACHE] [-b BASE] [-d] [-p] FILE",
     help: """
       Writes what an image has into the image behind it, and empties it (-d: leaves it as it is).
         -b BASE  an image further down the chain
       """,
     options: [
-      format, quiet, cache, .init("b", "", value: true), .init("r", "rate-limit", value: true),
+      format, quiet, cache, .init("b", "", value: true),
       .init("d", ""), progressOption,
     ]
   ) { (arguments) throws(ToolError) in
@@ -95,13 +95,13 @@ extension ImgTool {
   }
 
   static let rebase = Command(
-    name: "rebase", usage: "[-f FMT] [-t CACHE] [-T CACHE] [-p] [-q] [-u] [-U] -b BACKING [-F FMT] FILE",
+    name: "rebase", usage: "[-f FMT] [-t CACHE] [-T CACHE] [-p] [-q] [-u] -b BACKING [-F FMT] FILE",
     help: """
       Gives an image another backing file, or with -b "" none, and copies what differs.
       With -u only the name changes.
       """,
     options: [
-      format, cache, sourceCache, progressOption, quiet, .init("u", ""), forceShare,
+      format, cache, sourceCache, progressOption, quiet, .init("u", ""),
       .init("b", "", value: true),
       .init("F", "", value: true),
     ]
@@ -199,10 +199,10 @@ extension ImgTool {
   // MARK: amend
 
   static let amend = Command(
-    name: "amend", usage: "[-q] [-p] [-f FMT] [-t CACHE] [--force] -o OPTIONS FILE",
+    name: "amend", usage: "[-q] [-f FMT] [-t CACHE] -o OPTIONS FILE",
     help:
       "Changes an image's format options: compat, lazy_refcounts, refcount_bits, backing_file, backing_fmt, size.",
-    options: [format, quiet, progressOption, cache, .init("", "force"), .init("o", "", value: true)]
+    options: [format, quiet, cache, .init("o", "", value: true)]
   ) { (arguments) throws(ToolError) in
     guard arguments.has("o") else { throw ToolError("must specify options (-o)") }
     let known = ["compat", "lazy_refcounts", "refcount_bits", "backing_file", "backing_fmt", "size"]

@@ -70,9 +70,7 @@ extension ImgTool {
   private static func formatSpecific(_ image: Qcow2Image) -> JSONValue {
     let facts = image.information
     var data: [JSONValue.Member] = [.init("compat", .string(facts.version == 2 ? "0.10" : "1.1"))]
-    if facts.version == 3 || facts.compression != .zlib || true {
-      data.append(.init("compression-type", .string(facts.compression.name)))
-    }
+    data.append(.init("compression-type", .string(facts.compression.name)))
     if facts.version == 3 {
       if let name = facts.dataFile {
         data.append(.init("data-file", .string(name)))

@@ -46,7 +46,7 @@ extension ImgTool {
     case "raw":
       try refuseOptions(list, ["size", "preallocation"])
       full = (size + 511) & ~511
-      required = arguments.has("size") || true ? full : used
+      required = full
     case "qcow2":
       let known = ImageFormat.named("qcow2")?.options.map(\.name) ?? []
       try refuseOptions(list, known)

@@ -53,6 +53,9 @@ enum ImgTool {
       for name in ["object", "trace"] where parsed.has(name) {
         throw ToolError("\(command.name): --\(name) is not implemented")
       }
+      if parsed.has("image-opts"), ["create", "commit", "rebase", "amend"].contains(name) {
+        throw ToolError("\(name): --image-opts is not implemented")
+      }
       return try command.run(parsed)
     } catch {
       if !error.message.isEmpty { writeStandardError("apus-img: \(error.message)\n") }

@@ -9,7 +9,7 @@ import ApusStorage
 enum NBDTool {
   private static let options: [Arguments.Option] = [
     .init("p", "port", value: true), .init("b", "bind", value: true), .init("k", "socket", value: true),
-    .init("e", "shared", value: true), .init("t", "persistent"), .init("v", "verbose"),
+    .init("e", "shared", value: true), .init("t", "persistent"),
     .init("x", "export-name", value: true),
     .init("D", "description", value: true), .init("f", "format", value: true), .init("r", "read-only"),
     .init("n", "nocache"), .init("", "cache", value: true), .init("", "discard", value: true),
