@@ -6,6 +6,11 @@ public final class RawNode: ImageNode {
   public let file: any ImageNode
   public let offset: UInt64
   private let window: UInt64?
+  /// For an image that is raw because nothing else was recognised: the name of the format that an image which begins
+  /// with these bytes would be taken for, if any. Writes that would make it one are refused.
+  private let recognise: (@Sendable ([UInt8]) -> String?)?
+  /// How many bytes `recognise` looks at.
+  public static let recognisedByteCount = 2048
 
   public var driverName: String { "raw" }
   public var isReadOnly: Bool { file.isReadOnly }
@@ -19,8 +24,14 @@ public final class RawNode: ImageNode {
     return ((size > offset ? size - offset : 0) + 511) & ~511
   }
 
-  /// - Parameter byteCount: the window's length; `nil` up to the end of `file`.
-  public init(_ file: any ImageNode, offset: UInt64 = 0, byteCount: UInt64? = nil) throws(BlockError) {
+  /// - Parameters:
+  ///   - byteCount: the window's length; `nil` up to the end of `file`.
+  ///   - recognise: for a probed image, see above.
+  public init(
+    _ file: any ImageNode, offset: UInt64 = 0, byteCount: UInt64? = nil,
+    recognise: (@Sendable ([UInt8]) -> String?)? = nil
+  ) throws(BlockError) {
+    self.recognise = recognise
     let size = (file.byteCount + 511) & ~511
     guard offset <= size else {
       throw BlockError(.invalid, "offset \(offset) lies behind the \(size) bytes of the image")
@@ -43,7 +54,25 @@ public final class RawNode: ImageNode {
   }
   public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
     if let error = writeError(offset, UInt64(buffers.totalByteCount)) { throw error }
-    try file.write(at: self.offset + offset, from: buffers)
+    guard let recognise, offset < UInt64(Self.recognisedByteCount) else {
+      return try file.write(at: self.offset + offset, from: buffers)
+    }
+    // A copy: the guest could change its memory between the look and the write.
+    let copy = HostBuffer(byteCount: buffers.totalByteCount)
+    var filled = 0
+    for buffer in buffers {
+      (copy.io.base + filled).copyMemory(from: buffer.base, byteCount: buffer.byteCount)
+      filled += buffer.byteCount
+    }
+    var start = try file.bytes(at: self.offset, count: Int(min(UInt64(Self.recognisedByteCount), byteCount)))
+    let written = copy.array()
+    for index in Int(offset)..<min(start.count, Int(offset) + filled) { start[index] = written[index - Int(offset)] }
+    if let format = recognise(start) {
+      throw BlockError(
+        .unsupported,
+        "a write would make this raw image look like \(format), and its format was not given; say format=raw")
+    }
+    try file.write(at: self.offset + offset, from: [copy.io])
   }
   public func flush() throws(BlockError) { try file.flush() }
   public func discard(at offset: UInt64, byteCount: UInt64) throws(BlockError) {

@@ -28,13 +28,43 @@ public struct ImageFormat: Sendable {
 
   /// The format that the first bytes tell; raw if none does.
   static func probe(_ file: any ImageNode, _ filename: String) throws(BlockError) -> ImageFormat {
-    let start = try file.bytes(at: 0, count: 2048)
-    var best = (score: 0, format: all[0])
-    for format in all {
-      let score = format.score(start, filename)
-      if score > best.score { best = (score, format) }
+    let start = try file.bytes(at: 0, count: RawNode.recognisedByteCount)
+    if let name = unsupported(start) {
+      throw BlockError(
+        .unsupported, "it looks like \(name), which cannot be read here; say format=raw to use its bytes as they are")
     }
-    return best.format
+    return recognised(start, filename) ?? raw.guarded(filename)
+  }
+
+  /// The format other than raw that an image which begins with these bytes has.
+  private static func recognised(_ start: [UInt8], _ filename: String) -> ImageFormat? {
+    var best: (score: Int, format: ImageFormat)?
+    for format in all where format.name != raw.name {
+      let score = format.score(start, filename)
+      if score > best?.score ?? 0 { best = (score, format) }
+    }
+    return best?.format
+  }
+
+  /// Formats that are known by their first bytes and not implemented.
+  private static func unsupported(_ start: [UInt8]) -> String? {
+    let magics = [
+      ("WithoutFreeSpace", "parallels"), ("WithouFreSpacExt", "parallels"), ("QED\0", "qed"),
+      ("LUKS\u{ba}\u{be}", "luks"), ("QFI\u{fb}\0\0\0\u{1}", "qcow"), ("Bochs Virtual HD Image", "bochs"),
+    ]
+    return magics.first { start.starts(with: $0.0.unicodeScalars.map { UInt8($0.value) }) }?.1
+  }
+
+  /// Raw for a probed image: a write that would make it look like another format is refused, since the next one who
+  /// opens it without a format would take the guest's word for it, backing files included.
+  private func guarded(_ filename: String) -> ImageFormat {
+    var format = self
+    format.open = { (file, _, _, _) throws(BlockError) in
+      try RawNode(file) { start in
+        ImageFormat.recognised(start, filename)?.name ?? ImageFormat.unsupported(start)
+      }
+    }
+    return format
   }
 
   static let sizeOption = Option("size", "Virtual disk size")

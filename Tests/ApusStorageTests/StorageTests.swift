@@ -47,6 +47,30 @@ final class TemporaryNames {
     #expect(FileNames.resolve("json:{}", from: "/d/a.qcow2") == "json:{}")
   }
 
+  @Test func probedRawStaysRaw() throws {
+    let names = TemporaryNames()
+    let path = names("a.img")
+    try ImageCreation(path, format: "raw", byteCount: 1 << 20).create().image.node.close()
+    var options = OpenOptions()
+    options.isReadOnly = false
+    let probed = try ImageGraph(options).open(path)
+    #expect(probed.format == "raw")
+    let magic: [UInt8] = [0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3]
+    try probed.node.write([0xeb, 0x58], at: 0)
+    #expect(throws: BlockError.self) { try probed.node.write(magic, at: 0) }
+    #expect(throws: BlockError.self) { try probed.node.write(Array("LUKS".utf8) + [0xba, 0xbe], at: 0) }
+    // In two steps, neither of which looks like it alone.
+    try probed.node.write(Array(magic[2...]), at: 2)
+    #expect(throws: BlockError.self) { try probed.node.write(Array(magic[..<2]), at: 0) }
+    try probed.node.write(magic, at: 512)
+    #expect(try probed.node.bytes(at: 0, count: 2) == [0xeb, 0x58])
+    try probed.node.close()
+    let named = try ImageGraph(options).open(path, format: "raw")
+    try named.node.write(Array("QED\0".utf8), at: 0)
+    try named.node.close()
+    #expect(throws: StorageError.self) { try ImageGraph().open(path) }
+  }
+
   @Test func copyLeavesHoles() throws {
     let source = MemoryNode(byteCount: 8 << 20)
     try source.write([UInt8](repeating: 5, count: 100_000), at: 3 << 20)
