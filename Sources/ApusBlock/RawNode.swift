@@ -66,7 +66,9 @@ public final class RawNode: ImageNode {
     }
     var start = try file.bytes(at: self.offset, count: Int(min(UInt64(Self.recognisedByteCount), byteCount)))
     let written = copy.array()
-    for index in Int(offset)..<min(start.count, Int(offset) + filled) { start[index] = written[index - Int(offset)] }
+    for index in Int(offset)..<min(start.count, Int(offset) + filled) {
+      start[index] = written[index - Int(offset)]
+    }
     if let format = recognise(start) {
       throw BlockError(
         .unsupported,

@@ -31,7 +31,8 @@ public struct ImageFormat: Sendable {
     let start = try file.bytes(at: 0, count: RawNode.recognisedByteCount)
     if let name = unsupported(start) {
       throw BlockError(
-        .unsupported, "it looks like \(name), which cannot be read here; say format=raw to use its bytes as they are")
+        .unsupported,
+        "it looks like \(name), which cannot be read here; say format=raw to use its bytes as they are")
     }
     return recognised(start, filename) ?? raw.guarded(filename)
   }
