@@ -18,9 +18,9 @@ struct SystemSession {
     let daemon =
       configuration.daemonize ? try host { () throws(HostError) in try HostProcess.beginDaemon() } : nil
     let loop = try host { () throws(HostError) in try EventLoop() }
-    try host { () throws(HostError) in
+    let pidFile = try host { () throws(HostError) in
       if let path = configuration.logFile { try HostLog.open(path) }
-      try writePIDFile()
+      return try writePIDFile()
     }
     let session = Session()
     let backends = try host { () throws(HostError) in try makeBackends(loop, session) }
@@ -53,7 +53,7 @@ struct SystemSession {
     board.backends.close()
     for backend in backends.values { backend.drain() }
     HostTerminal.restore()
-    if let path = configuration.pidFile { HostDescriptor.remove(path) }
+    if let pidFile { HostDescriptor.remove(pidFile) }
     return code
   }
 
@@ -62,9 +62,11 @@ struct SystemSession {
     do throws(HostError) { return try body() } catch { throw MachineError(error.description) }
   }
 
-  private func writePIDFile() throws(HostError) {
-    guard let path = configuration.pidFile else { return }
+  /// The file's absolute path: a daemon leaves its directory.
+  private func writePIDFile() throws(HostError) -> String? {
+    guard let path = configuration.pidFile else { return nil }
     try HostDescriptor.replace(path, with: Array("\(HostProcess.identifier)\n".utf8))
+    return HostProcess.absolutePath(path) ?? path
   }
 
   /// What back ends need of the machine, which is made after them.

@@ -6,7 +6,7 @@ import subprocess
 import termios
 import time
 
-from harness import Machine, ROOT, case, check, emulator, linux, main, report, run
+from harness import Machine, ROOT, case, check, emulator, linux, main, report, run, temporary
 
 SMALL = ["-smp", "2", "-m", "512"]
 
@@ -70,6 +70,27 @@ def interpreter():
     with Machine(linux("-m", "256", "-accel", "interpreter", append="apus_run=\"uname -m\"")) as machine:
         machine.expect("riscv64", 300)
         check(machine.wait(150) == 0, f"poweroff ended with {machine.code}")
+
+
+@case("daemon")
+def daemon():
+    """-daemonize returns once the machine runs; the machine goes on and takes its pid file away at the end."""
+    directory = temporary()
+    for name in ("pid", "log"):
+        (directory / name).unlink(missing_ok=True)
+    arguments = [argument for argument in linux(*SMALL, append="apus_run=\"sleep 1\"") if argument != "-nographic"]
+    done = subprocess.run([emulator(), *arguments, "-display", "none", "-daemonize", "-pidfile", "pid", "-serial",
+                           "file:log"], cwd=directory, timeout=30, stdin=subprocess.DEVNULL)
+    check(done.returncode == 0, f"-daemonize ended with {done.returncode}")
+    number = int((directory / "pid").read_text())
+    deadline = time.monotonic() + 60
+    while (directory / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    check(not (directory / "pid").exists(), "the pid file was left behind")
+    check("Power down" in (directory / "log").read_text(), "the guest did not power off")
+    while os.path.exists(f"/proc/{number}") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    check(not os.path.exists(f"/proc/{number}"), "the daemon did not end")
 
 
 @case("kernel-panic")
