@@ -363,20 +363,19 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       clearJumpCache(context)
       jumpCacheModes[context] = mode
     }
-    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
-    let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
-    entry.storeBytes(of: pc, as: UInt64.self)
-    entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
-    // A block of two pages is not looked at again after a flush: it goes.
-    let isWithinPage = !cache.goesOnInSecondPage(number)
-    jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
-      isWithinPage ? physical >> 12 : .max
     if !jumpCachePages.insert(pc >> 12) {
       // Too many pages to tell apart: begin anew, with this one.
       clearJumpCaches()
       _ = jumpCachePages.insert(pc >> 12)
-      entry.storeBytes(of: pc, as: UInt64.self)
     }
+    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+    let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
+    entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
+    entry.storeBytes(of: pc, as: UInt64.self)
+    // A block of two pages is not looked at again after a flush: it goes.
+    let isWithinPage = !cache.goesOnInSecondPage(number)
+    jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
+      isWithinPage ? physical >> 12 : .max
     if !lastFetchWasGlobal { jumpCacheIsLocal[context] = true }
     // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entry.
     apus_fence()

@@ -56,6 +56,36 @@ def bare_metal_reset():
     check((code, output) == (0, "bare metal says hello\n"), f"-no-reboot: code {code}, output {output!r}")
 
 
+MANY_PAGES = """
+    .globl _start
+_start:
+    li    s0, 0x81000000
+    li    s1, 13000               # pages
+    li    s2, 0x00008067          # ret
+1:  sw    s2, 0(s0)
+    fence.i
+    jalr  s0
+    jalr  s0
+    li    a0, 4096
+    add   s0, s0, a0
+    addi  s1, s1, -1
+    bnez  s1, 1b
+    li    s0, 0x100000
+    li    a0, 0x5555
+    sw    a0, 0(s0)
+2:  j     2b
+"""
+
+
+@case("many-code-pages")
+def many_code_pages():
+    """Code in more pages than the engine keeps apart."""
+    program = bare_metal("pages", MANY_PAGES)
+    for options in [[], ["-accel", "jit,jump-cache=off"]]:
+        code, output = run("-bios", "none", "-kernel", program, "-nographic", *options)
+        check((code, output) == (0, ""), f"it ended with {code}, printing {output!r}, with {options}")
+
+
 @case("opensbi")
 def opensbi():
     """OpenSBI, Debian's and the default one, shows its banner and the machine it found."""
