@@ -76,5 +76,20 @@ def memory():
                                   "is the limit")
 
 
+@case("free-page-reporting")
+def free_page_reporting():
+    """Memory that the guest has freed goes back to the host."""
+    with Machine(linux("-m", "512", "-device", "virtio-balloon-device,free-page-reporting=on")) as machine:
+        machine.prompt()
+        machine.command("modload virtio_balloon; mkdir -p /x; dd if=/dev/zero of=/x/zeros bs=1M count=128", 60)
+        full = own_memory(machine.pid)[1]
+        machine.command("rm /x/zeros")
+        deadline = time.monotonic() + 60
+        while (left := own_memory(machine.pid)[1]) > full - 100 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        report(f"guest RAM: {full:.0f} MiB with a file of 128 MiB, {left:.0f} MiB without")
+        check(left <= full - 100, f"{left:.0f} of {full:.0f} MiB stay resident")
+
+
 if __name__ == "__main__":
     main()
