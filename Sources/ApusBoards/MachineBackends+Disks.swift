@@ -14,7 +14,9 @@ extension MachineBackends {
     var list = item.options
     list.entries.insert(.init("driver", item.name), at: 0)
     let image = try opened(what) { () throws(StorageError) in
-      try graph(OpenOptions(writable: true)).open(list, name: name)
+      var options = OpenOptions(writable: true)
+      options.sharesWrites = isShared(name)
+      return try graph(options).open(list, name: name)
     }
     remember(name, image)
     let discards = ["unmap", "on"].contains(list["discard"] ?? list["file.discard"] ?? "ignore")
@@ -36,7 +38,7 @@ extension MachineBackends {
   }
 
   private static let driveKeys = [
-    "file", "if", "format", "id", "index", "unit", "media", "readonly", "read-only", "cache", "discard",
+    "file", "if", "format", "id", "index", "media", "readonly", "read-only", "cache", "discard",
     "aio", "serial",
     "copy-on-read", "file.locking", "file.filename", "file.driver", "driver",
   ]
@@ -61,8 +63,11 @@ extension MachineBackends {
           + ConfigurationError.unknown("interface", interface, among: ["virtio", "none", "pflash"])
           .description)
     }
-    let id = drive["id"] ?? "\(interface)\(index)"
-    let image = try openDrive(drive, what)
+    let number =
+      try checked { () throws(ConfigurationError) in try drive.number("index", of: what, in: 0...255) }.map { Int($0) }
+      ?? index
+    let id = drive["id"] ?? "\(interface)\(number)"
+    let image = try openDrive(drive, what, isShared: isShared(id))
     remember(id, image)
     let discards = ["unmap", "on"].contains(drive["discard"] ?? "")
     try register(id, ThreadedBlockNode(name: id, image.node, discards: discards), what)
@@ -72,8 +77,11 @@ extension MachineBackends {
     return .init("virtio-blk-pci", options)
   }
 
-  private func openDrive(_ drive: OptionList, _ what: String) throws(MachineError) -> OpenedImage {
+  private func openDrive(_ drive: OptionList, _ what: String, isShared: Bool) throws(MachineError)
+    -> OpenedImage
+  {
     var options = OpenOptions(writable: true)
+    options.sharesWrites = isShared
     let isReadOnly =
       try checked { () throws(ConfigurationError) in
         let flag = try drive.bool("readonly", of: what)

@@ -22,6 +22,10 @@ public final class MachineBackends: Sendable {
   private let state: Mutex<State>
   private let pool = WorkerPool("device")
   private let vcpuCount: Int
+  /// Types of `-object` by id.
+  private let objects: [String: String]
+  /// Drives and nodes that others may write to, too, as their devices have `share-rw=on`.
+  private let sharedNodes: Set<String>
   private let loop: EventLoop
 
   /// Opens what `configuration` names and returns the devices that `-drive` and `-nic` add.
@@ -32,7 +36,8 @@ public final class MachineBackends: Sendable {
     state = Mutex(State(characterDevices: characterDevices))
     vcpuCount = configuration.cpuCount
     self.loop = loop
-    try Self.check(configuration)
+    objects = try Self.objects(configuration)
+    sharedNodes = try Self.sharedNodes(configuration)
     for item in configuration.blockDevices { try addBlockNode(item) }
     for (index, drive) in configuration.drives.enumerated() where drive["if"] != "pflash" {
       if let device = try addDrive(drive, index) { addedDevices.append(device) }
@@ -43,33 +48,48 @@ public final class MachineBackends: Sendable {
     }
   }
 
-  /// Refuses objects that nothing would use and drives with two users.
-  private static func check(_ configuration: MachineConfiguration) throws(MachineError) {
-    var objects: Set<String> = []
+  private static func objects(_ configuration: MachineConfiguration) throws(MachineError) -> [String: String] {
+    var objects: [String: String] = [:]
     for item in configuration.objects {
       do throws(ConfigurationError) { try check(object: item) } catch {
         throw MachineError(error.description)
       }
       guard let id = item.id else { throw MachineError("-object \(item.name): it has no id; add id=NAME") }
-      guard objects.insert(id).inserted else { throw MachineError("-object: there are two with id '\(id)'") }
-    }
-    var drives: Set<String> = []
-    for device in configuration.devices {
-      if let object = device.options["rng"], !objects.contains(object) {
-        throw MachineError("-device \(device.name): there is no -object with id '\(object)'")
+      guard objects.updateValue(item.name, forKey: id) == nil else {
+        throw MachineError("-object: there are two with id '\(id)'")
       }
+    }
+    return objects
+  }
+
+  /// Refuses drives with two users.
+  private static func sharedNodes(_ configuration: MachineConfiguration) throws(MachineError) -> Set<String> {
+    var drives: Set<String> = []
+    var shared: Set<String> = []
+    for device in configuration.devices {
       guard let drive = device.options["drive"] else { continue }
       guard drives.insert(drive).inserted else {
         throw MachineError("-device \(device.name): the drive '\(drive)' has a device already")
       }
+      if device.options["share-rw"].flatMap(parseBool) == true { shared.insert(drive) }
     }
+    // A format's node is shared as far down as its data lie.
+    for node in configuration.blockDevices.reversed() {
+      if let name = node.options["node-name"], shared.contains(name), let file = node.options["file"] {
+        shared.insert(file)
+      }
+    }
+    return shared
   }
 
-  /// The kinds of `-object`: sources of random numbers for virtio-rng. All are the host kernel's generator.
+  func isShared(_ id: String) -> Bool { sharedNodes.contains(id) }
+
+  /// The kinds of `-object`: sources of random numbers for virtio-rng, which are all the host kernel's generator, and
+  /// names for the threads of disks, which every disk has anyhow.
   private static func check(object item: MachineConfiguration.Item) throws(ConfigurationError) {
     let owner = "-object \(item.name)"
     switch item.name {
-    case "rng-builtin": try item.options.check(known: ["id"], of: owner)
+    case "rng-builtin", "iothread": try item.options.check(known: ["id"], of: owner)
     case "rng-random":
       try item.options.check(known: ["id", "filename"], of: owner)
       if let file = item.options["filename"], file != "/dev/urandom", file != "/dev/random" {
@@ -77,7 +97,7 @@ public final class MachineBackends: Sendable {
       }
     default:
       throw ConfigurationError(
-        "-object: \(ConfigurationError.unknown("object type", item.name, among: ["rng-random", "rng-builtin"]))"
+        "-object: \(ConfigurationError.unknown("object type", item.name, among: ["rng-random", "rng-builtin", "iothread"]))"
       )
     }
   }
@@ -104,6 +124,7 @@ public final class MachineBackends: Sendable {
       blockNode: { [self] id in state.withLock { $0.blockNodes[id] } },
       netdev: { [self] id in state.withLock { $0.netdevs[id] } },
       consoleBackend: { [self] id in characterDevice(id).map { ConsoleAdapter($0) } },
+      objectType: { [objects] in objects[$0] },
       defaultMACAddress: { [self] in
         let number = state.withLock { state in
           defer { state.cards += 1 }

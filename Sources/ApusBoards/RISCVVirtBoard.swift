@@ -44,6 +44,7 @@ public final class RISCVVirtBoard {
       report: report)
     let memory = try Self.makeMemory(configuration.memoryByteCount)
     ram = memory.ram
+    if !configuration.dumpsGuestMemory { ram.excludeFromCoreDumps() }
     space = AddressSpace(ram: [memory.ram, memory.bootROM] + memory.flash)
 
     let vcpus = try factory.makeVCPUs(

@@ -23,7 +23,7 @@ public struct CharacterBackendFactory {
     case .pipe(let path): return try pipe(path)
     case .pty: return try pseudoTerminal(configuration.id)
     case .socket(let socket):
-      return socket.isServer ? try server(socket) : stream(try client(hostAddress(socket.address)))
+      return socket.isServer ? try server(socket) : stream(try client(socket))
     }
   }
 
@@ -66,14 +66,15 @@ public struct CharacterBackendFactory {
     }
   }
 
-  private func client(_ address: HostSocketAddress) throws(HostError) -> CharacterStream.Connection {
-    let descriptor = try HostSocket.connect(address)
+  private func client(_ socket: CharDevConfiguration.Socket) throws(HostError) -> CharacterStream.Connection {
+    let descriptor = try HostSocket.connect(hostAddress(socket.address))
+    if socket.isUndelayed { HostSocket.setNoDelay(descriptor) }
     return .init(input: descriptor, output: descriptor)
   }
 
   private func server(_ socket: CharDevConfiguration.Socket) throws(HostError) -> any CharacterBackend {
     let address = hostAddress(socket.address)
-    let server = CharacterServer(loop, listener: try HostSocket.listen(address), address: address)
+    let server = CharacterServer(loop, listener: try HostSocket.listen(address), address: address, isUndelayed: socket.isUndelayed)
     if socket.waits {
       notify("waiting for connection on: \(address),server=on\n")
       server.waitForClient()
@@ -88,10 +89,11 @@ final class CharacterServer: CharacterBackend {
   private let loop: EventLoop
   private let listener: Int32
   private let address: HostSocketAddress
+  private let isUndelayed: Bool
   private let stream: CharacterStream
 
-  init(_ loop: EventLoop, listener: Int32, address: HostSocketAddress) {
-    (self.loop, self.listener, self.address) = (loop, listener, address)
+  init(_ loop: EventLoop, listener: Int32, address: HostSocketAddress, isUndelayed: Bool = false) {
+    (self.loop, self.listener, self.address, self.isUndelayed) = (loop, listener, address, isUndelayed)
     let box = Callback()
     stream = CharacterStream(loop, onDisconnect: { box.call() })
     box.set { [weak self] in self?.watch() }
@@ -130,6 +132,7 @@ final class CharacterServer: CharacterBackend {
 
   private func accept() {
     guard let client = HostSocket.accept(listener) else { return }
+    if isUndelayed { HostSocket.setNoDelay(client) }
     stream.open(.init(input: client, output: client))
   }
 

@@ -58,7 +58,7 @@ extension CharDevConfiguration {
     var socket = Socket(address: address)
     socket.isServer = try list.bool("server", of: what) ?? false
     socket.waits = try list.bool("wait", of: what) ?? true
-    _ = try list.bool("nodelay", of: what)
+    socket.isUndelayed = try list.bool("nodelay", of: what) ?? false
     if try list.number("reconnect", of: what) ?? 0 != 0 {
       throw ConfigurationError("\(what): reconnect= is not implemented; start the server first")
     }

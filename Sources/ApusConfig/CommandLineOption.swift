@@ -45,8 +45,7 @@ extension CommandLineOption {
     "boot",
     "numa", "mem-path", "mem-prealloc", "plugin", "trace", "sandbox", "chroot", "runas", "user", "readconfig",
     "watchdog-action", "smbios", "acpitable", "tpmdev", "seed", "singlestep", "one-insn-per-tb", "action",
-    "msg",
-    "overcommit", "add-fd", "set", "bt", "L", "async-teardown", "compat", "dfilter", "debugcon", "enable-kvm",
+        "overcommit", "add-fd", "set", "bt", "L", "async-teardown", "compat", "dfilter", "debugcon", "enable-kvm",
     "no-hpet", "no-acpi", "preconfig", "tb-size", "perfmap", "jitdump", "xen-domid",
   ]
 
@@ -74,6 +73,10 @@ extension CommandLineOption {
       let list = try OptionList(parsing: text, impliedKey: "guest")
       try list.check(known: ["guest", "debug-threads", "process"], of: "-name")
       state.configuration.name = list["guest"]
+      state.configuration.processName = list["process"]
+      if try list.bool("debug-threads", of: "-name") == false {
+        throw ConfigurationError("-name: debug-threads=off is not implemented; threads always have names here")
+      }
     },
     .value("uuid", "UUID  the machine's identifier") { state, text in
       let digits = text.filter { $0 != "-" }
@@ -171,6 +174,12 @@ extension CommandLineOption {
     .flag("no-reboot", "end instead of rebooting") { $0.configuration.noReboot = true },
     .flag("no-shutdown", "pause instead of ending when the guest powers off") {
       $0.configuration.noShutdown = true
+    },
+    .value("msg", "timestamp=on|off,guest-name=on|off  what stands in front of messages") { state, text in
+      let list = try OptionList(parsing: text)
+      try list.check(known: ["timestamp", "guest-name"], of: "-msg")
+      state.configuration.messages.hasTimestamp = try list.bool("timestamp", of: "-msg") ?? false
+      state.configuration.messages.hasGuestName = try list.bool("guest-name", of: "-msg") ?? false
     },
     .flag("daemonize", "go to the background when all is set up") { $0.configuration.daemonize = true },
     .value("pidfile", "FILE  where the process number is written") { $0.configuration.pidFile = $1 },

@@ -50,9 +50,17 @@ extension CommandLineState {
       if try list.bool(entry.key, of: what) == true {
         throw ConfigurationError("\(what): \(entry.key)=on is not implemented; leave it off")
       }
-    default:
-      // mem-merge, dump-guest-core, graphics: there is nothing to switch.
-      _ = try list.bool(entry.key, of: what)
+    case "dump-guest-core":
+      configuration.dumpsGuestMemory = try list.bool(entry.key, of: what) ?? true
+    case "mem-merge":
+      if try list.bool(entry.key, of: what) == true {
+        throw ConfigurationError(
+          "\(what): mem-merge=on is not implemented: the host cannot merge shared memory; leave it off")
+      }
+    default:  // graphics
+      if try list.bool(entry.key, of: what) == true {
+        throw ConfigurationError("\(what): graphics=on is not implemented: there is no display yet; leave it off")
+      }
     }
   }
 

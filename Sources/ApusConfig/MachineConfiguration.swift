@@ -23,6 +23,12 @@ public struct MachineConfiguration: Equatable, Sendable {
       (self.name, self.options) = (name, options)
     }
   }
+  /// What stands in front of the emulator's messages (`-msg`).
+  public struct MessageFormat: Equatable, Sendable {
+    public var hasTimestamp = false
+    public var hasGuestName = false
+    public init() {}
+  }
   public enum RTCBase: Equatable, Sendable {
     case utc, localTime
     /// Seconds since 1970.
@@ -36,6 +42,8 @@ public struct MachineConfiguration: Equatable, Sendable {
   public var memoryByteCount: UInt64 = 128 << 20
   public var cpuCount = 1
   public var cpu = CPUConfiguration()
+  /// Guest memory is part of a core dump of the emulator.
+  public var dumpsGuestMemory = true
   public var accelerators: [Accelerator] = []
 
   public var firmware = Firmware.standard
@@ -63,6 +71,9 @@ public struct MachineConfiguration: Equatable, Sendable {
   public var daemonize = false
   public var pidFile: String?
   public var name: String?
+  /// What `ps` shows instead of the program's name.
+  public var processName: String?
+  public var messages = MessageFormat()
   /// 16 bytes.
   public var uuid: [UInt8]?
   public var rtcBase = RTCBase.utc
@@ -79,6 +90,8 @@ public struct CharDevConfiguration: Equatable, Sendable {
     public var isServer = false
     /// A server's start waits for its client.
     public var waits = true
+    /// Small writes are sent at once (TCP).
+    public var isUndelayed = false
     public init(address: SocketAddress) { self.address = address }
   }
   public enum Kind: Equatable, Sendable {

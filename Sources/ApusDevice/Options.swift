@@ -1,3 +1,5 @@
+import Synchronization
+
 /// What kind of value an option takes, for help texts and checks.
 public enum OptionKind: Sendable, Equatable {
   /// `on` or `off` (also yes/no, true/false, y/n).
@@ -74,6 +76,7 @@ public struct OptionReader: Sendable {
   private let owner: String
   private let values: [Pair]
   private let descriptions: [OptionDescription]
+  private let reads = ReadLog()
 
   /// - Parameters:
   ///   - owner: what the options are for, as the user wrote it: "virtio-blk-pci", "netdev user".
@@ -98,9 +101,15 @@ public struct OptionReader: Sendable {
   }
 
   /// The user's value only.
-  public func given(_ name: String) -> String? { values.last { $0.name == name }?.value }
+  public func given(_ name: String) -> String? {
+    reads.note(name)
+    return values.last { $0.name == name }?.value
+  }
   /// All of a repeatable option's values, in order.
-  public func all(_ name: String) -> [String] { values.filter { $0.name == name }.map(\.value) }
+  public func all(_ name: String) -> [String] {
+    reads.note(name)
+    return values.filter { $0.name == name }.map(\.value)
+  }
   public func string(_ name: String) -> String? {
     given(name) ?? descriptions.first { $0.name == name }?.defaultValue
   }
@@ -172,8 +181,22 @@ public struct OptionReader: Sendable {
     return text
   }
 
+  /// Ends the reading: an option that is described but that nothing has read is refused, never ignored.
+  public func finish() throws(OptionError) {
+    if let name = reads.firstUnread(among: values.map(\.name)) {
+      throw OptionError("option '\(name)' of '\(owner)' has no effect here; leave it out")
+    }
+  }
+
   /// The error for a value that does not fit.
   public func invalid(_ name: String, _ value: String, _ expected: String) -> OptionError {
     OptionError("option '\(name)' of '\(owner)' cannot be '\(value)': it takes \(expected)")
   }
+}
+
+/// Which options were asked for.
+private final class ReadLog: Sendable {
+  private let names = Mutex<Set<String>>([])
+  func note(_ name: String) { names.withLock { _ = $0.insert(name) } }
+  func firstUnread(among given: [String]) -> String? { names.withLock { names in given.first { !names.contains($0) } } }
 }

@@ -154,6 +154,7 @@ extension RISCVCPU {
 
   /// The protection of `physical`, and around it the range that no entry's border cuts.
   private func findPMPRange(_ physical: UInt64) -> PMPRange {
+    guard hasPMP else { return PMPRange(low: 0, byteCount: .max, permissions: 7, isLocked: false) }
     // With no entry that matches, only M-mode has access.
     var range = PMPRange(low: 0, byteCount: .max, permissions: 0, isLocked: false)
     var high = UInt64.max

@@ -44,6 +44,7 @@ extension RISCVCPU {
     switch number {
     case 0xb03...0xb1f, 0x323...0x33f: return 0  // mhpmcounter, mhpmevent
     case 0xc03...0xc1f: return isCounterAllowed(Int(number & 31)) ? 0 : nil
+    case 0x3a0...0x3af where !hasPMP, 0x3b0...0x3bf where !hasPMP: return nil
     case 0x3a0: return s[.pmpcfg0]
     case 0x3a2: return s[.pmpcfg2]
     case 0x3b0...0x3bf: return readPMPAddress(Int(number & 15))

@@ -76,6 +76,9 @@ public final class RISCVCPU: GuestCPU {
       .takeUnretainedValue()
   }
 
+  /// Physical memory protection. Without it every mode has access to everything. Set before the first reset.
+  public var hasPMP = true
+
   // MARK: Reset and mode
 
   public func reset(entry: UInt64, arguments: [UInt64]) {

@@ -226,7 +226,8 @@ public enum HostSocket {
   public static func setNonBlocking(_ descriptor: Int32) {
     _ = apus_fcntl(descriptor, F_SETFL, apus_fcntl(descriptor, F_GETFL, 0) | O_NONBLOCK)
   }
-  private static func setNoDelay(_ descriptor: Int32) { set(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY) }
+  /// Sends small writes at once. Does nothing to a socket that is no TCP one.
+  public static func setNoDelay(_ descriptor: Int32) { set(descriptor, Int32(IPPROTO_TCP), TCP_NODELAY) }
 
   private static func transferFailure(_ operation: String) -> HostTransfer {
     switch errno {

@@ -6,6 +6,24 @@ public enum HostProcess {
   /// Ends the process with `code` (its low eight bits), running exit handlers.
   public static func exit(_ code: Int32) -> Never { Glibc.exit(code) }
 
+  /// What `ps` shows as the command's name; at most 15 bytes count.
+  public static func setName(_ name: String) { _ = apus_set_thread_name(String(name.prefix(15))) }
+
+  /// The time now in UTC, as 2026-01-31T12:00:00.123456Z.
+  public static func timestamp() -> String {
+    var now = timespec()
+    clock_gettime(CLOCK_REALTIME, &now)
+    var parts = tm()
+    gmtime_r(&now.tv_sec, &parts)
+    func digits(_ value: some BinaryInteger, _ count: Int) -> String {
+      let text = String(value)
+      return String(repeating: "0", count: max(0, count - text.count)) + text
+    }
+    let date = "\(digits(parts.tm_year + 1900, 4))-\(digits(parts.tm_mon + 1, 2))-\(digits(parts.tm_mday, 2))"
+    let time = "\(digits(parts.tm_hour, 2)):\(digits(parts.tm_min, 2)):\(digits(parts.tm_sec, 2))"
+    return "\(date)T\(time).\(digits(now.tv_nsec / 1000, 6))Z"
+  }
+
   /// Makes freed images of kernels and RAM disks leave the process. Call before the first is read.
   public static func releaseFreedMemoryEarly() { apus_tune_heap() }
 

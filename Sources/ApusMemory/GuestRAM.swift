@@ -75,6 +75,9 @@ public final class GuestRAM: @unchecked Sendable {
     address >= base && count <= byteCount && address - base <= byteCount - count
   }
 
+  /// Leaves the memory out of core dumps of this process.
+  public func excludeFromCoreDumps() { _ = madvise(host, Int(byteCount), MADV_DONTDUMP) }
+
   /// Gives whole pages inside `[offset, offset + count)` back to the host; they read as zeros.
   public func discard(offset: UInt64, count: UInt64) {
     let start = (offset + guestPageByteCount - 1) & ~(guestPageByteCount - 1)

@@ -7,14 +7,20 @@ public struct NetdevModel: Sendable {
   public var summary: String
   public var options: [OptionDescription]
   let make:
-    @Sendable (_ id: String, _ values: [OptionReader.Pair], OptionReader, EventLoop) throws -> any Netdev
+    @Sendable (_ id: String, OptionReader, EventLoop) throws -> any Netdev
 
   /// - Parameters:
   ///   - values: what the user gave, without type and id; repeated options in order.
   ///   - loop: where the netdev works, except `user`, which has a thread of its own.
   /// - Throws: `OptionError` or `NetdevError`.
   public func makeNetdev(id: String, _ values: [OptionReader.Pair], loop: EventLoop) throws -> any Netdev {
-    try make(id, values, OptionReader(owner: "netdev " + name, values, options), loop)
+    let reader = try OptionReader(owner: "netdev " + name, values, options)
+    let netdev = try make(id, reader, loop)
+    do { try reader.finish() } catch {
+      netdev.close()
+      throw error
+    }
+    return netdev
   }
 }
 
@@ -26,7 +32,7 @@ public enum NetdevRegistry {
 
   private static let user = NetdevModel(
     name: "user", summary: "NAT'ed network over the host's sockets", options: UserNetConfiguration.options
-  ) { id, values, _, _ in try UserNetdev(UserNetConfiguration(id: id, values)) }
+  ) { id, reader, _ in try UserNetdev(UserNetConfiguration(id: id, reader)) }
 
   // MARK: Tap
 
@@ -38,10 +44,10 @@ public enum NetdevRegistry {
       .init("script", .string, "'no': scripts are not run"), .init("downscript", .string, "'no'"),
       .init("vnet_hdr", .bool, default: "on", "let the host finish checksums and segments"),
       .init("vhost", .bool, default: "off"), .init("vhostforce", .bool, default: "off"),
-      .init("queues", .integer(1...256), default: "1"), .init("sndbuf", .size), .init("br", .string),
+      .init("queues", .integer(1...256), default: "1"), .init("br", .string),
       .init("helper", .string),
     ]
-  ) { id, _, reader, loop in
+  ) { id, reader, loop in
     if try reader.bool("vhost") || reader.bool("vhostforce") {
       throw OptionError("netdev tap: vhost=on needs a guest run by KVM; leave vhost out")
     }
@@ -87,13 +93,16 @@ public enum NetdevRegistry {
       .init("udp", .string, "host:port, with localaddr"), .init("mcast", .string, "group:port"),
       .init("localaddr", .string, "host:port (udp) or address (mcast)"),
     ]
-  ) { id, _, reader, loop in
+  ) { id, reader, loop in
     let modes = ["listen", "connect", "udp", "mcast"].filter { reader.given($0) != nil }
     guard modes.count == 1, let mode = modes.first, let text = reader.given(mode) else {
       throw OptionError("netdev socket: exactly one of listen=, connect=, udp= and mcast= is needed")
     }
     guard let (host, port) = hostAndPort(text) else { throw reader.invalid(mode, text, "host:port") }
     let local = reader.given("localaddr")
+    if local != nil, mode == "listen" || mode == "connect" {
+      throw OptionError("netdev socket: localaddr= goes with udp= or mcast=, not with \(mode)=")
+    }
     do {
       switch mode {
       case "mcast":
@@ -122,7 +131,7 @@ public enum NetdevRegistry {
       .init("server", .bool, default: "off"), .init("reconnect", .integer(0...3600), default: "0", "seconds"),
       .init("reconnect-ms", .integer(0...3_600_000), "milliseconds"),
     ] + addressOptions("addr")
-  ) { id, _, reader, loop in
+  ) { id, reader, loop in
     guard let address = try address("addr", reader, "stream") else {
       throw OptionError(
         "netdev stream: addr.type= is needed: inet with addr.host and addr.port, or unix with addr.path")
@@ -136,7 +145,7 @@ public enum NetdevRegistry {
 
   private static let dgram = NetdevModel(
     name: "dgram", summary: "frames as datagrams", options: addressOptions("local") + addressOptions("remote")
-  ) { id, _, reader, loop in
+  ) { id, reader, loop in
     let local = try address("local", reader, "dgram")
     let remote = try address("remote", reader, "dgram")
     do { return try datagram(id, "dgram", local, remote, loop) } catch let error as HostError {

@@ -135,6 +135,10 @@ public struct UserNetConfiguration: Sendable {
 
   public init(id: String, _ values: [OptionReader.Pair]) throws(OptionError) {
     let reader = try OptionReader(owner: "netdev user", values, Self.options)
+    try self.init(id: id, reader)
+    try reader.finish()
+  }
+  init(id: String, _ reader: OptionReader) throws(OptionError) {
     self.id = id
     for name in ["smb", "smbserver"] where reader.given(name) != nil {
       throw OptionError("netdev user: '\(name)' is not implemented; share files by virtio-9p or over tftp")

@@ -12,6 +12,8 @@ public struct OpenOptions: Sendable {
   public var withoutBacking = false
   /// Do not lock, nor mind other users (`-U`).
   public var sharesAll = false
+  /// Others may write to the image as well (`share-rw=on`).
+  public var sharesWrites = false
   /// Open damaged images without repairing them.
   public var isForCheck = false
   /// Give host blocks of discarded ranges back.
@@ -212,6 +214,7 @@ public struct ImageGraph {
     configuration.cache = options.cache
     configuration.unmapsDiscards = options.unmaps
     configuration.isLocked = !options.sharesAll
+    configuration.sharesWrites = options.sharesWrites
     do throws(ConfigurationError) {
       try list.check(known: ["locking", "aio"], of: "the file '\(path)'")
       switch list["locking"] {

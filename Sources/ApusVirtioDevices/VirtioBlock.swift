@@ -21,6 +21,16 @@ public struct VirtioBlockConfiguration: Sendable {
   public var hasWriteCacheControl = true
   /// `nil`: as the node says.
   public var writeCache: Bool?
+  public enum ErrorPolicy: Sendable {
+    /// The guest is told.
+    case report
+    /// The guest is told that all went well.
+    case ignore
+  }
+  public var readErrors = ErrorPolicy.report
+  public var writeErrors = ErrorPolicy.report
+  /// Transfers of neighbouring ranges that a notification finds go to the node as one.
+  public var mergesRequests = true
   public var hasDiscard = true
   public var hasWriteZeroes = true
   public init() {}
@@ -31,7 +41,7 @@ public struct VirtioBlockConfiguration: Sendable {
 /// Requests are taken on the notifying vCPU's thread, which only parses them: the node transfers on its own threads
 /// and completions push and interrupt from there. A reset waits for the node. A notification that finds more than a
 /// queue's worth of requests goes on in the pool, so that a vCPU is never held up.
-/// Not modelled: SCSI pass-through, zoned devices, secure erase, lifetime, `werror`/`rerror` other than report.
+/// Not modelled: SCSI pass-through, zoned devices, secure erase, lifetime, `werror`/`rerror` that stop the machine.
 public final class VirtioBlock: VirtioDevice {
   private enum Feature {
     static let segmentMaximum: UInt64 = 1 << 2
@@ -164,7 +174,10 @@ public final class VirtioBlock: VirtioDevice {
     inFlight.enter()
     defer { inFlight.leave() }
     let queue = queues[index]
-    if queue.process(limit: Int(queue.maximumSize), { start($0, queue) }) {
+    var batch: [Transfer] = []
+    let hasMore = queue.process(limit: Int(queue.maximumSize)) { start($0, queue, &batch) }
+    submit(batch)
+    if hasMore {
       inFlight.enter()
       pool.submit { [self] in
         notify(queue: index)
@@ -175,7 +188,60 @@ public final class VirtioBlock: VirtioDevice {
 
   // MARK: Requests
 
-  private func start(_ chain: VirtQueueChain, _ queue: VirtQueue) {
+  /// A read or write that waits for the rest of its batch.
+  private struct Transfer {
+    var isWrite: Bool
+    /// In bytes.
+    var offset: UInt64
+    var buffers: [IOBuffer]
+    var byteCount: Int
+    var completion: BlockNode.Completion
+    var end: UInt64 { offset + UInt64(byteCount) }
+  }
+  // As many as QEMU merges; more gain nothing.
+  private static let mergeLimit = 32
+
+  /// Hands the transfers to the node, those of neighbouring ranges as one.
+  private func submit(_ batch: [Transfer]) {
+    var index = 0
+    while index < batch.count {
+      var merged = batch[index]
+      let first = index
+      index += 1
+      if configuration.mergesRequests {
+        while index < batch.count, index - first < Self.mergeLimit, batch[index].isWrite == merged.isWrite,
+          batch[index].offset == merged.end,
+          merged.byteCount + batch[index].byteCount <= node.limits.maximumTransfer,
+          merged.buffers.count + batch[index].buffers.count <= 1024
+        {
+          merged.buffers += batch[index].buffers
+          merged.byteCount += batch[index].byteCount
+          index += 1
+        }
+      }
+      let parts = Array(batch[first..<index])
+      if parts.count > 1 {
+        merged.completion = { [self] error in
+          guard error != nil else { return parts.forEach { $0.completion(nil) } }
+          // One of them failed: each learns its own fate.
+          for part in parts { transfer(part) }
+        }
+      }
+      transfer(merged)
+    }
+  }
+
+  private func transfer(_ transfer: Transfer) {
+    guard transfer.isWrite else {
+      return node.read(offset: transfer.offset, into: transfer.buffers, completion: transfer.completion)
+    }
+    node.write(
+      offset: transfer.offset, from: transfer.buffers,
+      forceUnitAccess: !writeCache.load(ordering: .relaxed), completion: transfer.completion)
+  }
+
+  /// Starts a request; reads and writes join `batch`.
+  private func start(_ chain: VirtQueueChain, _ queue: VirtQueue, _ batch: inout [Transfer]) {
     guard let type = chain.readable.load(0, as: UInt32.self),
       let sector = chain.readable.load(8, as: UInt64.self),
       chain.writable.byteCount >= 1
@@ -187,21 +253,27 @@ public final class VirtioBlock: VirtioDevice {
       queue.complete(chain, written: chain.writable.byteCount)
       inFlight.leave()
     }
+    let policy = type == Request.read ? configuration.readErrors : configuration.writeErrors
     let transferred: BlockNode.Completion = { [name] error in
       if let error { GuestErrorTrace.report(name, error.description) }
+      if policy == .ignore { return finish(Status.ok) }
       finish(error == nil ? Status.ok : error?.kind == .unsupported ? Status.unsupported : Status.ioError)
     }
     switch type {
     case Request.read:
       let count = chain.writable.byteCount - 1
       guard let offset = offset(sector, count) else { return finish(Status.ioError) }
-      node.read(offset: offset, into: chain.writable.ioBuffers(count: count), completion: transferred)
+      batch.append(
+        Transfer(
+          isWrite: false, offset: offset, buffers: chain.writable.ioBuffers(count: count), byteCount: count,
+          completion: transferred))
     case Request.write:
       let count = chain.readable.byteCount - 16
       guard !node.isReadOnly, let offset = offset(sector, count) else { return finish(Status.ioError) }
-      node.write(
-        offset: offset, from: chain.readable.ioBuffers(offset: 16, count: count),
-        forceUnitAccess: !writeCache.load(ordering: .relaxed), completion: transferred)
+      batch.append(
+        Transfer(
+          isWrite: true, offset: offset, buffers: chain.readable.ioBuffers(offset: 16, count: count),
+          byteCount: count, completion: transferred))
     case Request.flush: node.flush(completion: transferred)
     case Request.getID:
       var serial = Array(configuration.serial.utf8.prefix(20))

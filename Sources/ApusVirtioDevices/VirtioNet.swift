@@ -17,9 +17,12 @@ public struct VirtioNetConfiguration: Sendable {
   public var hasStatus = true
   public var hasControlQueue = true
   public var hasControlReceive = true
+  public var hasControlReceiveExtra = true
   public var hasControlVLAN = true
   public var hasControlMACAddress = true
   public var hasGuestAnnounce = true
+  /// The guest may switch offloads of frames it receives while it runs.
+  public var hasControlGuestOffloads = true
   /// The guest may leave checksums to the host.
   public var hasChecksum = true
   /// The guest may take frames without a checksum.
@@ -41,16 +44,19 @@ public struct VirtioNetConfiguration: Sendable {
 /// Frames pass on the netdev's thread in both directions; the control queue is served on the notifying vCPU's thread.
 /// Each direction has a lock of its own, since a netdev may answer a frame from inside `send`; a reset takes both.
 /// Where the netdev knows no checksum offload the device finishes checksums itself, so the guest need not.
-/// Not modelled: several queue pairs, RSS and hash reports, guest offload control, UFO and USO, notification coalescing.
+/// Not modelled: several queue pairs, RSS and hash reports, UFO and USO, notification coalescing.
 public final class VirtioNet: VirtioDevice, NetworkPeer {
   enum Feature {
     static let checksum: UInt64 = 1 << 0
     static let guestChecksum: UInt64 = 1 << 1
+    static let controlGuestOffloads: UInt64 = 1 << 2
     static let mtu: UInt64 = 1 << 3
     static let macAddress: UInt64 = 1 << 5
     static let guestTSO4: UInt64 = 1 << 7
     static let guestTSO6: UInt64 = 1 << 8
     static let guestECN: UInt64 = 1 << 9
+    /// Bits that the command for guest offloads takes, each the feature's own.
+    static let guestOffloads = guestChecksum | guestTSO4 | guestTSO6 | guestECN
     static let hostTSO4: UInt64 = 1 << 11
     static let hostTSO6: UInt64 = 1 << 12
     static let hostECN: UInt64 = 1 << 13
@@ -76,6 +82,8 @@ public final class VirtioNet: VirtioDevice, NetworkPeer {
     var isActive = false
     var hasMergeableBuffers = false
     var marksChecksumsValid = false
+    /// The offloads that were negotiated.
+    var offloads: UInt64 = 0
     var filter: ReceiveFilter
   }
   private struct Transmit {
@@ -132,7 +140,8 @@ public final class VirtioNet: VirtioDevice, NetworkPeer {
     offer(Feature.speedAndDuplex, configuration.speed != nil || configuration.isFullDuplex != nil)
     if configuration.hasControlQueue {
       offer(Feature.controlQueue, true)
-      offer(Feature.controlReceive | Feature.controlReceiveExtra, configuration.hasControlReceive)
+      offer(Feature.controlReceive, configuration.hasControlReceive)
+      offer(Feature.controlReceiveExtra, configuration.hasControlReceive && configuration.hasControlReceiveExtra)
       offer(Feature.controlVLAN, configuration.hasControlVLAN)
       offer(Feature.controlMACAddress, configuration.hasControlMACAddress)
       offer(Feature.guestAnnounce, configuration.hasGuestAnnounce && configuration.hasStatus)
@@ -149,6 +158,9 @@ public final class VirtioNet: VirtioDevice, NetworkPeer {
       offer(Feature.guestTSO4, configuration.hasGuestTSO4)
       offer(Feature.guestTSO6, configuration.hasGuestTSO6)
       offer(Feature.guestECN, configuration.hasGuestECN)
+    }
+    if configuration.hasControlQueue, configuration.hasControlGuestOffloads {
+      offer(Feature.controlGuestOffloads, features & Feature.guestOffloads != 0)
     }
     return features
   }
@@ -190,23 +202,29 @@ public final class VirtioNet: VirtioDevice, NetworkPeer {
   // MARK: Life
 
   public func activate(features: UInt64) {
-    if let netdev, netdev.headerByteCount > 0 {
-      var offloads: NetworkOffloads = []
-      if features & Feature.guestChecksum != 0 { offloads.insert(.checksum) }
-      if features & Feature.guestTSO4 != 0 { offloads.insert(.tso4) }
-      if features & Feature.guestTSO6 != 0 { offloads.insert(.tso6) }
-      if features & Feature.guestECN != 0 { offloads.insert(.ecn) }
-      netdev.setReceiveOffloads(offloads)
-    }
+    setReceiveOffloads(features)
     link.withLock { $0.acceptsAnnounce = features & Feature.guestAnnounce != 0 }
-    let marksValid = features & Feature.guestChecksum != 0 && netdev?.deliversValidChecksums == true
     receiveState.withLock { state in
+      state.offloads = features & Feature.controlGuestOffloads != 0 ? features & Feature.guestOffloads : 0
       state.hasMergeableBuffers = features & Feature.mergeableBuffers != 0
-      state.marksChecksumsValid = marksValid
       state.isActive = true
     }
     transmitState.withLock { $0.isActive = true }
     netdev?.post { [netdev] in netdev?.resumeReceiving() }
+  }
+
+  /// - Parameter offloads: bits of `Feature.guestOffloads`; others do not count.
+  private func setReceiveOffloads(_ bits: UInt64) {
+    if let netdev, netdev.headerByteCount > 0 {
+      var offloads: NetworkOffloads = []
+      if bits & Feature.guestChecksum != 0 { offloads.insert(.checksum) }
+      if bits & Feature.guestTSO4 != 0 { offloads.insert(.tso4) }
+      if bits & Feature.guestTSO6 != 0 { offloads.insert(.tso6) }
+      if bits & Feature.guestECN != 0 { offloads.insert(.ecn) }
+      netdev.setReceiveOffloads(offloads)
+    }
+    let marksValid = bits & Feature.guestChecksum != 0 && netdev?.deliversValidChecksums == true
+    receiveState.withLock { $0.marksChecksumsValid = marksValid }
   }
 
   public func resetQueue(_ index: Int) {
@@ -414,7 +432,9 @@ public final class VirtioNet: VirtioDevice, NetworkPeer {
 
   private func control(_ group: UInt8, _ command: UInt8, _ data: [UInt8]) -> Bool {
     switch (group, command) {
-    case (0, _): return receiveState.withLock { $0.filter.setMode(command, data) }
+    case (0, 0...1): return receiveState.withLock { $0.filter.setMode(command, data) }
+    case (0, 2...5) where configuration.hasControlReceiveExtra:
+      return receiveState.withLock { $0.filter.setMode(command, data) }
     case (1, 0): return receiveState.withLock { $0.filter.setTable(data) }
     case (1, 1):
       guard data.count == 6 else { return false }
@@ -424,6 +444,13 @@ public final class VirtioNet: VirtioDevice, NetworkPeer {
     case (2, 0), (2, 1): return receiveState.withLock { $0.filter.setVLAN(data, isMember: command == 0) }
     case (3, 0):
       link.withLock { $0.announces = false }
+      return true
+    case (5, 0):
+      // Only what was negotiated may be switched [§5.1.6.5.8].
+      guard data.count == 8 else { return false }
+      let bits = (0..<8).reduce(UInt64(0)) { $0 | UInt64(data[$1]) << (8 * UInt64($1)) }
+      guard bits & ~receiveState.withLock({ $0.offloads }) == 0 else { return false }
+      setReceiveOffloads(bits)
       return true
     default:
       GuestErrorTrace.report(name, "control command \(group).\(command) is not known")

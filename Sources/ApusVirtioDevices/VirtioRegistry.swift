@@ -11,6 +11,8 @@ public struct VirtioEnvironment: Sendable {
   public var blockNode: @Sendable (_ id: String) -> (any BlockNode)?
   public var netdev: @Sendable (_ id: String) -> (any Netdev)?
   public var consoleBackend: @Sendable (_ chardevID: String) -> (any ConsoleBackend)?
+  /// The type of an `-object`.
+  public var objectType: @Sendable (_ id: String) -> String?
   /// Threads for work that takes long.
   public var pool: WorkerPool
   public var vcpuCount: Int
@@ -21,10 +23,20 @@ public struct VirtioEnvironment: Sendable {
     blockNode: @escaping @Sendable (String) -> (any BlockNode)? = { _ in nil },
     netdev: @escaping @Sendable (String) -> (any Netdev)? = { _ in nil },
     consoleBackend: @escaping @Sendable (String) -> (any ConsoleBackend)? = { _ in nil },
+    objectType: @escaping @Sendable (String) -> String? = { _ in nil },
     defaultMACAddress: @escaping @Sendable () -> [UInt8] = { [0x52, 0x54, 0x00, 0x12, 0x34, 0x56] }
   ) {
     (self.pool, self.vcpuCount, self.blockNode, self.netdev) = (pool, vcpuCount, blockNode, netdev)
-    (self.consoleBackend, self.defaultMACAddress) = (consoleBackend, defaultMACAddress)
+    (self.consoleBackend, self.objectType) = (consoleBackend, objectType)
+    self.defaultMACAddress = defaultMACAddress
+  }
+
+  /// Checks that the option `name`, if given, names an object of one of `types`.
+  func checkObject(_ name: String, _ types: [String], _ reader: OptionReader) throws(OptionError) {
+    guard let id = reader.given(name) else { return }
+    guard let type = objectType(id), types.contains(type) else {
+      throw reader.invalid(name, id, "the id of an -object \(types.joined(separator: " or "))")
+    }
   }
 }
 
@@ -91,8 +103,13 @@ public struct VirtioModel: Sendable {
       throw OptionError(
         "'\(request.driver)': iommu_platform=on needs an IOMMU, which this machine has none of")
     }
+    guard try reader.bool("ioeventfd") else {
+      throw OptionError(
+        "'\(request.driver)': ioeventfd=off is not implemented: devices never work on a CPU's thread here")
+    }
     let transport = try isPCI ? Self.pciTransport(reader, request) : .mmio
     let device = try make(request, reader, environment)
+    try reader.finish()
     return VirtioDeviceInstance(device: device, transport: transport, ringOptions: rings)
   }
 
@@ -110,6 +127,7 @@ public struct VirtioModel: Sendable {
       throw OptionError(
         "'\(request.driver)': romfile=\(file): option ROMs are not implemented; leave it empty")
     }
+    _ = try reader.integer("rombar")
     var address: PCIAddress?
     if let text = reader.given("addr") {
       guard let place = PCIAddress(text) else {
@@ -139,8 +157,9 @@ public enum VirtioRegistry {
     + pair(
       "virtio-rng", "entropy source",
       [.init("rng", .reference("object"), "rng-random or rng-builtin: both are the host kernel's numbers")]
-    ) { request, _, environment in
-      VirtioEntropy(name: label("virtio-rng", request), pool: environment.pool)
+    ) { request, reader, environment throws(OptionError) in
+      try environment.checkObject("rng", ["rng-random", "rng-builtin"], reader)
+      return VirtioEntropy(name: label("virtio-rng", request), pool: environment.pool)
     }
     + pair(
       "virtio-balloon", "memory balloon",
@@ -164,7 +183,7 @@ public enum VirtioRegistry {
     .init("event_idx", .bool, default: "on"), .init("indirect_desc", .bool, default: "on"),
     .init("packed", .bool, default: "off", "offer packed rings"), .init("queue_reset", .bool, default: "on"),
     .init("iommu_platform", .bool, default: "off"),
-    .init("ioeventfd", .bool, default: "on", "accepted; notifications never block a CPU here"),
+    .init("ioeventfd", .bool, default: "on", "always on: devices never work on a CPU's thread"),
   ]
   private static let pciOptions: [OptionDescription] = [
     .init("addr", .string, "slot and optional function, 06.0 or 06"),
@@ -209,10 +228,13 @@ public enum VirtioRegistry {
       .init("write-zeroes", .bool, default: "on"), .init("logical_block_size", .size, default: "512"),
       .init("physical_block_size", .size, default: "0"), .init("min_io_size", .size, default: "0"),
       .init("opt_io_size", .size, default: "0"), .init("share-rw", .bool, default: "off"),
-      .init("iothread", .string, "accepted; each disk has threads of its own here"),
-      .init("request-merging", .bool, default: "on"), .init("scsi", .bool, default: "off"),
-      .init("rerror", .choice(["auto", "report", "ignore", "enospc", "stop"]), default: "auto"),
-      .init("werror", .choice(["auto", "report", "ignore", "enospc", "stop"]), default: "auto"),
+      .init("iothread", .reference("object"), "an iothread: disks always work on threads of their own"),
+      .init("request-merging", .bool, default: "on", "neighbouring transfers become one"),
+      .init("scsi", .bool, default: "off", "SCSI commands in virtio-blk, which VIRTIO 1 has done away with"),
+      .init("rerror", .choice(["auto", "report", "ignore", "stop"]), default: "auto", "what a failed read does"),
+      .init(
+        "werror", .choice(["auto", "report", "ignore", "enospc", "stop"]), default: "auto",
+        "what a failed write does"),
     ]
   ) { request, reader, environment throws(OptionError) in
     guard let drive = reader.given("drive") else {
@@ -236,10 +258,31 @@ public enum VirtioRegistry {
     configuration.physicalBlockSize = try blockSize(reader, "physical_block_size") ?? 0
     configuration.minimumIOSize = Int(clamping: try reader.size("min_io_size") ?? 0)
     configuration.optimalIOSize = Int(clamping: min(try reader.size("opt_io_size") ?? 0, 1 << 30))
+    configuration.readErrors = try errorPolicy(reader, "rerror")
+    configuration.writeErrors = try errorPolicy(reader, "werror")
+    configuration.mergesRequests = try reader.bool("request-merging")
+    try environment.checkObject("iothread", ["iothread"], reader)
+    // The drive is opened with it, by whoever made the node.
+    _ = try reader.bool("share-rw")
+    if try reader.bool("scsi") {
+      throw OptionError("'\(request.driver)': scsi=on is a feature of legacy virtio only; leave it out")
+    }
     if configuration.physicalBlockSize > 0, configuration.physicalBlockSize < configuration.logicalBlockSize {
       throw OptionError("'\(request.driver)': physical_block_size is below logical_block_size")
     }
     return VirtioBlock(configuration, node: node, pool: environment.pool)
+  }
+
+  private static func errorPolicy(_ reader: OptionReader, _ name: String) throws(OptionError)
+    -> VirtioBlockConfiguration.ErrorPolicy
+  {
+    switch try reader.choice(name) {
+    case "ignore": return .ignore
+    case "stop"?, "enospc"?:
+      throw reader.invalid(
+        name, reader.given(name) ?? "", "report or ignore: there is no monitor yet to go on from a stop")
+    default: return .report
+    }
   }
 
   private static func powerOfTwo(_ reader: OptionReader, _ name: String) throws(OptionError) -> UInt16 {
@@ -275,10 +318,10 @@ public enum VirtioRegistry {
       .init("host_tso4", .bool, default: "on"), .init("host_tso6", .bool, default: "on"),
       .init("host_ecn", .bool, default: "on"), .init("guest_tso4", .bool, default: "on"),
       .init("guest_tso6", .bool, default: "on"), .init("guest_ecn", .bool, default: "on"),
-      .init("host_ufo", .bool, default: "on"), .init("guest_ufo", .bool, default: "on"),
+      .init("host_ufo", .bool, default: "off"), .init("guest_ufo", .bool, default: "off"),
       .init("ctrl_guest_offloads", .bool, default: "on"), .init("speed", .integer(-1...Int64(Int32.max))),
       .init("duplex", .choice(["half", "full"])), .init("mq", .bool, default: "off"),
-      .init("tx", .choice(["bh", "timer"])),
+      .init("tx", .choice(["bh", "timer"]), default: "bh", "bh: frames go out at once"),
     ]
   ) { request, reader, environment throws(OptionError) in
     var netdev: (any Netdev)?
@@ -290,6 +333,12 @@ public enum VirtioRegistry {
     }
     if try reader.bool("mq") {
       throw OptionError("'\(request.driver)': several queue pairs (mq=on) are not implemented; leave mq out")
+    }
+    for name in ["host_ufo", "guest_ufo"] where try reader.bool(name) {
+      throw OptionError("'\(request.driver)': \(name)=on: UDP fragmentation offload is not implemented")
+    }
+    if try reader.choice("tx") == "timer" {
+      throw OptionError("'\(request.driver)': tx=timer is not implemented; frames go out at once (tx=bh)")
     }
     var configuration = VirtioNetConfiguration()
     configuration.name = label("virtio-net", request)
@@ -304,15 +353,17 @@ public enum VirtioRegistry {
     configuration.hasStatus = try reader.bool("status")
     configuration.hasControlQueue = try reader.bool("ctrl_vq")
     configuration.hasControlReceive = try reader.bool("ctrl_rx")
+    configuration.hasControlReceiveExtra = try reader.bool("ctrl_rx_extra")
+    configuration.hasControlGuestOffloads = try reader.bool("ctrl_guest_offloads")
     configuration.hasControlVLAN = try reader.bool("ctrl_vlan")
     configuration.hasControlMACAddress = try reader.bool("ctrl_mac_addr")
     configuration.hasGuestAnnounce = try reader.bool("guest_announce")
     configuration.hasChecksum = try reader.bool("csum")
     configuration.hasGuestChecksum = try reader.bool("guest_csum")
     let hasGSO = try reader.bool("gso")
-    configuration.hasHostTSO4 = hasGSO ? try reader.bool("host_tso4") : false
-    configuration.hasHostTSO6 = hasGSO ? try reader.bool("host_tso6") : false
-    configuration.hasHostECN = hasGSO ? try reader.bool("host_ecn") : false
+    configuration.hasHostTSO4 = try reader.bool("host_tso4") && hasGSO
+    configuration.hasHostTSO6 = try reader.bool("host_tso6") && hasGSO
+    configuration.hasHostECN = try reader.bool("host_ecn") && hasGSO
     configuration.hasGuestTSO4 = try reader.bool("guest_tso4")
     configuration.hasGuestTSO6 = try reader.bool("guest_tso6")
     configuration.hasGuestECN = try reader.bool("guest_ecn")
@@ -358,6 +409,7 @@ public enum VirtioRegistry {
       }
       ports[number] = VirtioConsolePort(
         isConsole: isConsole, name: options.given("name") ?? "", backend: backend)
+      try options.finish()
     }
     return VirtioConsole(
       name: label("virtio-serial", request), ports: ports, maximumPortCount: maximum,

@@ -47,6 +47,7 @@ final class TranslatingVCPUFactory: VCPUFactory {
             translationLevels: levels)
         }
         guard let cpu = vcpu.guest as? RISCVCPU else { throw MachineError("the engine made no RISC-V CPU") }
+        cpu.hasPMP = environment.cpu.physicalMemoryProtection
         cpu.wake = { [unowned vcpu] in vcpu.kick() }
         if options.log.items.contains(.interrupts) { cpu.onTrap = trapLog(index) }
         vcpus.append(vcpu)

@@ -41,7 +41,7 @@ enum SystemEmulator {
   }
 
   private static func fail(_ message: String) -> Never {
-    writeStandardError("apus-system-riscv64: \(message)\n")
+    Messages.write(message)
     HostProcess.exit(1)
   }
 

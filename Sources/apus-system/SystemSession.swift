@@ -13,6 +13,8 @@ struct SystemSession {
   init(_ configuration: MachineConfiguration) { self.configuration = configuration }
 
   func run() throws(MachineError) -> Int32 {
+    Messages.configure(configuration)
+    if let name = configuration.processName { HostProcess.setName(name) }
     HostProcess.releaseFreedMemoryEarly()
     // Threads and the event loop's descriptors belong to the process that stays.
     let daemon =
@@ -29,11 +31,11 @@ struct SystemSession {
     let board = try RISCVVirtBoard(
       configuration, loop: loop, vcpus: engine,
       devices: makeDeviceRegistry(), characterBackends: backends
-    ) { writeStandardError("apus-system-riscv64: \($0)\n") }
+    ) { Messages.write($0) }
     if let path = configuration.dumpDeviceTree {
       let blob = try board.deviceTreeBlob()
       try host { () throws(HostError) in try HostDescriptor.replace(path, with: blob) }
-      writeStandardError("apus-system-riscv64: info: dtb dumped to \(path). Exiting.\n")
+      Messages.write("info: dtb dumped to \(path). Exiting.")
       return 0
     }
     let machine = board.machine
@@ -43,7 +45,7 @@ struct SystemSession {
     }
     try host { () throws(HostError) in
       try HostProcess.onTermination(loop) { number in
-        writeStandardError("apus-system-riscv64: terminating on signal \(number)\n")
+        Messages.write("terminating on signal \(number)")
         machine.request(.quit)
       }
     }

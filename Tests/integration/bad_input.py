@@ -89,6 +89,10 @@ def options():
         (["-pidfile", "/nosuch/pid"], "/nosuch/pid"),
         (["-D", "/nosuch/log"], "/nosuch/log"),
         (["-snapshot"], "not implemented"),
+        (["-M", "virt,mem-merge=on"], "mem-merge"),
+        (["-M", "virt,graphics=on"], "graphics"),
+        (["-name", "a,debug-threads=off"], "debug-threads"),
+        (["-msg", "colour=on"], "colour"),
     ]
     rows = []
     for arguments, says in table:
@@ -112,6 +116,11 @@ def devices():
         (["-device", "virtio-net-device,netdev=nosuch"], "nosuch"),
         (["-device", "virtio-net-pci,mac=12:34"], "mac"),
         (["-device", "virtio-rng-device,max-bytes=many"], "max-bytes"),
+        (["-device", "virtio-rng-device,ioeventfd=off"], "ioeventfd"),
+        (["-device", "virtio-rng-pci,rombar=1"], "rombar"),
+        (["-device", "virtio-net-device,host_ufo=on"], "host_ufo"),
+        (["-device", "virtio-net-device,guest_ufo=on"], "guest_ufo"),
+        (["-device", "virtio-net-device,tx=timer"], "tx=timer"),
         (["-device", "virtio-rng-device"] + ["-device", "virtio-rng-device"] * 8, "slot"),
         (["-device", "virtio-rng-pci,addr=99"], "addr"),
         (["-device", "virtio-rng-pci,addr=3", "-device", "virtio-rng-pci,addr=3"], "addr|slot|in use|taken"),
