@@ -64,7 +64,9 @@ extension MachineBackends {
           .description)
     }
     let number =
-      try checked { () throws(ConfigurationError) in try drive.number("index", of: what, in: 0...255) }.map { Int($0) }
+      try checked { () throws(ConfigurationError) in try drive.number("index", of: what, in: 0...255) }.map {
+        Int($0)
+      }
       ?? index
     let id = drive["id"] ?? "\(interface)\(number)"
     let image = try openDrive(drive, what, isShared: isShared(id))

@@ -48,7 +48,8 @@ public final class MachineBackends: Sendable {
     }
   }
 
-  private static func objects(_ configuration: MachineConfiguration) throws(MachineError) -> [String: String] {
+  private static func objects(_ configuration: MachineConfiguration) throws(MachineError) -> [String: String]
+  {
     var objects: [String: String] = [:]
     for item in configuration.objects {
       do throws(ConfigurationError) { try check(object: item) } catch {

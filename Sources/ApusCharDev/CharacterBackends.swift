@@ -74,7 +74,8 @@ public struct CharacterBackendFactory {
 
   private func server(_ socket: CharDevConfiguration.Socket) throws(HostError) -> any CharacterBackend {
     let address = hostAddress(socket.address)
-    let server = CharacterServer(loop, listener: try HostSocket.listen(address), address: address, isUndelayed: socket.isUndelayed)
+    let server = CharacterServer(
+      loop, listener: try HostSocket.listen(address), address: address, isUndelayed: socket.isUndelayed)
     if socket.waits {
       notify("waiting for connection on: \(address),server=on\n")
       server.waitForClient()
@@ -139,5 +140,9 @@ final class CharacterServer: CharacterBackend {
   func attach(_ frontEnd: CharacterFrontEnd?) { stream.attach(frontEnd) }
   func write(_ bytes: [UInt8]) -> Int { stream.write(bytes) }
   func acceptInput() { stream.acceptInput() }
-  func drain() { stream.drain() }
+  func drain() {
+    stream.drain()
+    // The machine has ended: nobody may find the socket any more.
+    if case .unix(let path) = address { HostDescriptor.remove(path) }
+  }
 }

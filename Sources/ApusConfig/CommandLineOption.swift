@@ -45,7 +45,7 @@ extension CommandLineOption {
     "boot",
     "numa", "mem-path", "mem-prealloc", "plugin", "trace", "sandbox", "chroot", "runas", "user", "readconfig",
     "watchdog-action", "smbios", "acpitable", "tpmdev", "seed", "singlestep", "one-insn-per-tb", "action",
-        "overcommit", "add-fd", "set", "bt", "L", "async-teardown", "compat", "dfilter", "debugcon", "enable-kvm",
+    "overcommit", "add-fd", "set", "bt", "L", "async-teardown", "compat", "dfilter", "debugcon", "enable-kvm",
     "no-hpet", "no-acpi", "preconfig", "tb-size", "perfmap", "jitdump", "xen-domid",
   ]
 
@@ -75,7 +75,8 @@ extension CommandLineOption {
       state.configuration.name = list["guest"]
       state.configuration.processName = list["process"]
       if try list.bool("debug-threads", of: "-name") == false {
-        throw ConfigurationError("-name: debug-threads=off is not implemented; threads always have names here")
+        throw ConfigurationError(
+          "-name: debug-threads=off is not implemented; threads always have names here")
       }
     },
     .value("uuid", "UUID  the machine's identifier") { state, text in

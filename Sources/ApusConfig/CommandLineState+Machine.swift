@@ -59,7 +59,8 @@ extension CommandLineState {
       }
     default:  // graphics
       if try list.bool(entry.key, of: what) == true {
-        throw ConfigurationError("\(what): graphics=on is not implemented: there is no display yet; leave it off")
+        throw ConfigurationError(
+          "\(what): graphics=on is not implemented: there is no display yet; leave it off")
       }
     }
   }

@@ -198,5 +198,7 @@ public struct OptionReader: Sendable {
 private final class ReadLog: Sendable {
   private let names = Mutex<Set<String>>([])
   func note(_ name: String) { names.withLock { _ = $0.insert(name) } }
-  func firstUnread(among given: [String]) -> String? { names.withLock { names in given.first { !names.contains($0) } } }
+  func firstUnread(among given: [String]) -> String? {
+    names.withLock { names in given.first { !names.contains($0) } }
+  }
 }

@@ -6,8 +6,7 @@ public struct NetdevModel: Sendable {
   public var name: String
   public var summary: String
   public var options: [OptionDescription]
-  let make:
-    @Sendable (_ id: String, OptionReader, EventLoop) throws -> any Netdev
+  let make: @Sendable (_ id: String, OptionReader, EventLoop) throws -> any Netdev
 
   /// - Parameters:
   ///   - values: what the user gave, without type and id; repeated options in order.

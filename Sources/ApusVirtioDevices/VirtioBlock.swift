@@ -203,6 +203,7 @@ public final class VirtioBlock: VirtioDevice {
 
   /// Hands the transfers to the node, those of neighbouring ranges as one.
   private func submit(_ batch: [Transfer]) {
+    let byteLimit = node.limits.maximumTransfer == 0 ? Int.max : node.limits.maximumTransfer
     var index = 0
     while index < batch.count {
       var merged = batch[index]
@@ -211,7 +212,7 @@ public final class VirtioBlock: VirtioDevice {
       if configuration.mergesRequests {
         while index < batch.count, index - first < Self.mergeLimit, batch[index].isWrite == merged.isWrite,
           batch[index].offset == merged.end,
-          merged.byteCount + batch[index].byteCount <= node.limits.maximumTransfer,
+          merged.byteCount + batch[index].byteCount <= byteLimit,
           merged.buffers.count + batch[index].buffers.count <= 1024
         {
           merged.buffers += batch[index].buffers

@@ -141,7 +141,8 @@ public final class VirtioNet: VirtioDevice, NetworkPeer {
     if configuration.hasControlQueue {
       offer(Feature.controlQueue, true)
       offer(Feature.controlReceive, configuration.hasControlReceive)
-      offer(Feature.controlReceiveExtra, configuration.hasControlReceive && configuration.hasControlReceiveExtra)
+      offer(
+        Feature.controlReceiveExtra, configuration.hasControlReceive && configuration.hasControlReceiveExtra)
       offer(Feature.controlVLAN, configuration.hasControlVLAN)
       offer(Feature.controlMACAddress, configuration.hasControlMACAddress)
       offer(Feature.guestAnnounce, configuration.hasGuestAnnounce && configuration.hasStatus)

@@ -231,7 +231,8 @@ public enum VirtioRegistry {
       .init("iothread", .reference("object"), "an iothread: disks always work on threads of their own"),
       .init("request-merging", .bool, default: "on", "neighbouring transfers become one"),
       .init("scsi", .bool, default: "off", "SCSI commands in virtio-blk, which VIRTIO 1 has done away with"),
-      .init("rerror", .choice(["auto", "report", "ignore", "stop"]), default: "auto", "what a failed read does"),
+      .init(
+        "rerror", .choice(["auto", "report", "ignore", "stop"]), default: "auto", "what a failed read does"),
       .init(
         "werror", .choice(["auto", "report", "ignore", "enospc", "stop"]), default: "auto",
         "what a failed write does"),

@@ -214,6 +214,109 @@ final class TemporaryFile {
     #expect(transport.readConfiguration(32, 1) == 1)
   }
 
+  /// A node that keeps what it is asked for; writes that begin at `badOffset` or reach over it fail.
+  final class RecordingNode: BlockNode {
+    let name = "recording"
+    let driverName = "test"
+    let byteCount: UInt64 = 1 << 20
+    let isReadOnly = false
+    let limits = BlockLimits()
+    let hasWriteCache = true
+    let writes = Mutex<[(offset: UInt64, byteCount: Int)]>([])
+    let badOffset: UInt64
+    init(badOffset: UInt64 = .max) { self.badOffset = badOffset }
+    func read(offset: UInt64, into buffers: [IOBuffer], completion: @escaping Completion) {
+      completion(BlockError(.io, "no sector can be read"))
+    }
+    func write(
+      offset: UInt64, from buffers: [IOBuffer], forceUnitAccess: Bool, completion: @escaping Completion
+    ) {
+      let count = buffers.totalByteCount
+      writes.withLock { $0.append((offset, count)) }
+      let isBad = offset <= badOffset && badOffset < offset + UInt64(count)
+      completion(isBad ? BlockError(.io, "a bad sector") : nil)
+    }
+    func flush(completion: @escaping Completion) { completion(nil) }
+    func discard(offset: UInt64, byteCount: UInt64, completion: @escaping Completion) { completion(nil) }
+    func writeZeroes(offset: UInt64, byteCount: UInt64, mayUnmap: Bool, completion: @escaping Completion) {
+      completion(nil)
+    }
+    func close() {}
+  }
+
+  /// Writes the sectors in one notification; returns each one's status.
+  private func write(_ sectors: [UInt64], _ node: RecordingNode, _ configuration: VirtioBlockConfiguration)
+    throws
+    -> [UInt8]
+  {
+    let device = VirtioBlock(configuration, node: node, pool: pool)
+    let transport = VirtioMMIOTestTransport(
+      VirtioMMIO(device: device, space: machine.space, line: .unconnected))
+    let (queues, _) = machine.start(transport, queueCount: 1)
+    for sector in sectors {
+      queues[0].add([
+        .readable(Self.header(1, sector)), .readable([UInt8](repeating: 7, count: 512)), .writable(1),
+      ])
+    }
+    transport.notify(0)
+    return try sectors.map { _ in try #require(queues[0].wait()?.data.last) }
+  }
+
+  @Test func mergesNeighbours() throws {
+    let node = RecordingNode()
+    let statuses = try write([4, 5, 6, 9, 10, 2], node, .init())
+    #expect(statuses == [UInt8](repeating: 0, count: 6))
+    let offsets: [UInt64] = [2048, 4608, 1024]
+    let byteCounts = [1536, 1024, 512]
+    #expect(node.writes.withLock { $0.map(\.offset) } == offsets)
+    #expect(node.writes.withLock { $0.map(\.byteCount) } == byteCounts)
+    var separate = VirtioBlockConfiguration()
+    separate.mergesRequests = false
+    let other = RecordingNode()
+    _ = try write([4, 5, 6], other, separate)
+    #expect(other.writes.withLock { $0.count } == 3)
+    // A bad sector fails alone.
+    let mixed = try write([4, 5, 6, 7], RecordingNode(badOffset: 2560), .init())
+    #expect(mixed == [0, 1, 0, 0])
+  }
+
+  @Test func errorPolicies() throws {
+    var ignoring = VirtioBlockConfiguration()
+    ignoring.writeErrors = .ignore
+    let ignored = try write([5], RecordingNode(badOffset: 2560), ignoring)
+    #expect(ignored == [0])
+    for (policy, status) in [(VirtioBlockConfiguration.ErrorPolicy.report, UInt8(1)), (.ignore, 0)] {
+      var configuration = VirtioBlockConfiguration()
+      configuration.readErrors = policy
+      let device = VirtioBlock(configuration, node: RecordingNode(), pool: pool)
+      let transport = VirtioMMIOTestTransport(
+        VirtioMMIO(device: device, space: machine.space, line: .unconnected))
+      let (queues, _) = machine.start(transport, queueCount: 1)
+      #expect(try request(transport, queues[0], 0, reading: 512).status == status)
+    }
+  }
+
+  /// Every option that a device's help shows is read by the device: none is taken and then ignored.
+  @Test func everyOptionIsRead() throws {
+    let node = ThreadedBlockNode(name: "n", NullNode())
+    let environment = VirtioEnvironment(
+      pool: pool, blockNode: { _ in node }, objectType: { ["o": "iothread", "r": "rng-random"][$0] })
+    let values = [
+      "drive": "n", "iothread": "o", "rng": "r", "serial": "abc", "addr": "5", "romfile": "", "rombar": "0",
+      "vectors": "2", "mac": "52:54:00:00:00:01", "num-queues": "2", "speed": "10", "duplex": "full",
+    ]
+    for model in VirtioRegistry.all {
+      var options: [String: String] = [:]
+      for option in model.options where !["bus", "netdev"].contains(option.name) {
+        options[option.name] = values[option.name] ?? option.defaultValue
+        #expect(options[option.name] != nil, "no value for \(model.name)'s \(option.name)")
+      }
+      #expect(throws: Never.self) {
+        try model.makeInstance(VirtioDeviceRequest(driver: model.name, options: options), environment)
+      }
+    }
+  }
+
   @Test func registry() throws {
     let node = ThreadedBlockNode(name: "n", NullNode())
     let environment = VirtioEnvironment(pool: pool, vcpuCount: 3, blockNode: { $0 == "n" ? node : nil })

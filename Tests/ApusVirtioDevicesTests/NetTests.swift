@@ -183,6 +183,47 @@ final class TestNetdev: Netdev {
     #expect(try control(99, 0, []) == 1)
   }
 
+  /// A netdev that can leave checksums and segments to the guest.
+  final class OffloadingNetdev: Netdev {
+    let id = "offload"
+    let kind = "test"
+    let headerByteCount = 12
+    let loop: EventLoop
+    let offloads = Mutex<NetworkOffloads?>(nil)
+    init(_ loop: EventLoop) { self.loop = loop }
+    func attach(_ peer: any NetworkPeer) {}
+    func post(_ body: @escaping @Sendable () -> Void) { loop.post(body) }
+    func send(_ frame: [IOBuffer]) -> Bool { true }
+    func resumeReceiving() {}
+    func setReceiveOffloads(_ offloads: NetworkOffloads) { self.offloads.withLock { $0 = offloads } }
+    func close() {}
+  }
+
+  @Test func guestOffloads() throws {
+    let netdev = OffloadingNetdev(netdev.loop)
+    let transport = VirtioMMIOTestTransport(
+      VirtioMMIO(device: VirtioNet(.init(), netdev: netdev), space: machine.space, line: .unconnected))
+    let (queues, features) = machine.start(transport, queueCount: 3)
+    #expect(features & 1 << 2 != 0)
+    func set(_ bits: [UInt8]) throws -> UInt8 {
+      queues[2].add([.readable([5, 0]), .readable(bits), .writable(1)])
+      transport.notify(2)
+      return try #require(queues[2].wait()).data[0]
+    }
+    #expect(netdev.offloads.withLock { $0 } == [.checksum, .tso4, .tso6, .ecn])
+    #expect(try set([0x02, 0, 0, 0, 0, 0, 0, 0]) == 0)
+    #expect(netdev.offloads.withLock { $0 } == [.checksum])
+    #expect(try set([0x82, 1, 0, 0, 0, 0, 0, 0]) == 0)
+    #expect(netdev.offloads.withLock { $0 } == [.checksum, .tso4, .tso6])
+    // UFO was not negotiated.
+    #expect(try set([0x02, 4, 0, 0, 0, 0, 0, 0]) == 1)
+    #expect(try set([0x02, 0]) == 1)
+    #expect(netdev.offloads.withLock { $0 } == [.checksum, .tso4, .tso6])
+    var without = VirtioNetConfiguration()
+    without.hasControlGuestOffloads = false
+    #expect(VirtioNet(without, netdev: netdev).features & 1 << 2 == 0)
+  }
+
   @Test func linkAndAnnounce() throws {
     let line = TestLine()
     let device = VirtioNet(.init(), netdev: netdev)
