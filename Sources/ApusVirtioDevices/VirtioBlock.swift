@@ -223,9 +223,8 @@ public final class VirtioBlock: VirtioDevice {
       let parts = Array(batch[first..<index])
       if parts.count > 1 {
         merged.completion = { [self] error in
-          guard error != nil else { return parts.forEach { $0.completion(nil) } }
-          // One of them failed: each learns its own fate.
-          for part in parts { transfer(part) }
+          // If one failed each learns its own fate.
+          for part in parts { if error == nil { part.completion(nil) } else { transfer(part) } }
         }
       }
       transfer(merged)

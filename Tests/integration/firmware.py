@@ -56,6 +56,53 @@ def bare_metal_reset():
     check((code, output) == (0, "bare metal says hello\n"), f"-no-reboot: code {code}, output {output!r}")
 
 
+USER_ACCESS = """
+.globl _start
+_start:
+  la t0, trap
+  csrw mtvec, t0
+  # U-mode without any PMP entry: allowed only without PMP.
+  li t0, 0x1800
+  csrc mstatus, t0
+  la t0, user
+  csrw mepc, t0
+  mret
+.align 4
+user:
+  la a1, word
+  lw a2, 0(a1)
+  ecall
+.align 4
+trap:
+  csrr a0, mcause
+  li t1, 8
+  li t2, 0x100000
+  beq a0, t1, ok
+  li t3, 0x13333
+  sw t3, 0(t2)
+1: j 1b
+ok:
+  li t3, 0x5555
+  sw t3, 0(t2)
+1: j 1b
+.align 4
+word: .word 1
+"""
+
+
+@case("pmp")
+def memory_protection():
+    """Without a PMP entry user mode reaches no memory; without PMP it reaches all, and the registers are not there."""
+    program = bare_metal("user", USER_ACCESS)
+    for options, expected in [([], 1), (["-cpu", "rv64,pmp=off"], 0), (["-cpu", "rv64,pmp=on"], 1)]:
+        for engine in ["jit", "interpreter"]:
+            code, _ = run("-bios", "none", "-kernel", program, "-nographic", "-accel", engine, *options)
+            check(code == expected, f"it ended with {code}, not {expected}, with {options} on {engine}")
+    probe = bare_metal("probe", USER_ACCESS.replace("la t0, user", "la t0, user; csrr t1, pmpaddr0"))
+    code, _ = run("-bios", "none", "-kernel", probe, "-nographic", "-cpu", "rv64,pmp=off")
+    check(code == 1, f"reading pmpaddr0 without PMP ended with {code}")
+
+
 MANY_PAGES = """
     .globl _start
 _start:
