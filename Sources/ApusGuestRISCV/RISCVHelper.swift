@@ -40,9 +40,9 @@ enum RISCVHelper: Int, CaseIterable {
       // a: the next PC.
       IRHelper("ecall", Self.everything) { state, nextPC, _, _ in
         let cpu = RISCVCPU.of(state)
-        if let userCall = cpu.userCall {
+        if let hooks = cpu.userHooks {
           cpu.s.pc = nextPC
-          userCall(cpu.s)
+          hooks.systemCall(hooks.context)
           cpu.s.requestDispatch()
         } else {
           cpu.trap(RISCVCause.ecallFromU + cpu.privilege, value: 0, pc: cpu.s.pc)

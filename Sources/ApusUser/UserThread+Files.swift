@@ -85,6 +85,11 @@ extension UserThread {
 
   /// A stat call whose buffer is argument b (fstat) or c (newfstatat) on the host.
   func fileStatus(_ number: Int, _ a: CallArguments, _ target: UInt64) -> Int {
+    if process.isa.statusLayout == .host {
+      var a = a
+      if number == 5 { a.b = target } else { a.c = target }
+      return direct(number, a)
+    }
     var host = [UInt8](repeating: 0, count: GuestStat.hostByteCount)
     var guest = [UInt8](repeating: 0, count: GuestStat.byteCount)
     let result = host.withUnsafeMutableBytes { buffer -> Int in
