@@ -73,6 +73,13 @@ public final class RISCVCPU: GuestCPU {
       .takeUnretainedValue()
   }
 
+  /// The same without reference counting.
+  @inline(__always)
+  static func with(_ state: UnsafeMutableRawPointer, _ body: (RISCVCPU) -> Void) {
+    Unmanaged<RISCVCPU>.fromOpaque(state.load(fromByteOffset: StateHeader.guest, as: UnsafeRawPointer.self))
+      ._withUnsafeGuaranteedRef(body)
+  }
+
   // MARK: Reset and mode
 
   public func reset(entry: UInt64, arguments: [UInt64]) {
