@@ -296,7 +296,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     else { return nil }
     let pc = self.pc
     let mode = self.mode
-    let context = guest.fetchContext(mode: mode)
+    guard mode == lastMode else { return nil }
+    let context = lastContext
     guard jumpCacheModes[context] == mode else { return nil }
     let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
     let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
@@ -329,6 +330,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let pc = self.pc
       let mode = self.mode
       let context = guest.fetchContext(mode: mode)
+      (lastMode, lastContext) = (mode, context)
       guard let page = resolveFetch(pc, pc: pc, context) else { continue }
       let isUngrouped = pc == ungroupedPC
       let key = isUngrouped ? mode | TranslationCache.ungroupedKey : mode
@@ -382,6 +384,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     if cache.isInvalid(number) { entry.storeBytes(of: StateHeader.noPC(index), as: UInt64.self) }
   }
   private var lastFetchWasGlobal = true
+  /// The mode that a block was last searched for, and its context.
+  private var lastMode = UInt32.max
+  private var lastContext = 0
   /// Where a group's look-up failed: the next block is one without groups, if it begins there.
   private(set) var ungroupedPC: UInt64?
 

@@ -66,6 +66,13 @@ extension TranslatedVCPU {
     beginRunning()
     return result
   }
+  /// Not generic, for system calls.
+  public func whileBlocking(_ body: () -> Int) -> Int {
+    endRunning()
+    let result = body()
+    beginRunning()
+    return result
+  }
   /// The same while a child of vfork uses this vCPU, which may end wherever it is.
   public func whileChildRuns(_ body: () -> Int) -> Int {
     endRunning()

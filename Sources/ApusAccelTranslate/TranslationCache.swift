@@ -78,7 +78,8 @@ public final class TranslationCache: @unchecked Sendable {
   func endRunning() {
     gate.lock()
     runningCount -= 1
-    gate.broadcast()
+    // Only `dropAll` waits for the count.
+    if isExclusive { gate.broadcast() }
     gate.unlock()
   }
 

@@ -39,7 +39,7 @@ extension RISCVCPU {
 
   /// The CSR's value, or `nil` if the hart in its present state may not access it.
   func readCSR(_ number: UInt16, forWrite: Bool, isRead: Bool = true) -> UInt64? {
-    if userCall == nil, privilege < UInt64(number >> 8 & 3) { return nil }
+    if userHooks == nil, privilege < UInt64(number >> 8 & 3) { return nil }
     if forWrite, number >> 10 == 3 { return nil }
     switch number {
     case 0xb03...0xb1f, 0x323...0x33f: return 0  // mhpmcounter, mhpmevent
@@ -51,7 +51,7 @@ extension RISCVCPU {
     default: break
     }
     guard let csr = RISCVCSR(rawValue: number) else { return nil }
-    if userCall != nil {
+    if userHooks != nil {
       switch csr {
       case .fflags, .frm, .fcsr, .cycle, .time, .instret: break
       default: return nil
@@ -232,7 +232,7 @@ extension RISCVCPU {
   // MARK: Counters
 
   private func isCounterAllowed(_ index: Int) -> Bool {
-    if userCall != nil { return true }
+    if userHooks != nil { return true }
     let bit = UInt64(1) << UInt64(index)
     if privilege < 3, s[.mcounteren] & bit == 0 { return false }
     return privilege > 0 || s[.scounteren] & bit != 0

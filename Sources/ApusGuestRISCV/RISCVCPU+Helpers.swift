@@ -17,7 +17,7 @@ extension RISCVCPU {
       default: environment >> 7 & 1 != 0
       }
     }
-    if userCall == nil,
+    if userHooks == nil,
       privilege < 3 && !isEnabled(s[.menvcfg]) || privilege == 0 && !isEnabled(s[.senvcfg])
     {
       return trap(RISCVCause.illegalInstruction, value: word, pc: s.pc)

@@ -33,14 +33,13 @@ public final class RISCVCPU: GuestCPU {
   /// Levels of the external interrupt inputs, as bits of mip; written by any thread.
   private let externalLevels: UnsafeMutablePointer<UInt64>
   private var timer: EventLoop.TimerID?
+  /// Physical memory protection. Without it every mode has access to everything. Set before the first reset.
+  public var hasPMP = true
   var pmpRange = PMPRange()
   /// SEIP, if software set it; the interrupt controller has its own.
   var softwarePending: UInt64 = 0
-  /// Set for user-mode emulation: what `ecall` does. Returns after changing the state.
-  public var userCall: ((RISCVState) -> Void)?
-  /// Looks for signals; called outside generated code when an exit was requested.
-  public var userInterrupt: ((RISCVState) -> Void)?
-  public var userException: ((RISCVState, _ cause: UInt64, _ value: UInt64) -> Void)?
+  /// Set for user-mode emulation, before the CPU runs.
+  public var userHooks: GuestUserHooks?
 
   /// - Parameters:
   ///   - state: `StateHeader.byteCount` zeroed bytes that outlive the CPU.
@@ -76,8 +75,12 @@ public final class RISCVCPU: GuestCPU {
       .takeUnretainedValue()
   }
 
-  /// Physical memory protection. Without it every mode has access to everything. Set before the first reset.
-  public var hasPMP = true
+  /// The same without reference counting.
+  @inline(__always)
+  static func with(_ state: UnsafeMutableRawPointer, _ body: (RISCVCPU) -> Void) {
+    Unmanaged<RISCVCPU>.fromOpaque(state.load(fromByteOffset: StateHeader.guest, as: UnsafeRawPointer.self))
+      ._withUnsafeGuaranteedRef(body)
+  }
 
   // MARK: Reset and mode
 
@@ -132,7 +135,7 @@ public final class RISCVCPU: GuestCPU {
     let mode = RISCVMode(
       privilege: UInt32(s[.privilege]), context: context,
       floatState: s[.privilege] != 0 ? floatState : floatState == 3 ? 2 : floatState == 0 ? 0 : 1, frm: frm,
-      isUserEmulation: userCall != nil)
+      isUserEmulation: userHooks != nil)
     s.mode = mode
     // The host's rounding: nearest 0, down 1, up 2, toward zero 3.
     let control: UInt32 = [0, 3, 1, 2, 0, 0, 0, 0][Int(frm)]
@@ -210,8 +213,8 @@ public final class RISCVCPU: GuestCPU {
   }
 
   public func takeInterrupt() -> Bool {
-    if let userInterrupt {
-      userInterrupt(s)
+    if let userHooks {
+      userHooks.interrupt(userHooks.context)
       return false
     }
     let (bits, toSupervisor) = deliverable()
@@ -245,9 +248,10 @@ public final class RISCVCPU: GuestCPU {
 
   /// Takes a synchronous exception of the instruction at `pc`.
   func trap(_ cause: UInt64, value: UInt64, pc: UInt64) {
-    if let userException {
+    if let userHooks {
       s.pc = pc
-      userException(s, cause, value)
+      let kind = RISCVCause.userException(cause)
+      userHooks.exception(userHooks.context, kind.rawValue, value)
       s.requestDispatch()
       return
     }
@@ -352,16 +356,5 @@ extension RISCVCPU {
   public func setRounding(_ mode: UInt64) {
     s[.frm] = mode & 7
     updateMode()
-  }
-
-  /// Takes over the registers of another CPU: a thread begins as its creator's copy.
-  public func copyRegisters(of other: RISCVCPU) {
-    enterUserEmulation(pc: other.s.pc, stackPointer: 0)
-    for number in 0..<32 {
-      s[x: number] = other.s[x: number]
-      s[f: number] = other.s[f: number]
-    }
-    s.floatFlags = other.s.floatFlags
-    setRounding(other.s[.frm])
   }
 }

@@ -39,13 +39,14 @@ enum RISCVHelper: Int, CaseIterable {
     case .environmentCall:
       // a: the next PC.
       IRHelper("ecall", Self.everything) { state, nextPC, _, _ in
-        let cpu = RISCVCPU.of(state)
-        if let userCall = cpu.userCall {
-          cpu.s.pc = nextPC
-          userCall(cpu.s)
-          cpu.s.requestDispatch()
-        } else {
-          cpu.trap(RISCVCause.ecallFromU + cpu.privilege, value: 0, pc: cpu.s.pc)
+        RISCVCPU.with(state) { cpu in
+          if let hooks = cpu.userHooks {
+            cpu.s.pc = nextPC
+            hooks.systemCall(hooks.context)
+            cpu.s.requestDispatch()
+          } else {
+            cpu.trap(RISCVCause.ecallFromU + cpu.privilege, value: 0, pc: cpu.s.pc)
+          }
         }
         return 0
       }

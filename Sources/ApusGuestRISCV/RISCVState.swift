@@ -1,3 +1,4 @@
+import ApusGuest
 import ApusIR
 
 /// The RISC-V hart's state as a view of raw memory; generated code uses the same offsets.
@@ -142,4 +143,14 @@ public enum RISCVCause {
   public static let instructionPage: UInt64 = 12
   public static let loadPage: UInt64 = 13
   public static let storePage: UInt64 = 15
+
+  static func userException(_ cause: UInt64) -> GuestUserException {
+    switch cause {
+    case illegalInstruction: .illegalInstruction
+    case breakpoint: .breakpoint
+    case loadMisaligned, storeMisaligned, instructionMisaligned: .misaligned
+    case instructionAccess, instructionPage: .fetch
+    default: .access
+    }
+  }
 }

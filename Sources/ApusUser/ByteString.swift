@@ -30,7 +30,7 @@ extension ByteString {
   }
   var isAbsolute: Bool { first == UInt8(ascii: "/") }
   /// What follows the last slash.
-  var lastComponent: ByteString {
+  public var lastComponent: ByteString {
     guard let slash = lastIndex(of: UInt8(ascii: "/")) else { return self }
     return ByteString(self[(slash + 1)...])
   }

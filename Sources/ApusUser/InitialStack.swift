@@ -43,8 +43,7 @@ struct InitialStack {
 
   /// - Returns: the stack as built, or `nil` without memory.
   static func build(
-    _ memory: UserMemory, byteCount: UInt64, options: UserOptions, program: LoadedProgram,
-    hardwareCapabilities: UInt64, vdso: UInt64
+    _ memory: UserMemory, byteCount: UInt64, options: UserOptions, program: LoadedProgram, vdso: UInt64
   ) -> InitialStack? {
     let protection = PROT_READ | PROT_WRITE | (program.hasExecutableStack ? PROT_EXEC : 0)
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | 0x20000  // MAP_STACK
@@ -57,6 +56,11 @@ struct InitialStack {
     stack.layout.argumentsEnd = stack.top
     guard let arguments = stack.push(options.arguments) else { return nil }
     stack.layout.argumentsStart = stack.top
+    var platform: [(UInt64, UInt64)] = []
+    if let name = options.isa.platform {
+      guard let address = stack.push(ByteString(text: name)) else { return nil }
+      platform = [(AuxiliaryKey.platform, address)]
+    }
     guard let random = stack.pushRandom(),
       UInt64(base) + byteCount - stack.top < byteCount / argumentShare * 3
     else { return nil }
@@ -68,12 +72,12 @@ struct InitialStack {
       (AuxiliaryKey.entry, program.entry), (AuxiliaryKey.user, UInt64(getuid())),
       (AuxiliaryKey.effectiveUser, UInt64(geteuid())), (AuxiliaryKey.group, UInt64(getgid())),
       (AuxiliaryKey.effectiveGroup, UInt64(getegid())),
-      (AuxiliaryKey.hardwareCapabilities, hardwareCapabilities),
       (AuxiliaryKey.clockTicks, 100), (AuxiliaryKey.isSecure, UInt64(getauxval(UInt(AuxiliaryKey.isSecure)))),
-      (AuxiliaryKey.random, random), (AuxiliaryKey.minimumSignalStack, RISCVSignalFrame.byteCount),
-      (AuxiliaryKey.programName, name), (AuxiliaryKey.null, 0),
+      (AuxiliaryKey.random, random), (AuxiliaryKey.programName, name),
     ]
-    stack.auxiliary = pairs.filter { $0.0 != AuxiliaryKey.vdso || vdso != 0 }.flatMap { [$0.0, $0.1] }
+    stack.auxiliary = (pairs + options.isa.auxiliaryEntries + platform + [(AuxiliaryKey.null, 0)]).flatMap {
+      [$0.0, $0.1]
+    }
     var words: [UInt64] = [UInt64(arguments.count)]
     words += arguments + [0] + environment + [0] + stack.auxiliary
     let stackPointer = (stack.top & ~15) - UInt64((words.count * 8 + 15) & ~15)

@@ -30,7 +30,6 @@ public struct LoadedProgram: Sendable {
 
 /// Loads ELF64 programs [ELF-64 1.5; gABI ch. 4-5].
 public struct ProgramLoader {
-  public static let machineRISCV: UInt16 = 243
   /// x86-64.
   static let machineHost: UInt16 = 62
   /// Position-independent programs go here, their interpreters into the mapping area.
@@ -38,11 +37,12 @@ public struct ProgramLoader {
   private static let maximumHeaderCount = 4096
 
   let memory: UserMemory
+  let isa: any UserISA
   /// Turns a guest path into a host path (`-L`).
   let resolve: (ByteString) -> ByteString
 
-  public init(memory: UserMemory, resolve: @escaping (ByteString) -> ByteString) {
-    (self.memory, self.resolve) = (memory, resolve)
+  public init(memory: UserMemory, isa: any UserISA, resolve: @escaping (ByteString) -> ByteString) {
+    (self.memory, self.isa, self.resolve) = (memory, isa, resolve)
   }
 
   /// The machine of an ELF64 little-endian file, or `nil` if it is something else.
@@ -116,8 +116,8 @@ public struct ProgramLoader {
       throw ProgramError("cannot run \(what): it is not a 64-bit little-endian ELF file")
     }
     let machine = Self.half(header, 18)
-    guard machine == Self.machineRISCV else {
-      throw ProgramError("cannot run \(what): its machine is \(machine), not \(Self.machineRISCV) (RISC-V)")
+    guard machine == isa.machine else {
+      throw ProgramError("cannot run \(what): its machine is \(machine), not \(isa.machine) (\(isa.title))")
     }
     let type = Self.half(header, 16)
     guard type == 2 || type == 3 else {

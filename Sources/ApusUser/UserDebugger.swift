@@ -1,4 +1,3 @@
-import ApusGuestRISCV
 import ApusHost
 import CApusHost
 import Glibc
@@ -188,70 +187,43 @@ final class UserDebugger: @unchecked Sendable {
     }
     return result
   }
-  private func value(_ text: Substring) -> UInt64? {
-    bytes(text).map { $0.reversed().reduce(0) { $0 << 8 | UInt64($1) } }
-  }
 
-  /// x0 to x31, pc, f0 to f31, fflags, frm, fcsr: 64 bits each up to f31, 32 the rest; as the description says.
-  private static let registerCount = 68
   private func register(_ number: Int, _ thread: UserThread) -> String {
-    let state = thread.state
-    switch number {
-    case 0..<32: return hex(state[x: number], 8)
-    case 32: return hex(state.pc, 8)
-    case 33..<65: return hex(state[f: number - 33], 8)
-    case 65: return hex(state.floatFlags, 4)
-    case 66: return hex(state[.frm], 4)
-    default: return hex(state.floatFlags | state[.frm] << 5, 4)
-    }
+    thread.cpu.debuggerRegister(number).map { hex(UInt64($0), 1) }.joined()
   }
-  private func setRegister(_ number: Int, _ value: UInt64, _ thread: UserThread) {
-    let state = thread.state
-    switch number {
-    case 0: break
-    case 1..<32: state[x: number] = value
-    case 32: state.pc = value
-    case 33..<65: state[f: number - 33] = value
-    case 65: state.floatFlags = value & 31
-    case 66: thread.cpu.setRounding(value)
-    default:
-      state.floatFlags = value & 31
-      thread.cpu.setRounding(value >> 5)
-    }
-  }
-  private static func byteCount(ofRegister number: Int) -> Int { number < 65 ? 8 : 4 }
 
   /// Answers a packet; a resumption ends the stop.
   private func serve(_ packet: String, _ thread: UserThread) -> Resumption? {
     let memory = thread.process.memory
+    let registerCount = thread.process.isa.debuggerRegisterCount
     let rest = packet.dropFirst()
     switch packet.first {
     case "?": send(lastReport)
-    case "g": send((0..<Self.registerCount).map { register($0, thread) }.joined())
+    case "g": send((0..<registerCount).map { register($0, thread) }.joined())
     case "G":
       var position = rest
-      for number in 0..<Self.registerCount {
-        let digits = position.prefix(Self.byteCount(ofRegister: number) * 2)
-        guard let value = value(digits), !digits.isEmpty else { break }
-        setRegister(number, value, thread)
+      for number in 0..<registerCount {
+        let digits = position.prefix(thread.cpu.debuggerRegister(number).count * 2)
+        guard let value = bytes(digits), !digits.isEmpty else { break }
+        thread.cpu.setDebuggerRegister(number, value)
         position = position.dropFirst(digits.count)
       }
       send("OK")
     case "p":
-      guard let number = Int(rest, radix: 16), number < Self.registerCount else {
+      guard let number = Int(rest, radix: 16), number < registerCount else {
         send("E01")
         return nil
       }
       send(register(number, thread))
     case "P":
       let parts = rest.split(separator: "=")
-      guard parts.count == 2, let number = Int(parts[0], radix: 16), number < Self.registerCount,
-        let value = value(parts[1])
+      guard parts.count == 2, let number = Int(parts[0], radix: 16), number < registerCount,
+        let value = bytes(parts[1])
       else {
         send("E01")
         return nil
       }
-      setRegister(number, value, thread)
+      thread.cpu.setDebuggerRegister(number, value)
       send("OK")
     case "m":
       let parts = rest.split(separator: ",")
@@ -306,7 +278,7 @@ final class UserDebugger: @unchecked Sendable {
       guard range.count == 2, range[0] >= 0, range[1] >= 0 else { return send("E01") }
       let contents: [UInt8]
       switch parts[1] {
-      case "features": contents = Array(Self.description.utf8)
+      case "features": contents = Array(thread.process.isa.debuggerDescription.utf8)
       case "auxv": contents = thread.process.auxiliaryVector.flatMap { withUnsafeBytes(of: $0) { Array($0) } }
       case "exec-file": contents = thread.process.programPath
       default: return send("")
@@ -331,26 +303,6 @@ final class UserDebugger: @unchecked Sendable {
     let sum = payload.reduce(0 as UInt8) { $0 &+ $1 }
     write([UInt8(ascii: "$")] + payload + Array(("#" + hex(UInt64(sum), 1)).utf8))
   }
-
-  private static let description: String = {
-    var text = "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\"><target>"
-    text +=
-      "<architecture>riscv:rv64</architecture><osabi>GNU/Linux</osabi><feature name=\"org.gnu.gdb.riscv.cpu\">"
-    let names =
-      ["zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "fp", "s1"]
-      + (0..<8).map { "a\($0)" } + (2..<12).map { "s\($0)" } + (3..<7).map { "t\($0)" }
-    for (number, name) in names.enumerated() {
-      text += "<reg name=\"\(name)\" bitsize=\"64\" regnum=\"\(number)\"/>"
-    }
-    text +=
-      "<reg name=\"pc\" bitsize=\"64\" type=\"code_ptr\"/></feature><feature name=\"org.gnu.gdb.riscv.fpu\">"
-    let floats =
-      (0..<8).map { "ft\($0)" } + ["fs0", "fs1"] + (0..<8).map { "fa\($0)" }
-      + (2..<12).map { "fs\($0)" } + (8..<12).map { "ft\($0)" }
-    for name in floats { text += "<reg name=\"\(name)\" bitsize=\"64\" type=\"ieee_double\"/>" }
-    for name in ["fflags", "frm", "fcsr"] { text += "<reg name=\"\(name)\" bitsize=\"32\" type=\"int\"/>" }
-    return text + "</feature></target>"
-  }()
 }
 
 extension UserMemory {

@@ -1,5 +1,4 @@
 import ApusHost
-import ApusISARISCV
 import CApusHost
 import Glibc
 
@@ -20,7 +19,7 @@ extension UserProcess {
     case .auxiliaryVector:
       contents = auxiliaryVector.flatMap { word in withUnsafeBytes(of: word) { Array($0) } }
     case .statistics: contents = statisticsText()
-    case .processors: contents = ByteString(text: processorText())
+    case .processors: contents = ByteString(text: isa.processorText(count: HostProcess.processorCount))
     }
     let descriptor = apus_memfd_create("proc", flags & O_CLOEXEC != 0 ? 1 : 0)
     guard descriptor >= 0 else { return -Int(errno) }
@@ -141,16 +140,6 @@ extension UserProcess {
     set(51, layout.environmentEnd)
     return ByteString(
       text: line[...close] + " " + words.joined(separator: " ") + (words.last == "\n" ? "" : ""))
-  }
-
-  private func processorText() -> String {
-    let names = options.extensions.officialText
-    var text = ""
-    for number in 0..<HostProcess.processorCount {
-      text += "processor\t: \(number)\nhart\t\t: \(number)\nisa\t\t: \(names)\nmmu\t\t: sv48\n"
-      text += "mvendorid\t: 0x0\nmarchid\t\t: 0x0\nmimpid\t\t: 0x0\n\n"
-    }
-    return text
   }
 }
 

@@ -1,9 +1,7 @@
 import ApusAccelTranslate
 import ApusCPU
 import ApusGuest
-import ApusGuestRISCV
 import ApusHost
-import ApusISARISCV
 import ApusUserABI
 import CApusHost
 import Glibc
@@ -25,16 +23,19 @@ public struct UserOptions: Sendable {
   /// `-g`: the port of the loopback interface to wait for a debugger on.
   public var debuggerPort: UInt16?
   public var logsUnimplemented = false
-  public var extensions = RISCVExtensionSet.default
+  public var isa: any UserISA
   public var translate = TranslateOptions()
   /// The emulator's own options, for programs that the guest executes.
   public var inherited: [String] = []
-  public init() {}
+  public init(_ isa: any UserISA) { self.isa = isa }
 }
 
 /// A guest process: what its threads share.
 public final class UserProcess: @unchecked Sendable {
   public let options: UserOptions
+  let isa: any UserISA
+  let registers: UserRegisters
+  let calls: SyscallTable
   public let memory = UserMemory()
   let cache: TranslationCache
   let clock = GuestClock()
@@ -71,6 +72,7 @@ public final class UserProcess: @unchecked Sendable {
 
   public init(_ options: UserOptions) throws(ProgramError) {
     self.options = options
+    (isa, registers, calls) = (options.isa, options.isa.registers, options.isa.syscalls)
     if options.tracesCalls || options.logsUnimplemented || !options.translate.log.items.isEmpty {
       logDescriptor = HostLog.moveAside()
     }
@@ -105,7 +107,7 @@ public final class UserProcess: @unchecked Sendable {
   /// Loads the program and runs it. Returns only if it cannot be loaded.
   public func run() throws(ProgramError) -> Never {
     for number in [SIGSEGV, SIGBUS] { _ = apus_user_catch(number, 0) }
-    let loader = ProgramLoader(memory: memory) { [self] in resolve($0) }
+    let loader = ProgramLoader(memory: memory, isa: isa) { [self] in resolve($0) }
     let program = try loader.load(options.path, descriptor: options.descriptor)
     _ = options.path.lastComponent.withPointer { apus_set_thread_name($0) }
     memory.startBreak(program.end)
@@ -114,8 +116,7 @@ public final class UserProcess: @unchecked Sendable {
       options.stackByteCount == 0 ? InitialStack.defaultByteCount() : options.stackByteCount
     guard
       let stack = InitialStack.build(
-        memory, byteCount: stackByteCount, options: options, program: program,
-        hardwareCapabilities: hardwareCapabilities, vdso: vdso)
+        memory, byteCount: stackByteCount, options: options, program: program, vdso: vdso)
     else {
       throw ProgramError("cannot run '\(options.path.text)': there is no memory for its stack or arguments")
     }
@@ -149,17 +150,6 @@ public final class UserProcess: @unchecked Sendable {
     _exit(0)
   }
 
-  /// AT_HWCAP: one bit for each single-letter extension.
-  private var hardwareCapabilities: UInt64 {
-    var bits: UInt64 = 0
-    for (letter, one) in [("i", RISCVExtension.i), ("m", .m), ("a", .a), ("f", .f), ("d", .d), ("c", .c)]
-      as [(Unicode.Scalar, RISCVExtension)] where options.extensions.contains(one)
-    {
-      bits |= 1 << UInt64(letter.value - 97)
-    }
-    return bits
-  }
-
   /// Shows the guest in /proc/PID instead of the emulator, as far as the kernel allows.
   private func describe() {
     let addresses = [
@@ -171,7 +161,7 @@ public final class UserProcess: @unchecked Sendable {
 
   /// Maps the vDSO, where signal handlers return to.
   private func mapVDSO() throws(ProgramError) -> UInt64 {
-    let vdso = GuestVDSO.riscv64
+    let vdso = isa.vdso
     let page = memory.map(
       0x3f_0001_0000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, label: .vdso)
     guard page > 0, vdso.bytes.withUnsafeBytes({ memory.write(UInt64(page), $0) }) else {

@@ -1,13 +1,12 @@
 import ApusAccelTranslate
-import ApusGuestRISCV
 import ApusHost
 import ApusUserABI
 import CApusHost
 import Glibc
 
-/// The arguments of a system call: a0 to a5.
-struct CallArguments {
-  var a, b, c, d, e, f: UInt64
+/// The arguments of a system call.
+public struct CallArguments {
+  public var a, b, c, d, e, f: UInt64
 
   subscript(_ number: Int) -> UInt64 {
     get { [a, b, c, d, e, f][number] }
@@ -25,39 +24,64 @@ struct CallArguments {
 }
 
 extension UserThread {
-  /// ecall: the number is in a7, arguments in a0 to a5, the result goes to a0.
+  /// A system call of the guest's.
   func systemCall() {
-    let state = state
-    let number = state[x: 17]
-    // Programs that ask for the time do so all the time.
-    if number == 113, !tracesCalls, fastClockTime(state) { return }
+    let registers = registers
+    let number = self[register: registers.number]
+    let (a, b, c, d, e, f) = registers.arguments
     let arguments = CallArguments(
-      a: state[x: 10], b: state[x: 11], c: state[x: 12], d: state[x: 13], e: state[x: 14], f: state[x: 15])
-    guard let row = SyscallTable.shared[number] else {
-      if process.options.logsUnimplemented { process.log("unimp: system call \(number) is unknown\n") }
-      state[x: 10] = UInt64(bitPattern: Int64(-ENOSYS))
-      return
-    }
-    let trace = tracesCalls ? traceCall(row, arguments) : nil
-    let result = perform(row, arguments)
-    if number == 139 { return }  // rt_sigreturn set all registers
-    if let trace { traceResult(trace, result) }
-    state[x: 10] = UInt64(bitPattern: Int64(result))
+      a: self[register: a], b: self[register: b], c: self[register: c], d: self[register: d],
+      e: self[register: e], f: self[register: f])
+    if tracesCalls { return tracedCall(number, arguments) }
+    guard let result = perform(number, arguments) else { return }
+    self[register: registers.result] = UInt64(bitPattern: Int64(result))
   }
 
-  private func perform(_ row: SyscallRow, _ a: CallArguments) -> Int {
-    switch row.kind {
-    case .direct: return retryingAfterCode { withNames(row.names, a) { direct(row.host, $0) } }
-    case .blocking:
-      return retryingAfterCode { withNames(row.names, a) { blocking(row.host, $0, restart: .asFlagged) } }
-    case .waiting: return retryingAfterCode { blocking(row.host, a, restart: .never) }
-    case .emulated: return retryingAfterCode { emulate(row, a) }
-    case .planned:
-      if process.options.logsUnimplemented {
-        process.log("unimp: system call \(row.name) is not implemented\n")
+  /// The call's result; `nil` if it set all registers.
+  func perform(_ number: UInt64, _ a: CallArguments) -> Int? {
+    guard number < UInt64(calls.count) else { return unknown(number) }
+    let entry = calls.entries[Int(number)]
+    switch entry.kind {
+    case .direct:
+      if entry.names != 0 {
+        return retryingAfterCode { withNames(entry.names, a) { direct(Int(entry.host), $0) } }
       }
-      return -Int(ENOSYS)
+      let result = direct(Int(entry.host), a)
+      return result == -Int(EFAULT) ? retryingAfterCode { direct(Int(entry.host), a) } : result
+    case .blocking:
+      return retryingAfterCode {
+        withNames(entry.names, a) { blocking(Int(entry.host), $0, restart: .asFlagged) }
+      }
+    case .waiting: return retryingAfterCode { blocking(Int(entry.host), a, restart: .never) }
+    case .emulated:
+      switch entry.number {
+      // Programs that ask for the time do so all the time.
+      case 113: return clockTime(a.a, a.b)
+      case 139:
+        returnFromSignal()
+        return nil
+      default: return retryingAfterCode { emulate(Int(entry.number), number, a) }
+      }
+    case .planned: return unknown(number)
     }
+  }
+
+  private func unknown(_ number: UInt64) -> Int {
+    if process.options.logsUnimplemented {
+      if let row = calls.row(number) {
+        process.log("unimp: system call \(row.name) is not implemented\n")
+      } else {
+        process.log("unimp: system call \(number) is unknown\n")
+      }
+    }
+    return -Int(ENOSYS)
+  }
+
+  private func tracedCall(_ number: UInt64, _ arguments: CallArguments) {
+    let trace = calls.row(number).map { traceCall($0, arguments) }
+    guard let result = perform(number, arguments) else { return }
+    if let trace { traceResult(trace, result) }
+    self[register: registers.result] = UInt64(bitPattern: Int64(result))
   }
 
   /// Calls `body` with the arguments, those that name files replaced by what they stand for.
@@ -88,7 +112,7 @@ extension UserThread {
     }
     // ERESTARTSYS: not begun.
     if result == -512 || (result == -Int(EINTR) && record.pointee.pending != 0) {
-      interrupted = (state[x: 10], restart)
+      interrupted = (self[register: registers.result], restart)
       return -Int(EINTR)
     }
     return result
@@ -96,8 +120,9 @@ extension UserThread {
 
   // MARK: Emulated calls, by number
 
-  private func emulate(_ row: SyscallRow, _ a: CallArguments) -> Int {
-    switch row.number {
+  /// - Parameters: `call`, the generic ABI's number; `number`, the ISA's.
+  private func emulate(_ call: Int, _ number: UInt64, _ a: CallArguments) -> Int {
+    switch call {
     case 21: return epollControl(a)
     case 22: return epollWait(a, host: 281)
     case 441: return epollWait(a, host: 441)
@@ -111,7 +136,6 @@ extension UserThread {
       return withPath(a.b) { fileStatus(262, CallArguments(a: a.a, b: $0, c: 0, d: a.d, e: 0, f: 0), a.c) }
     case 80: return fileStatus(5, CallArguments(a: a.a, b: 0, c: 0, d: 0, e: 0, f: 0), a.b)
     case 99: return setRobustList(a.a, a.b)
-    case 113: return clockTime(a.a, a.b)
     case 169: return timeOfDay(a.a, a.b)
     case 191: return semaphoreControl(a)
     case 196:
@@ -130,9 +154,6 @@ extension UserThread {
     case 133: return signalSuspend(a.a, a.b)
     case 134: return signalAction(a.a, a.b, a.c, a.d)
     case 135: return signalMask(a.a, a.b, a.c, a.d)
-    case 139:
-      returnFromSignal()
-      return 0
     case 160: return systemName(a.a)
     case 163: return limits(CallArguments(a: 0, b: a.a, c: 0, d: a.b, e: 0, f: 0))
     case 164: return limits(CallArguments(a: 0, b: a.a, c: a.b, d: 0, e: 0, f: 0))
@@ -151,14 +172,7 @@ extension UserThread {
     case 221: return execute(a.a, a.b, a.c)
     case 281: return execute(a.b, a.c, a.d, directory: Int32(truncatingIfNeeded: a.a), flags: a.e)
     case 233: return advise(a)
-    case 258: return hardwareProbe(a)
-    case 259:
-      if a.a < a.b { process.memory.dropCode(a.a, a.b) }
-      process.memory.dropChangedCode()
-      return 0
-    default:
-      if process.options.logsUnimplemented { process.log("unimp: system call \(row.name) has no code\n") }
-      return -Int(ENOSYS)
+    default: return process.isa.call(call, a, self) ?? unknown(number)
     }
   }
 
@@ -169,7 +183,7 @@ extension UserThread {
     guard uname(&name) == 0 else { return -Int(errno) }
     withUnsafeMutableBytes(of: &name) { raw in
       // sysname, nodename, release, version, machine, domainname: 65 bytes each.
-      let machine = Array("riscv64".utf8)
+      let machine = Array(process.isa.name.utf8)
       for k in 0..<65 { raw[4 * 65 + k] = k < machine.count ? machine[k] : 0 }
     }
     return process.memory.write(address, name) ? 0 : -Int(EFAULT)
@@ -224,22 +238,16 @@ extension UserThread {
     }
   }
 
-  /// clock_gettime without detours; false if the long way must say what is wrong.
-  private func fastClockTime(_ state: RISCVState) -> Bool {
-    var time = timespec()
-    guard let target = UnsafeMutableRawPointer(bitPattern: UInt(state[x: 11])),
-      clock_gettime(clockid_t(truncatingIfNeeded: state[x: 10]), &time) == 0,
-      apus_guard_store64(target, UInt64(bitPattern: Int64(time.tv_sec))) == 0,
-      apus_guard_store64(target + 8, UInt64(time.tv_nsec)) == 0
-    else { return false }
-    state[x: 10] = 0
-    return true
-  }
-
   /// The host's clocks without a system call.
   private func clockTime(_ clock: UInt64, _ target: UInt64) -> Int {
     var time = timespec()
     guard clock_gettime(clockid_t(truncatingIfNeeded: clock), &time) == 0 else { return -Int(errno) }
+    if let pointer = UnsafeMutableRawPointer(bitPattern: UInt(target)),
+      apus_guard_store64(pointer, UInt64(bitPattern: Int64(time.tv_sec))) == 0,
+      apus_guard_store64(pointer + 8, UInt64(time.tv_nsec)) == 0
+    {
+      return 0
+    }
     return process.memory.write(target, time) ? 0 : -Int(EFAULT)
   }
   private func timeOfDay(_ target: UInt64, _ zone: UInt64) -> Int {
@@ -277,30 +285,5 @@ extension UserThread {
       return direct(28, a)
     default: return 0
     }
-  }
-
-  /// riscv_hwprobe: pairs of key and value.
-  private func hardwareProbe(_ a: CallArguments) -> Int {
-    for index in 0..<a.b {
-      let pair = a.a &+ 16 &* index
-      guard let key = process.memory.read(pair, as: Int64.self, default: 0) else { return -Int(EFAULT) }
-      var value: UInt64 = 0
-      var result = key
-      let extensions = process.options.extensions
-      switch key {
-      case 0, 1, 2: value = 0  // vendor, architecture, implementation
-      case 3: value = 1  // base behaviour: IMA
-      case 4:
-        value =
-          (extensions.contains(.f) && extensions.contains(.d) ? 1 : 0) | (extensions.contains(.c) ? 2 : 0)
-        if extensions.contains(.zba) { value |= 1 << 3 }
-        if extensions.contains(.zbb) { value |= 1 << 4 }
-        if extensions.contains(.zbs) { value |= 1 << 5 }
-      case 5: value = 3  // misaligned accesses are fast
-      default: result = -1
-      }
-      guard process.memory.write(pair, (result, value)) else { return -Int(EFAULT) }
-    }
-    return 0
   }
 }

@@ -28,7 +28,7 @@ extension UserThread {
   func takeDebugRequest() {
     if isStepping {
       isStepping = false
-      if process.memory.isExecutable(state.pc) {
+      if process.memory.isExecutable(pc) {
         vcpu.interpretOne()
         stopWithSignal(GuestSignal.trap)
       }

@@ -87,12 +87,13 @@ extension UserThread {
     if count > 2, head[0] == UInt8(ascii: "#"), head[1] == UInt8(ascii: "!") {
       return try script(head[2..<count], isWhole: count < 256, name, program, arguments, file: file, depth)
     }
-    guard ProgramLoader.machine(ofHeader: Array(head[..<max(count, 0)])) == ProgramLoader.machineRISCV else {
+    guard ProgramLoader.machine(ofHeader: Array(head[..<max(count, 0)])) == process.isa.machine else {
       return Command(path: program, arguments: arguments)
     }
     try checkInterpreter(descriptor, head, Int(status.st_size))
     guard let own = process.ownPath() else { return Command(path: program, arguments: arguments) }
-    var words = [ByteString("apus-riscv64")] + process.options.inherited.map { ByteString(text: $0) }
+    var words =
+      [ByteString(text: "apus-" + process.isa.name)] + process.options.inherited.map { ByteString(text: $0) }
     var copy: Int32?
     if let file {
       // It may be marked to be closed: the copy is not, and the next emulator closes it.

@@ -85,19 +85,23 @@ extension UserThread {
 
   /// A stat call whose buffer is argument b (fstat) or c (newfstatat) on the host.
   func fileStatus(_ number: Int, _ a: CallArguments, _ target: UInt64) -> Int {
-    var host = [UInt8](repeating: 0, count: GuestStat.hostByteCount)
-    var guest = [UInt8](repeating: 0, count: GuestStat.byteCount)
-    let result = host.withUnsafeMutableBytes { buffer -> Int in
-      let address = UInt64(UInt(bitPattern: buffer.baseAddress))
+    if process.isa.statusLayout == .host {
       var a = a
-      if number == 5 { a.b = address } else { a.c = address }
+      if number == 5 { a.b = target } else { a.c = target }
       return direct(number, a)
     }
-    guard result == 0 else { return result }
-    host.withUnsafeBytes { from in
-      guest.withUnsafeMutableBytes { GuestStat.convert(from.baseAddress!, to: $0.baseAddress!) }
+    return withUnsafeTemporaryAllocation(byteCount: GuestStat.hostByteCount + GuestStat.byteCount, alignment: 16) {
+      raw in
+      let host = raw.baseAddress!
+      var a = a
+      if number == 5 { a.b = UInt64(UInt(bitPattern: host)) } else { a.c = UInt64(UInt(bitPattern: host)) }
+      let result = direct(number, a)
+      guard result == 0 else { return result }
+      let guest = host + GuestStat.hostByteCount
+      GuestStat.convert(host, to: guest)
+      let bytes = UnsafeRawBufferPointer(start: guest, count: GuestStat.byteCount)
+      return process.memory.write(target, bytes) ? 0 : -Int(EFAULT)
     }
-    return guest.withUnsafeBytes { process.memory.write(target, $0) } ? 0 : -Int(EFAULT)
   }
 
   // MARK: epoll

@@ -1,5 +1,4 @@
 import ApusAccelTranslate
-import ApusGuestRISCV
 import ApusHost
 import ApusUserABI
 import CApusHost
@@ -70,7 +69,7 @@ extension UserThread {
     blockAllSignals()
     // A signal that came before is for this process alone: it is taken first, and the call begins again.
     if record.pointee.pending != 0 {
-      interrupted = (state[x: 10], .always)
+      interrupted = (self[register: registers.result], .always)
       return -Int(EINTR)
     }
     defer { _ = apus_user_set_mask(SIG_SETMASK, &mask, nil) }
@@ -86,10 +85,11 @@ extension UserThread {
 
   /// The registers of a new process or thread that differ from its creator's.
   private func enterChild(_ request: CloneRequest) {
-    let state = state
-    state[x: 10] = 0
-    if request.stackPointer != 0 { state[x: 2] = request.stackPointer }
-    if request.flags & CloneFlag.setTLS != 0 { state[x: 4] = request.threadPointer }
+    self[register: registers.result] = 0
+    if request.stackPointer != 0 { self[register: registers.stackPointer] = request.stackPointer }
+    if request.flags & CloneFlag.setTLS != 0 {
+      self[register: registers.threadPointer] = request.threadPointer
+    }
     if request.flags & CloneFlag.childSetThread != 0 {
       _ = process.memory.write(request.childThread, UInt32(truncatingIfNeeded: apus_gettid()))
     }
@@ -140,7 +140,7 @@ extension UserThread {
   private func vfork(_ request: CloneRequest) -> Int {
     let depth = vforkDepth
     guard let stack = vforkStack() else { return -Int(ENOMEM) }
-    let registers = SavedRegisters(state)
+    let saved = cpu.saveRegisters()
     let outer = (actions: actions, isVforkChild: isVforkChild, clear: clearChildThread, mask: mask)
     actions = SignalActions(copying: actions)
     isVforkChild = true
@@ -158,7 +158,7 @@ extension UserThread {
       }
     }
     freeExecutionBlock()
-    registers.restore(state, cpu)
+    cpu.restoreRegisters(saved)
     vforkDepth = depth
     (actions, isVforkChild, clearChildThread, mask) = (
       outer.actions, outer.isVforkChild, outer.clear, outer.mask
@@ -201,7 +201,8 @@ extension UserThread {
     if isVforkChild { return -Int(EAGAIN) }
     let thread: UserThread
     do throws(HostError) { thread = try UserThread(process) } catch { return -Int(EAGAIN) }
-    thread.cpu.copyRegisters(of: cpu)
+    thread.cpu.enterUserEmulation(pc: pc, stackPointer: stackPointer)
+    thread.cpu.restoreRegisters(cpu.saveRegisters())
     thread.mask = mask
     let birth = Birth(thread, request)
     let error = apus_user_start_thread(
@@ -252,31 +253,5 @@ extension UserThread {
     }
     vforkDepth += 1
     return vforkStacks[vforkDepth - 1] + byteCount
-  }
-}
-
-/// A guest thread's registers while a child of vfork uses its CPU.
-private struct SavedRegisters {
-  private var pc: UInt64
-  private var integers: [UInt64]
-  private var floats: [UInt64]
-  private var floatFlags: UInt64
-  private var rounding: UInt64
-
-  init(_ state: RISCVState) {
-    pc = state.pc
-    integers = (0..<32).map { state[x: $0] }
-    floats = (0..<32).map { state[f: $0] }
-    floatFlags = state.floatFlags
-    rounding = state[.frm]
-  }
-  func restore(_ state: RISCVState, _ cpu: RISCVCPU) {
-    state.pc = pc
-    for number in 0..<32 {
-      state[x: number] = integers[number]
-      state[f: number] = floats[number]
-    }
-    state.floatFlags = floatFlags
-    cpu.setRounding(rounding)
   }
 }

@@ -1,4 +1,3 @@
-import ApusGuestRISCV
 import ApusHost
 import ApusUserABI
 import CApusHost
@@ -59,9 +58,8 @@ extension UserThread {
   }
 
   private func restart(_ call: (argument: UInt64, restart: SyscallRestart)) {
-    let state = state
-    state[x: 10] = call.argument
-    state.pc = state.pc &- 4
+    self[register: registers.result] = call.argument
+    pc = pc &- registers.callByteCount
   }
 
   /// A signal that the thread's own instruction caused.
@@ -83,41 +81,29 @@ extension UserThread {
 
   /// Builds the frame and makes the handler the next thing to run.
   private func deliver(_ signal: Int, _ info: [UInt8], _ action: GuestSignalAction) {
-    let state = state
-    var stackPointer = state[x: 2]
+    var stackPointer = stackPointer
     let isOnAlternate =
       alternateStack.byteCount > 0 && stackPointer &- alternateStack.base < alternateStack.byteCount
     if action.flags & GuestSignalAction.onStack != 0, alternateStack.byteCount > 0, !isOnAlternate {
       stackPointer = alternateStack.base &+ alternateStack.byteCount
     }
-    let frame = (stackPointer &- RISCVSignalFrame.byteCount) & ~15
-    var bytes = [UInt8](repeating: 0, count: Int(RISCVSignalFrame.byteCount))
-    bytes.withUnsafeMutableBytes { raw in
-      raw.copyBytes(from: info)
-      func put(_ value: UInt64, _ offset: Int) {
-        raw.storeBytes(of: value, toByteOffset: offset, as: UInt64.self)
-      }
-      put(alternateStack.base, RISCVSignalFrame.stack)
-      put(alternateStack.byteCount == 0 ? 2 : isOnAlternate ? 1 : 0, RISCVSignalFrame.stack + 8)
-      put(alternateStack.byteCount, RISCVSignalFrame.stack + 16)
-      put(mask, RISCVSignalFrame.mask)
-      put(state.pc, RISCVSignalFrame.registers)
-      for number in 1..<32 { put(state[x: number], RISCVSignalFrame.registers + 8 * number) }
-      for number in 0..<32 { put(state[f: number], RISCVSignalFrame.floats + 8 * number) }
-      put(state.floatFlags | state[.frm] << 5, RISCVSignalFrame.floatControl)
+    let isStored = info.withUnsafeBytes { info in
+      cpu.enterHandler(
+        SignalDelivery(
+          signal: signal, info: info, handler: action.handler, flags: action.flags,
+          stackPointer: stackPointer,
+          context: SignalContext(
+            mask: mask, stackBase: alternateStack.base,
+            stackFlags: alternateStack.byteCount == 0 ? 2 : isOnAlternate ? 1 : 0,
+            stackByteCount: alternateStack.byteCount),
+          returnAddress: process.signalReturn), process.memory)
     }
-    guard bytes.withUnsafeBytes({ process.memory.write(frame, $0) }) else { apus_user_die(SIGSEGV) }
+    guard isStored else { apus_user_die(SIGSEGV) }
     if process.options.tracesCalls {
       process.log(
         "--- \(GuestSignal.name(signal)) {si_code=\(info[8]), handler=0x\(String(action.handler, radix: 16))} ---\n"
       )
     }
-    state[x: 1] = process.signalReturn
-    state[x: 2] = frame
-    state[x: 10] = UInt64(signal)
-    state[x: 11] = frame
-    state[x: 12] = frame + RISCVSignalFrame.context
-    state.pc = action.handler
     if action.flags & GuestSignalAction.resetHandler != 0 {
       actions[signal] = GuestSignalAction()
       applyDisposition(signal, GuestSignalAction())
@@ -129,25 +115,9 @@ extension UserThread {
 
   /// rt_sigreturn.
   func returnFromSignal() {
-    let state = state
-    let frame = state[x: 2]
-    var bytes = [UInt8](repeating: 0, count: Int(RISCVSignalFrame.byteCount))
-    guard bytes.withUnsafeMutableBytes({ process.memory.read(frame, into: $0) }) else {
-      apus_user_die(SIGSEGV)
-    }
-    bytes.withUnsafeBytes { raw in
-      func get(_ offset: Int) -> UInt64 { raw.load(fromByteOffset: offset, as: UInt64.self) }
-      state.pc = get(RISCVSignalFrame.registers)
-      for number in 1..<32 { state[x: number] = get(RISCVSignalFrame.registers + 8 * number) }
-      for number in 0..<32 { state[f: number] = get(RISCVSignalFrame.floats + 8 * number) }
-      let control = get(RISCVSignalFrame.floatControl)
-      state.floatFlags = control & 31
-      cpu.setRounding(control >> 5 & 7)
-      if get(RISCVSignalFrame.stack + 8) & 2 == 0 {
-        alternateStack = (get(RISCVSignalFrame.stack), get(RISCVSignalFrame.stack + 16))
-      }
-      setMask(get(RISCVSignalFrame.mask))
-    }
+    guard let context = cpu.leaveHandler(process.memory) else { apus_user_die(SIGSEGV) }
+    if context.stackFlags & 2 == 0 { alternateStack = (context.stackBase, context.stackByteCount) }
+    setMask(context.mask)
   }
 
   // MARK: System calls
@@ -201,7 +171,7 @@ extension UserThread {
   }
 
   func signalStack(_ new: UInt64, _ old: UInt64) -> Int {
-    let stackPointer = state[x: 2]
+    let stackPointer = stackPointer
     let previous = alternateStack
     let isOn = previous.byteCount > 0 && stackPointer &- previous.base < previous.byteCount
     if new != 0 {

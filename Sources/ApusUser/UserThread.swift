@@ -1,6 +1,5 @@
 import ApusAccelTranslate
 import ApusGuest
-import ApusGuestRISCV
 import ApusHost
 import ApusIR
 import ApusUserABI
@@ -20,10 +19,14 @@ enum SyscallRestart {
 /// A guest thread: a vCPU on a host thread of its own, and its side of signals and system calls.
 ///
 /// Everything belongs to that thread.
-final class UserThread: @unchecked Sendable {
+public final class UserThread: @unchecked Sendable {
   let process: UserProcess
   private(set) var vcpu: TranslatedVCPU!
-  private(set) var cpu: RISCVCPU!
+  private(set) var cpu: (any UserCPU)!
+  // SAFETY: the vCPU's state, which lives as long as self.
+  private let base: UnsafeMutableRawPointer
+  let registers: UserRegisters
+  let calls: SyscallTable
   let tracesCalls: Bool
   /// What a debugger asked for: a step, or a stop before anything else.
   var isStepping = false
@@ -40,7 +43,7 @@ final class UserThread: @unchecked Sendable {
   var alternateStack: (base: UInt64, byteCount: UInt64) = (0, 0)
   /// Where to store 0 and wake a waiter at the thread's end.
   var clearChildThread: UInt64 = 0
-  /// A system call that a signal interrupted: its first argument and whether it begins again.
+  /// A system call that a signal interrupted: what its result's register held, and whether it begins again.
   var interrupted: (argument: UInt64, restart: SyscallRestart)?
   /// What the last fault that the evaluator met was, for the exception that follows.
   private var lastFault: (signal: Int, code: Int32) = (GuestSignal.segmentation, 1)
@@ -65,22 +68,29 @@ final class UserThread: @unchecked Sendable {
     record = .allocate(capacity: 1)
     record.initialize(to: apus_user_thread())
     let process = process
-    var made: RISCVCPU?
+    registers = process.registers
+    calls = process.calls
+    var made: (any UserCPU)?
     let vcpu = try TranslatedVCPU(index: 0, cache: process.cache) { state, engine in
-      let cpu = RISCVCPU(
-        state: state, hartID: 0, extensions: process.options.extensions, clock: process.clock, eventLoop: nil,
-        engine: engine)
+      let cpu = process.isa.makeCPU(state: state, engine: engine, clock: process.clock)
       made = cpu
       return cpu
     }
     self.vcpu = vcpu
+    base = vcpu.state
     cpu = made
     vcpu.isExecutable = { [memory = process.memory] in memory.isExecutable($0) }
     vcpu.flatFault = { [unowned(unsafe) self] address, access in mayRetry(address, access) }
     vcpu.onInstructionFence = { [memory = process.memory] in memory.dropChangedCode() }
-    cpu.userCall = { [unowned(unsafe) self] _ in systemCall() }
-    cpu.userException = { [unowned(unsafe) self] state, cause, value in exception(state, cause, value) }
-    cpu.userInterrupt = { [unowned(unsafe) self] _ in takeSignals() }
+    cpu.userHooks = GuestUserHooks(
+      context: Unmanaged.passUnretained(self).toOpaque(),
+      systemCall: { Unmanaged<UserThread>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.systemCall() } },
+      interrupt: { Unmanaged<UserThread>.fromOpaque($0)._withUnsafeGuaranteedRef { $0.takeSignals() } },
+      exception: { raw, kind, address in
+        Unmanaged<UserThread>.fromOpaque(raw)._withUnsafeGuaranteedRef {
+          $0.exception(GuestUserException(rawValue: kind) ?? .access, address)
+        }
+      })
     fillRecord()
   }
 
@@ -90,7 +100,18 @@ final class UserThread: @unchecked Sendable {
     record.deallocate()
   }
 
-  var state: RISCVState { RISCVState(vcpu.state) }
+  // MARK: Registers
+
+  /// A 64-bit register by its offset in the state.
+  subscript(register offset: Int) -> UInt64 {
+    get { base.load(fromByteOffset: offset, as: UInt64.self) }
+    set { base.storeBytes(of: newValue, toByteOffset: offset, as: UInt64.self) }
+  }
+  var pc: UInt64 {
+    get { self[register: StateHeader.pc] }
+    set { self[register: StateHeader.pc] = newValue }
+  }
+  var stackPointer: UInt64 { self[register: registers.stackPointer] }
 
   private func fillRecord() {
     record.pointee.state = vcpu.state
@@ -174,8 +195,7 @@ final class UserThread: @unchecked Sendable {
       writeStandardError("apus: internal error: a fault in generated code that accesses no guest memory\n")
       _exit(134)
     }
-    let state = state
-    state.pc = site.pc
+    pc = site.pc
     isRepeating = true
     vcpu.interpretOne()
     isRepeating = false
@@ -190,19 +210,20 @@ final class UserThread: @unchecked Sendable {
     if isStepping || wantsStop { takeDebugRequest() }
   }
 
-  /// A synchronous exception; the state's PC is the instruction's.
-  private func exception(_ state: RISCVState, _ cause: UInt64, _ value: UInt64) {
-    if cause == RISCVCause.breakpoint, process.debugger != nil {
+  /// A synchronous exception of the instruction at the PC.
+  private func exception(_ kind: GuestUserException, _ address: UInt64) {
+    if kind == .breakpoint, process.debugger != nil {
       if debugStop(GuestSignal.trap) == 0 || process.debugger != nil { return }
     }
-    switch cause {
-    case RISCVCause.illegalInstruction: force(GuestSignal.illegal, code: 1, address: state.pc)
-    case RISCVCause.breakpoint: force(GuestSignal.trap, code: 1, address: state.pc)
-    case RISCVCause.loadMisaligned, RISCVCause.storeMisaligned, RISCVCause.instructionMisaligned:
-      force(GuestSignal.bus, code: 1, address: value)
-    case RISCVCause.instructionAccess:
-      force(GuestSignal.segmentation, code: process.memory.region(at: value) == nil ? 1 : 2, address: value)
-    default: force(lastFault.signal, code: lastFault.code, address: value)
+    switch kind {
+    case .illegalInstruction: force(GuestSignal.illegal, code: 1, address: pc)
+    case .breakpoint: force(GuestSignal.trap, code: 1, address: pc)
+    case .division: force(GuestSignal.floatingPoint, code: 1, address: pc)
+    case .misaligned: force(GuestSignal.bus, code: 1, address: address)
+    case .fetch:
+      force(
+        GuestSignal.segmentation, code: process.memory.region(at: address) == nil ? 1 : 2, address: address)
+    case .access: force(lastFault.signal, code: lastFault.code, address: address)
     }
   }
 }

@@ -2,6 +2,12 @@
 
 /// `struct stat` of asm-generic/stat.h from the host's.
 public enum GuestStat {
+  public enum Layout: Sendable {
+    /// asm-generic/stat.h.
+    case generic
+    /// The host's own.
+    case host
+  }
   public static let byteCount = 128
   public static let hostByteCount = 144
 
@@ -84,6 +90,7 @@ public enum AuxiliaryKey {
   public static let group: UInt64 = 13
   public static let effectiveGroup: UInt64 = 14
   public static let hardwareCapabilities: UInt64 = 16
+  public static let platform: UInt64 = 15
   public static let clockTicks: UInt64 = 17
   public static let isSecure: UInt64 = 23
   public static let random: UInt64 = 25

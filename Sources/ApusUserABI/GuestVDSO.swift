@@ -1,5 +1,5 @@
 /// The shared object that the kernel maps into every process: where signal handlers return to, and functions that
-/// libraries look up by name [Linux vdso(7), the riscv table].
+/// libraries look up by name [Linux vdso(7)].
 ///
 /// ```
 ///    0  ELF header  64       64  program headers  2 * 56      176  code  (16 bytes a function)
@@ -9,24 +9,19 @@
 /// The functions are system calls, which the emulator answers without asking the host where it can.
 public struct GuestVDSO: Sendable {
   public let bytes: [UInt8]
-  /// Offset of `__vdso_rt_sigreturn`.
+  /// Offset of the first function.
   public let signalReturn: Int
 
-  /// `li a7, number` is `addi a7, zero, number`.
-  private static func call(_ number: UInt32, returns: Bool) -> [UInt32] {
-    [number << 20 | 17 << 7 | 0x13, 0x73] + (returns ? [0x8067] : [])
+  /// A function: its name and its instructions' bytes.
+  public struct Function {
+    let name: String
+    let code: [UInt8]
+    public init(_ name: String, _ code: [UInt8]) { (self.name, self.code) = (name, code) }
+    /// Instructions of 32 bits.
+    public init(_ name: String, words: [UInt32]) {
+      self.init(name, words.flatMap { word in withUnsafeBytes(of: word.littleEndian) { Array($0) } })
+    }
   }
-  private static let version = "LINUX_4.15"
-  private static let functions: [(name: String, code: [UInt32])] = [
-    ("__vdso_rt_sigreturn", call(139, returns: false)),
-    ("__vdso_gettimeofday", call(169, returns: true)),
-    ("__vdso_clock_gettime", call(113, returns: true)),
-    ("__vdso_clock_getres", call(114, returns: true)),
-    ("__vdso_getcpu", call(168, returns: true)),
-    ("__vdso_flush_icache", call(259, returns: true)),
-  ]
-
-  public static let riscv64 = GuestVDSO()
 
   private struct Writer {
     var bytes: [UInt8] = []
@@ -50,9 +45,13 @@ public struct GuestVDSO: Sendable {
     return result
   }
 
-  private init() {
+  /// - Parameters:
+  ///   - machine: the ELF header's e_machine; `flags`, its e_flags.
+  ///   - version: of all symbols, such as LINUX_4.15.
+  ///   - functions: the first one is what signal handlers return to.
+  public init(machine: UInt16, flags: UInt32, version: String, functions: [Function]) {
     let soname = "linux-vdso.so.1"
-    let count = Self.functions.count
+    let count = functions.count
     var strings: [UInt8] = [0]
     func intern(_ text: String) -> UInt32 {
       let offset = UInt32(strings.count)
@@ -60,17 +59,17 @@ public struct GuestVDSO: Sendable {
       return offset
     }
     let sonameOffset = intern(soname)
-    let versionOffset = intern(Self.version)
-    let names = Self.functions.map { intern($0.name) }
+    let versionOffset = intern(version)
+    let names = functions.map { intern($0.name) }
 
     var image = Writer()
     image.bytes = [UInt8](repeating: 0, count: 64 + 2 * 56)
     let code = image.bytes.count
     var addresses: [(start: Int, byteCount: Int)] = []
-    for function in Self.functions {
+    for function in functions {
       image.align(16)
-      addresses.append((image.bytes.count, function.code.count * 4))
-      for word in function.code { image.put(word) }
+      addresses.append((image.bytes.count, function.code.count))
+      image.bytes += function.code
     }
     image.align(8)
     // One bucket: a chain through all symbols.
@@ -97,7 +96,7 @@ public struct GuestVDSO: Sendable {
     image.align(8)
     // The object's own name, then the version of all functions.
     let definitions = image.bytes.count
-    for (index, name) in [(sonameOffset, soname), (versionOffset, Self.version)].enumerated() {
+    for (index, name) in [(sonameOffset, soname), (versionOffset, version)].enumerated() {
       image.put(1 as UInt16)
       image.put(index == 0 ? 1 : 0 as UInt16)  // base
       image.put(UInt16(index + 1))
@@ -120,21 +119,25 @@ public struct GuestVDSO: Sendable {
       image.put(tag)
       image.put(value)
     }
-    Self.writeHeaders(&image, dynamic: dynamic, dynamicByteCount: entries.count * 16, code: code)
+    Self.writeHeaders(
+      &image, machine: machine, flags: flags, dynamic: dynamic, dynamicByteCount: entries.count * 16,
+      code: code)
     (bytes, signalReturn) = (image.bytes, addresses[0].start)
   }
 
-  private static func writeHeaders(_ image: inout Writer, dynamic: Int, dynamicByteCount: Int, code: Int) {
+  private static func writeHeaders(
+    _ image: inout Writer, machine: UInt16, flags: UInt32, dynamic: Int, dynamicByteCount: Int, code: Int
+  ) {
     let total = UInt64(image.bytes.count)
     var head = Writer()
     head.bytes = [0x7f, 0x45, 0x4c, 0x46, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     head.put(3 as UInt16)
-    head.put(243 as UInt16)
+    head.put(machine)
     head.put(1 as UInt32)
     head.put(UInt64(code))
     head.put(64 as UInt64)
     head.put(0 as UInt64)
-    head.put(5 as UInt32)  // compressed instructions, double-precision arguments
+    head.put(flags)
     for value: UInt16 in [64, 56, 2, 64, 0, 0] { head.put(value) }
     // PT_LOAD, readable and executable; PT_DYNAMIC, readable.
     let segments: [(UInt32, UInt32, UInt64, UInt64, UInt64)] = [

@@ -12,7 +12,7 @@ public enum SyscallKind: UInt8, Sendable {
   case planned
 }
 
-/// One system call of the generic Linux ABI, as 64-bit RISC-V and AArch64 use it.
+/// One system call. What it does is known by the generic Linux ABI's number, which 64-bit RISC-V and AArch64 use as it is.
 public struct SyscallRow: Sendable {
   public let number: Int
   public let name: StaticString
@@ -24,14 +24,16 @@ public struct SyscallRow: Sendable {
   /// of files are looked up in the guest's view.
   public let arguments: StaticString
   /// The arguments that are names of files, a bit each.
-  public var names: UInt8 {
+  var names: UInt8 {
     arguments.withUTF8Buffer { letters in
       var bits: UInt8 = 0
       for (index, letter) in letters.enumerated() where letter == UInt8(ascii: "n") { bits |= 1 << index }
       return bits
     }
   }
-  init(_ number: Int, _ name: StaticString, _ host: Int, _ kind: SyscallKind, _ arguments: StaticString) {
+  public init(
+    _ number: Int, _ name: StaticString, _ host: Int, _ kind: SyscallKind, _ arguments: StaticString
+  ) {
     (self.number, self.name, self.host, self.kind, self.arguments) = (number, name, host, kind, arguments)
   }
 }
@@ -292,8 +294,6 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(239, "move_pages", 279, .direct, "dxpppx"),
   SyscallRow(240, "rt_tgsigqueueinfo", 297, .direct, "ddgp"),
   SyscallRow(241, "perf_event_open", 298, .planned, "pddxx"),
-  SyscallRow(258, "riscv_hwprobe", -1, .emulated, "pxxpx"),
-  SyscallRow(259, "riscv_flush_icache", -1, .emulated, "ppx"),
   SyscallRow(260, "wait4", 61, .blocking, "dpWp"),
   SyscallRow(261, "prlimit64", 302, .emulated, "dxpp"),
   SyscallRow(262, "fanotify_init", 300, .direct, "xx"),
@@ -375,17 +375,54 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(467, "open_tree_attr", 467, .direct, "fnxpx"),
 ]
 
-/// The table by number; `nil` for numbers without a row.
-public struct SyscallTable: Sendable {
-  private let index: [UInt16]
-  public static let shared = SyscallTable()
-  private init() {
-    var index = [UInt16](repeating: .max, count: 512)
-    for (position, row) in genericSyscalls.enumerated() { index[row.number] = UInt16(position) }
-    self.index = index
+/// What only RISC-V has.
+public let riscvSyscalls: [SyscallRow] = [
+  SyscallRow(258, "riscv_hwprobe", -1, .emulated, "pxxpx"),
+  SyscallRow(259, "riscv_flush_icache", -1, .emulated, "ppx"),
+]
+
+/// What a system call costs least to carry out.
+public struct SyscallEntry: Sendable {
+  public var host: Int16
+  /// The generic ABI's number, which emulated calls are told apart by.
+  public var number: UInt16
+  public var kind: SyscallKind
+  /// The arguments that are names of files, a bit each.
+  public var names: UInt8
+  /// Into `SyscallTable.rows`; -1 for numbers that mean nothing.
+  var row: Int16
+}
+
+/// The calls of an ISA by its numbers. Lives as long as the process.
+public struct SyscallTable: @unchecked Sendable {
+  // SAFETY: `count` entries, written in init only and never freed.
+  public let entries: UnsafePointer<SyscallEntry>
+  public let count: Int
+  public let rows: [SyscallRow]
+
+  /// The generic ABI's numbers, and an architecture's own calls.
+  public static func generic(_ own: [SyscallRow]) -> SyscallTable {
+    let rows = genericSyscalls + own
+    return SyscallTable(rows, numbers: rows.map(\.number))
   }
-  public subscript(_ number: UInt64) -> SyscallRow? {
-    guard number < 512, index[Int(number)] != .max else { return nil }
-    return genericSyscalls[Int(index[Int(number)])]
+  /// - Parameter numbers: the ISA's number of each row.
+  public init(_ rows: [SyscallRow], numbers: [Int]) {
+    count = (numbers.max() ?? 0) + 1
+    let entries = UnsafeMutablePointer<SyscallEntry>.allocate(capacity: count)
+    entries.initialize(
+      repeating: SyscallEntry(host: -1, number: .max, kind: .planned, names: 0, row: -1), count: count)
+    for (index, row) in rows.enumerated() {
+      entries[numbers[index]] = SyscallEntry(
+        host: Int16(row.host), number: UInt16(row.number), kind: row.kind, names: row.names,
+        row: Int16(index))
+    }
+    self.entries = UnsafePointer(entries)
+    self.rows = rows
+  }
+
+  /// The row of the ISA's number; `nil` where there is none.
+  public func row(_ number: UInt64) -> SyscallRow? {
+    guard number < UInt64(count), entries[Int(number)].row >= 0 else { return nil }
+    return rows[Int(entries[Int(number)].row)]
   }
 }

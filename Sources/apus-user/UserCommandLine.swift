@@ -1,13 +1,12 @@
 import ApusAccelTranslate
 import ApusHost
 import ApusIR
-import ApusISARISCV
 import ApusUser
 
 /// The options of the user-mode emulator. Each may come from the environment, too; the command line wins.
 struct UserCommandLine {
   private var rest: ArraySlice<ByteString>
-  private var options = UserOptions()
+  private var options: UserOptions
   private(set) var logFile: String?
   private var argumentZero: ByteString?
   /// Started by binfmt_misc with the P flag: the program, its name for itself, its arguments.
@@ -16,7 +15,8 @@ struct UserCommandLine {
   private var set: [String] = []
   private var unset: [String] = []
 
-  init(_ arguments: [ByteString]) {
+  init(_ arguments: [ByteString], _ isa: any UserISA) {
+    options = UserOptions(isa)
     rest = arguments.dropFirst()
     isByKernel = HostProcess.auxiliaryValue(8) & 1 != 0
   }
@@ -100,7 +100,8 @@ struct UserCommandLine {
       try apply(option, value)
     }
     guard let path = rest.popFirst() else {
-      throw ProgramError("a program to run is missing: apus-riscv64 [OPTIONS] PROGRAM [ARGUMENTS]", code: 1)
+      throw ProgramError(
+        "a program to run is missing: apus-\(options.isa.name) [OPTIONS] PROGRAM [ARGUMENTS]", code: 1)
     }
     options.path = path
     if isByKernel { argumentZero = rest.popFirst() }
@@ -130,7 +131,7 @@ struct UserCommandLine {
   private mutating func apply(_ option: Option, _ value: String) throws(ProgramError) {
     switch option.name {
     case "help":
-      writeStandardOutput(Self.help)
+      writeStandardOutput(help)
       HostProcess.exit(0)
     case "version":
       writeStandardOutput("Apus user-mode emulator version \(UserTool.version)\n")
@@ -153,7 +154,7 @@ struct UserCommandLine {
     case "E": set += value.split(separator: ",").map(String.init)
     case "U": unset += value.split(separator: ",").map(String.init)
     case "s": options.stackByteCount = try byteCount(value)
-    case "cpu": try selectCPU(value)
+    case "cpu": try options.isa.select(value)
     case "accel": try selectAccelerator(value)
     case "strace": options.tracesCalls = true
     case "d": try selectLog(value)
@@ -179,24 +180,6 @@ struct UserCommandLine {
       number << shift <= 1 << 36
     else { throw ProgramError("-s: '\(text)' is no stack size; it must be from 4k to 64G", code: 1) }
     return (number << shift + 4095) & ~4095
-  }
-
-  private mutating func selectCPU(_ text: String) throws(ProgramError) {
-    let words = text.split(separator: ",")
-    for (index, word) in words.enumerated() {
-      if index == 0, !word.contains("=") {
-        guard ["rv64", "max", "any"].contains(word) else {
-          throw ProgramError("-cpu: there is no model '\(word)'; there are rv64 and max", code: 1)
-        }
-        continue
-      }
-      let parts = word.split(separator: "=", maxSplits: 1)
-      let name = parts[0].lowercased()
-      guard let one = RISCVExtension.allCases.first(where: { "\($0)" == name }), parts.count == 2,
-        let on = ["on": true, "true": true, "off": false, "false": false][parts[1]]
-      else { throw ProgramError("-cpu: '\(word)' is no property; they look like zba=off", code: 1) }
-      options.extensions.set(one, on)
-    }
   }
 
   private mutating func selectAccelerator(_ text: String) throws(ProgramError) {
@@ -253,9 +236,10 @@ struct UserCommandLine {
     }
   }
 
-  private static var help: String {
-    var text = "usage: apus-riscv64 [OPTIONS] PROGRAM [ARGUMENTS]\nRuns a riscv64 Linux program.\n\n"
-    for option in all {
+  private var help: String {
+    let name = options.isa.name
+    var text = "usage: apus-\(name) [OPTIONS] PROGRAM [ARGUMENTS]\nRuns a \(name) Linux program.\n\n"
+    for option in Self.all {
       let left = "-\(option.name)" + (option.value.map { " \($0)" } ?? "")
       text += "  " + left + String(repeating: " ", count: max(1, 22 - left.count)) + option.help + "\n"
       if !option.environment.isEmpty {

@@ -1,7 +1,6 @@
 import ApusAccelTranslate
 import ApusHost
 import ApusIR
-import ApusISARISCV
 import ApusUser
 
 /// From the command line to a running guest program.
@@ -10,8 +9,11 @@ enum UserTool {
 
   static func run() {
     let arguments = HostProcess.argumentBytes
+    // The program's own name says which guest's it is: apus-riscv64.
+    let name = arguments.first?.lastComponent.text ?? ""
+    let isa = UserISAs.named(String(name.drop { $0 != "-" }.dropFirst())) ?? RISCVUserISA()
     do throws(ProgramError) {
-      var line = UserCommandLine(arguments)
+      var line = UserCommandLine(arguments, isa)
       let options = try line.parse()
       if let file = line.logFile {
         do throws(HostError) { try HostLog.open(file, appending: line.appendsLog) } catch {
@@ -20,7 +22,7 @@ enum UserTool {
       }
       try UserProcess(options).run()
     } catch {
-      writeStandardError("apus-riscv64: \(error.description)\n")
+      writeStandardError("apus-\(isa.name): \(error.description)\n")
       HostProcess.exit(error.code)
     }
   }
