@@ -14,7 +14,7 @@ build:
 	@directory=$$($(SWIFT) build $(FLAGS) -c release --show-bin-path) && \
 	ln -sf "$$directory/apus-system" bin/apus-system-riscv64 && \
 	for tool in img io nbd; do ln -sf "$$directory/apus-storage" bin/apus-$$tool; done && \
-	if [ -x "$$directory/apus-user" ]; then ln -sf "$$directory/apus-user" bin/apus-riscv64; fi
+	if [ -x "$$directory/apus-user" ]; then for guest in riscv64 aarch64; do ln -sf "$$directory/apus-user" bin/apus-$$guest; done; fi
 
 # A shell in a Debian kernel. ARGS="..." adds options.
 run: deps build

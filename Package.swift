@@ -46,6 +46,9 @@ let package = Package(
       "ApusGuestRISCV",
       ["ApusGuest", "ApusISARISCV", "ApusIR", "ApusFloat", "ApusCPU", "ApusMemory", "ApusHost", "CApusHost"],
       hot),
+    lib("ApusISAAArch64", ["ApusDecode"], hot),
+    lib(
+      "ApusGuestAArch64", ["ApusGuest", "ApusISAAArch64", "ApusIR", "ApusFloat", "ApusCPU"], hot),
     lib("ApusAsmX86", [], hot),
     lib("ApusJIT", ["ApusIR", "ApusHost"], hot),
     lib("ApusJITX86", ["ApusJIT", "ApusAsmX86", "ApusIR", "CApusHost"], hot),
@@ -93,8 +96,8 @@ let package = Package(
     lib(
       "ApusUser",
       [
-        "ApusUserABI", "ApusAccelTranslate", "ApusGuestRISCV", "ApusGuest", "ApusISARISCV", "ApusIR",
-        "ApusCPU",
+        "ApusUserABI", "ApusAccelTranslate", "ApusGuestRISCV", "ApusGuestAArch64", "ApusGuest", "ApusISARISCV",
+        "ApusISAAArch64", "ApusIR", "ApusCPU",
         "ApusHost", "CApusHost",
       ], hot),
     // Tools

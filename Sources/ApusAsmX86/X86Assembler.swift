@@ -335,6 +335,21 @@ public struct X86Assembler: @unchecked Sendable {
   public mutating func count(_ opcode: UInt8, _ to: X86Register, _ from: X86Register, wide: Bool) {
     registerForm(to.rawValue, from.rawValue, wide: wide, prefix: 0xf3, escape: true, opcode)
   }
+  /// Copies a bit of `a` to the carry flag.
+  public mutating func bitTest(_ a: X86Register, bit: UInt8) {
+    registerForm(4, a.rawValue, wide: true, escape: true, 0xba)
+    byte(bit)
+  }
+  public mutating func bitTest(_ a: X86Register, _ bit: X86Register) {
+    registerForm(bit.rawValue, a.rawValue, wide: false, escape: true, 0xa3)
+  }
+  public mutating func complementCarry() { byte(0xf5) }
+  /// SF 7, ZF 6, AF 4, PF 2, CF 0 go to ah.
+  public mutating func loadFlagsToAH() { byte(0x9f) }
+  /// pext: the bits of `a` under `mask`, packed.
+  public mutating func extractBits(_ to: X86Register, _ a: X86Register, _ mask: X86Register) {
+    vex(to.rawValue, vvvv: a.rawValue, rm: mask.rawValue, map: 2, prefix: 2, wide: false, long: false, 0xf5)
+  }
   public mutating func byteSwap(_ to: X86Register, wide: Bool = true) {
     byte(0x40 | (wide ? 8 : 0) | to.rawValue >> 3)
     byte(0x0f)

@@ -10,9 +10,9 @@ public struct FloatFormat: Sendable, Equatable {
   public static let double = FloatFormat(exponentBits: 11, fractionBits: 52)
 
   public var bitCount: Int { 1 + exponentBits + fractionBits }
-  var bias: Int { (1 << (exponentBits - 1)) - 1 }
-  var maxExponent: Int { (1 << exponentBits) - 1 }
-  var fractionMask: UInt64 { (1 << UInt64(fractionBits)) - 1 }
+  public var bias: Int { (1 << (exponentBits - 1)) - 1 }
+  public var maxExponent: Int { (1 << exponentBits) - 1 }
+  public var fractionMask: UInt64 { (1 << UInt64(fractionBits)) - 1 }
   public var signMask: UInt64 { 1 << UInt64(bitCount - 1) }
   public var infinity: UInt64 { UInt64(maxExponent) << UInt64(fractionBits) }
   /// The quiet NaN with a clear sign and no payload.
@@ -37,12 +37,23 @@ public enum FloatFlags {
   public static let invalid: UInt8 = 16
 }
 
+/// How a NaN result is made.
+public enum FloatNaNRule: UInt8, Sendable {
+  /// Always the default NaN (RISC-V; AArch64 with FPCR.DN).
+  case defaultNaN
+  /// The first signalling operand, else the first quiet one, quieted [Arm ARM FPProcessNaNs].
+  case arm
+}
+
 /// Soft float with a rounding mode and accumulated flags. NaN results are the default NaN; tininess is detected
 /// after rounding [RV-Unpriv 20.3, IEEE 754-2019 7.5].
 public struct SoftFloat {
   public var rounding: FloatRounding
   public var flags: UInt8 = 0
-  public init(_ rounding: FloatRounding) { self.rounding = rounding }
+  public var nanRule: FloatNaNRule
+  public init(_ rounding: FloatRounding, nanRule: FloatNaNRule = .defaultNaN) {
+    (self.rounding, self.nanRule) = (rounding, nanRule)
+  }
 
   /// A finite value: (-1)^sign * significand * 2^exponent, or a special.
   private enum Kind { case zero, finite, infinity, nan }
@@ -87,8 +98,12 @@ public struct SoftFloat {
     return format.defaultNaN
   }
   private mutating func propagate(_ format: FloatFormat, _ operands: UInt64...) -> UInt64 {
-    if operands.contains(where: { format.isSignalling($0) }) { flags |= FloatFlags.invalid }
-    return format.defaultNaN
+    let signalling = operands.first { format.isSignalling($0) }
+    if signalling != nil { flags |= FloatFlags.invalid }
+    guard nanRule == .arm, let chosen = signalling ?? operands.first(where: { format.isNaN($0) }) else {
+      return format.defaultNaN
+    }
+    return chosen & format.mask | 1 << UInt64(format.fractionBits - 1)
   }
 
   private func roundsUp(sign: Bool, odd: Bool, half: Bool, sticky: Bool) -> Bool {
@@ -284,8 +299,13 @@ public struct SoftFloat {
     var z = unpack(c, format)
     let infiniteTimesZero =
       x.kind == .infinity && y.kind == .zero || x.kind == .zero && y.kind == .infinity
-    if infiniteTimesZero { return invalid(format) }  // even where c is a quiet NaN [RV-Unpriv 20.6]
-    if x.kind == .nan || y.kind == .nan || z.kind == .nan { return propagate(format, a, b, c) }
+    // Even where c is a quiet NaN [RV-Unpriv 20.6, Arm ARM FPMulAdd].
+    if infiniteTimesZero, nanRule == .defaultNaN || !format.isSignalling(c) { return invalid(format) }
+    if x.kind == .nan || y.kind == .nan || z.kind == .nan {
+      // Arm negates operands before it looks at them.
+      let sign = format.signMask
+      return propagate(format, c ^ (negateAddend ? sign : 0), a ^ (negateProduct ? sign : 0), b)
+    }
     z.sign = z.sign != negateAddend
     let sign = (x.sign != y.sign) != negateProduct
     if x.kind == .infinity || y.kind == .infinity {
@@ -297,6 +317,51 @@ public struct SoftFloat {
     return addFinite(
       sign, x.exponent + y.exponent, product, z.sign, z.exponent,
       UInt128(z.kind == .zero ? 0 : z.significand), format)
+  }
+
+  // MARK: Arm's operations
+
+  /// FPMin and FPMax: a NaN wins; with `isNumeric` FPMinNum and FPMaxNum: a quiet NaN loses.
+  public mutating func armMinimum(
+    _ a: UInt64, _ b: UInt64, _ format: FloatFormat, isMaximum: Bool, isNumeric: Bool
+  ) -> UInt64 {
+    let (aIsQuiet, bIsQuiet) = (
+      format.isNaN(a) && !format.isSignalling(a), format.isNaN(b) && !format.isSignalling(b)
+    )
+    if isNumeric {
+      if aIsQuiet, !format.isNaN(b) { return b & format.mask }
+      if bIsQuiet, !format.isNaN(a) { return a & format.mask }
+    }
+    if format.isNaN(a) || format.isNaN(b) { return propagate(format, a, b) }
+    let less = order(a, format) < order(b, format)
+    return (less != isMaximum ? a : b) & format.mask
+  }
+
+  /// The nearest integral value in the format, by the rounding mode.
+  public mutating func roundToIntegral(_ a: UInt64, _ format: FloatFormat, isExact: Bool) -> UInt64 {
+    let x = unpack(a, format)
+    switch x.kind {
+    case .nan: return propagate(format, a)
+    case .zero, .infinity: return a & format.mask
+    case .finite: break
+    }
+    if x.exponent >= 0 { return a & format.mask }
+    var soft = SoftFloat(rounding)
+    let integer = soft.toInteger(a, format, width: 64, isSigned: true)
+    if isExact { flags |= soft.flags & FloatFlags.inexact }
+    if integer == 0 { return x.sign ? format.signMask : 0 }
+    var exact = SoftFloat(.nearestEven)
+    return exact.fromInteger(integer, isSigned: true, format)
+  }
+
+  /// a * b where infinity times zero is 2 with the product's sign (FPMulX).
+  public mutating func multiplyExtended(_ a: UInt64, _ b: UInt64, _ format: FloatFormat) -> UInt64 {
+    let x = unpack(a, format)
+    let y = unpack(b, format)
+    if x.kind == .infinity && y.kind == .zero || x.kind == .zero && y.kind == .infinity {
+      return (x.sign != y.sign ? format.signMask : 0) | UInt64(format.bias + 1) << UInt64(format.fractionBits)
+    }
+    return multiply(a, b, format)
   }
 
   // MARK: Comparison
@@ -324,9 +389,12 @@ public struct SoftFloat {
     }
     return bothZero(a, b, format) || (a ^ b) & format.mask == 0
   }
-  public mutating func less(_ a: UInt64, _ b: UInt64, _ format: FloatFormat, orEqual: Bool) -> Bool {
+  /// - Parameter isQuiet: only a signalling NaN is invalid.
+  public mutating func less(
+    _ a: UInt64, _ b: UInt64, _ format: FloatFormat, orEqual: Bool, isQuiet: Bool = false
+  ) -> Bool {
     if format.isNaN(a) || format.isNaN(b) {
-      flags |= FloatFlags.invalid
+      if !isQuiet || format.isSignalling(a) || format.isSignalling(b) { flags |= FloatFlags.invalid }
       return false
     }
     if bothZero(a, b, format) { return orEqual }
@@ -357,7 +425,10 @@ public struct SoftFloat {
     switch x.kind {
     case .nan:
       if from.isSignalling(a) { flags |= FloatFlags.invalid }
-      return to.defaultNaN
+      guard nanRule == .arm else { return to.defaultNaN }
+      // The payload's upper bits stay.
+      let payload = (a & from.fractionMask) << UInt64(63 - from.fractionBits)
+      return (x.sign ? to.signMask : 0) | to.defaultNaN | payload >> UInt64(63 - to.fractionBits)
     case .infinity: return infinity(x.sign, to)
     case .zero: return zero(x.sign, to)
     case .finite: return round(x.sign, x.exponent, UInt128(x.significand), sticky: false, to)

@@ -17,6 +17,12 @@ extension IRBlock {
       IRInstruction(
         .exitIf64, a: a.index, b: b.index, c: condition.rawValue, immediate: Int64(bitPattern: target)))
   }
+  /// The same for two i32.
+  public func exitIf32(_ condition: IRCondition, _ a: IRValue, _ b: IRValue, target: UInt64) {
+    _ = append(
+      IRInstruction(
+        .exitIf32, a: a.index, b: b.index, c: condition.rawValue, immediate: Int64(bitPattern: target)))
+  }
   /// Calls helper number `index` of the guest's table.
   @discardableResult
   public func call(
@@ -38,6 +44,12 @@ extension IRBlock {
   /// State that another thread may write: read anew each time.
   public func getVolatile64(_ offset: Int) -> IRValue {
     append(IRInstruction(.get64, immediate: Int64(offset)))
+  }
+  /// The constant that a slot is known to hold.
+  public func knownConstant(_ offset: Int) -> UInt64? {
+    let slot = offset >> 3
+    guard slot < Self.slotCount, slots[slot] != .max else { return nil }
+    return constant(IRValue(index: slots[slot]))
   }
   /// 32-bit state outside the slots that are forwarded.
   public func get32(_ offset: Int) -> IRValue { append(IRInstruction(.get32, immediate: Int64(offset))) }

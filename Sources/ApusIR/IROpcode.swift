@@ -59,9 +59,9 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   // a with the sign of b (immediate = IRSignInjection).
   case signInjectF32, signInjectF64
   // Bit casts. moveF32ToI64 sign-extends. boxF32 puts ones above the value; unboxF32 gives the default NaN for
-  // a value that is not boxed.
+  // a value that is not boxed. With immediate 1 the bits above are zeros, and nothing is checked.
   case moveF32ToI64, moveI64ToF32, moveF64ToI64, moveI64ToF64, boxF32, unboxF32
-  // Flags. immediate = operand width in bits for the makers, IRFlagTest for flagTest. Packed: N 31, Z 30, C 29, V 28,
+  // Flags. immediate = IRFlagsOperand for the makers, IRFlagTest for flagTest. Packed: N 31, Z 30, C 29, V 28,
   // AF 4, PF 2.
   case flagsAdd, flagsAddCarry, flagsSub, flagsSubBorrow, flagsLogic, flagsUnpack
   case flagTest, flagsPack

@@ -4,8 +4,8 @@ public enum IRCondition: UInt16, Sendable {
 }
 
 /// A comparison of two floats; a comparison with a NaN is false. `less`, `lessOrEqual` raise invalid for any NaN,
-/// `equal` for signalling ones only.
-public enum IRFloatComparison: UInt8, Sendable { case equal, less, lessOrEqual }
+/// `equal` and the quiet ones for signalling NaNs only.
+public enum IRFloatComparison: UInt8, Sendable { case equal, less, lessOrEqual, lessQuiet, lessOrEqualQuiet }
 
 /// What `signInject` takes the sign from: b's, its opposite, or the exclusive or of both.
 public enum IRSignInjection: UInt8, Sendable { case copy, negate, xor }
@@ -89,6 +89,16 @@ public struct IRFloatOperand: Sendable {
   @inlinable public var negateProduct: Bool { rawValue >> 16 & 1 != 0 }
   @inlinable public var negateAddend: Bool { rawValue >> 17 & 1 != 0 }
   @inlinable public var kind: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 24) }
+}
+
+/// The immediate of an operation that makes flags: the width, 8, 16, 32 or 64, and bit 8 if nobody needs x86's A and P,
+/// which then are clear.
+public struct IRFlagsOperand: Sendable {
+  public var rawValue: Int64
+  @inlinable public init(rawValue: Int64) { self.rawValue = rawValue }
+  @inlinable public init(width: Int, isNZCVOnly: Bool = false) { rawValue = Int64(width) | (isNZCVOnly ? 256 : 0) }
+  @inlinable public var width: Int { Int(rawValue & 255) }
+  @inlinable public var isNZCVOnly: Bool { rawValue & 256 != 0 }
 }
 
 /// What `flagTest` asks of flags. Signed and unsigned comparisons read the flags of a subtraction a - b.

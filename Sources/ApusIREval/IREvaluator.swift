@@ -350,8 +350,10 @@ public final class IREvaluator {
     case .moveF32ToI64: return bits(Int64(Int32(bitPattern: a32())))
     case .moveI64ToF32: return UInt64(a32())
     case .moveF64ToI64, .moveI64ToF64: return a()
-    case .boxF32: return a() & 0xffff_ffff | 0xffff_ffff_0000_0000
-    case .unboxF32: return a() >> 32 == 0xffff_ffff ? a() & 0xffff_ffff : FloatFormat.single.defaultNaN
+    case .boxF32: return a() & 0xffff_ffff | (i.immediate == 1 ? 0 : 0xffff_ffff_0000_0000)
+    case .unboxF32:
+      if i.immediate == 1 { return a() & 0xffff_ffff }
+      return a() >> 32 == 0xffff_ffff ? a() & 0xffff_ffff : FloatFormat.single.defaultNaN
     case .flagsAdd, .flagsAddCarry, .flagsSub, .flagsSubBorrow, .flagsLogic, .flagsUnpack, .flagTest,
       .flagsPack:
       return flags(i)
@@ -379,16 +381,21 @@ public final class IREvaluator {
   // addition and "no borrow" of a subtraction.
 
   private func flags(_ i: IRInstruction) -> UInt64 {
+    let operand = IRFlagsOperand(rawValue: i.immediate)
+    let borrow: UInt64 = operand.isNZCVOnly ? 0 : 1 << 4
     func make(_ result: UInt64, carry: Bool, overflow: Bool, auxiliary: Bool) -> UInt64 {
-      let width = UInt64(i.immediate)
+      let width = UInt64(operand.width)
       let masked = width == 64 ? result : result & ((1 << width) - 1)
-      return (masked >> (width - 1) & 1) << 31 | (masked == 0 ? 1 << 30 : 0) | (carry ? 1 << 29 : 0)
-        | (overflow ? 1 << 28 : 0) | (auxiliary ? 1 << 4 : 0)
+      let packed =
+        (masked >> (width - 1) & 1) << 31 | (masked == 0 ? 1 << 30 : 0) | (carry ? 1 << 29 : 0)
+        | (overflow ? 1 << 28 : 0)
+      if operand.isNZCVOnly { return packed }
+      return packed | (auxiliary ? 1 << 4 : 0)
         | (UInt8(truncatingIfNeeded: masked).nonzeroBitCount & 1 == 0 ? 1 << 2 : 0)
     }
     /// a + b + carry in `width` bits.
     func add(_ a: UInt64, _ b: UInt64, _ carry: UInt64) -> UInt64 {
-      let width = UInt128(i.immediate)
+      let width = UInt128(operand.width)
       let mask = (UInt128(1) << width) - 1
       let (x, y) = (UInt128(a) & mask, UInt128(b) & mask)
       let sum = x + y + UInt128(carry)
@@ -402,9 +409,9 @@ public final class IREvaluator {
     switch i.opcode {
     case .flagsAdd: return add(a, values[Int(i.b)], 0)
     case .flagsAddCarry: return add(a, values[Int(i.b)], values[Int(i.c)] & 1)
-    case .flagsSub: return add(a, ~values[Int(i.b)], 1) ^ 1 << 4
+    case .flagsSub: return add(a, ~values[Int(i.b)], 1) ^ borrow
     // c is the borrow.
-    case .flagsSubBorrow: return add(a, ~values[Int(i.b)], 1 ^ values[Int(i.c)] & 1) ^ 1 << 4
+    case .flagsSubBorrow: return add(a, ~values[Int(i.b)], 1 ^ values[Int(i.c)] & 1) ^ borrow
     case .flagsLogic: return make(a, carry: false, overflow: false, auxiliary: false)
     case .flagsUnpack, .flagsPack: return a & (0xf << 28 | 1 << 4 | 1 << 2)
     default: break
@@ -434,7 +441,9 @@ public final class IREvaluator {
 
   private func float(_ i: IRInstruction, _ state: UnsafeMutableRawPointer) -> UInt64 {
     let operand = IRFloatOperand(rawValue: i.immediate)
-    var soft = SoftFloat(FloatRounding(rawValue: operand.rounding.rawValue).unsafelyUnwrapped)
+    var soft = SoftFloat(
+      FloatRounding(rawValue: operand.rounding.rawValue).unsafelyUnwrapped,
+      nanRule: operand.nanRule == .propagateARM ? .arm : .defaultNaN)
     let a = values[Int(i.a)]
     func b() -> UInt64 { values[Int(i.b)] }
     func signed32(_ value: UInt64) -> UInt64 { UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))) }
@@ -448,6 +457,8 @@ public final class IREvaluator {
       case .equal: soft.equal(a, b(), format) ? 1 : 0
       case .less: soft.less(a, b(), format, orEqual: false) ? 1 : 0
       case .lessOrEqual: soft.less(a, b(), format, orEqual: true) ? 1 : 0
+      case .lessQuiet: soft.less(a, b(), format, orEqual: false, isQuiet: true) ? 1 : 0
+      case .lessOrEqualQuiet: soft.less(a, b(), format, orEqual: true, isQuiet: true) ? 1 : 0
       }
     }
     let result: UInt64

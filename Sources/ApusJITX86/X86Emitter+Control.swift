@@ -63,7 +63,11 @@ extension X86Emitter {
   }
 
   /// cmp and the condition to test, with operands in the cheapest order.
-  func emitCompare(_ a: UInt16, _ b: UInt16, _ condition: IRCondition, wide: Bool) -> X86Condition {
+  ///
+  /// - Parameter keepsOrder: the flags themselves are wanted: operands do not change places.
+  func emitCompare(
+    _ a: UInt16, _ b: UInt16, _ condition: IRCondition, wide: Bool, keepsOrder: Bool = false
+  ) -> X86Condition {
     var (a, b) = (a, b)
     var result: X86Condition
     switch condition {
@@ -74,7 +78,7 @@ extension X86Emitter {
     case .lessUnsigned: result = .below
     case .greaterOrEqualUnsigned: result = .aboveOrEqual
     }
-    if constant(a) != nil, constant(b) == nil {
+    if constant(a) != nil, constant(b) == nil, !keepsOrder {
       swap(&a, &b)
       switch result {
       case .less: result = .greater

@@ -19,6 +19,11 @@ extension X86Emitter {
     case .sqrtF32, .sqrtF64:
       let isDouble = i.opcode == .sqrtF64
       let source = useVector(i.a)
+      if propagatesNaN(i) {
+        let register = takeVectorTemporary()
+        asm.sse(isDouble ? 0xf2 : 0xf3, 0x51, register, source)
+        return finishPropagating(i, register, source, source, double: isDouble)
+      }
       let register = vectorDestination()
       asm.sse(isDouble ? 0xf2 : 0xf3, 0x51, register, source)
       checkNaN(register, double: isDouble)
@@ -33,6 +38,11 @@ extension X86Emitter {
     case .convertF32ToF64, .convertF64ToF32:
       let toDouble = i.opcode == .convertF32ToF64
       let source = useVector(i.a)
+      if propagatesNaN(i) {
+        let register = takeVectorTemporary()
+        asm.sse(toDouble ? 0xf3 : 0xf2, 0x5a, register, source)
+        return finishPropagating(i, register, source, source, double: toDouble)
+      }
       let register = vectorDestination()
       asm.sse(toDouble ? 0xf3 : 0xf2, 0x5a, register, source)
       checkNaN(register, double: toDouble)
@@ -75,6 +85,16 @@ extension X86Emitter {
         let source = use(i.a)
         asm.move(vectorDestination(), source, wide: i.opcode == .moveI64ToF64)
       }
+    case .boxF32 where i.immediate == 1:
+      let source = useVector(i.a)
+      let register = takeVectorTemporary()
+      asm.sse(0, 0x57, register, register)
+      asm.sse(0xf3, 0x10, register, source)  // movss: the other bits stay clear
+      finishVector(register)
+    case .unboxF32 where i.immediate == 1:
+      let source = useVector(i.a)
+      let register = vectorDestination()
+      if register != source { asm.move(register, source) }
     case .boxF32:
       let source = useVector(i.a)
       let register = vectorDestination()
@@ -99,9 +119,31 @@ extension X86Emitter {
     addStub(.defaultNaN(register, double: double), asm.jump(.parity), resume: asm.offset)
   }
 
+  private func propagatesNaN(_ i: IRInstruction) -> Bool {
+    IRFloatOperand(rawValue: i.immediate).nanRule != .positiveDefault
+  }
+
+  /// Ends an operation whose result in the temporary `register` is computed again by the slow path if it is a NaN.
+  private func finishPropagating(
+    _ i: IRInstruction, _ register: X86Vector, _ a: X86Vector, _ b: X86Vector, double: Bool
+  ) {
+    asm.sse(double ? 0x66 : 0, 0x2e, register, register)
+    addStub(
+      .fused(site: site(i), register, a, b, b, double: double), asm.jump(.parity), resume: asm.offset)
+    finishVector(register)
+  }
+
   private func emitArithmetic(_ i: IRInstruction, _ opcode: UInt8, double: Bool) {
     let a = useVector(i.a)
     let b = useVector(i.b)
+    if propagatesNaN(i) {
+      let register = takeVectorTemporary()
+      asm.vex(
+        register.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 1, prefix: double ? 3 : 2, wide: false,
+        long: false,
+        opcode)
+      return finishPropagating(i, register, a, b, double: double)
+    }
     let register = vectorDestination()
     // VEX form: reads both sources before it writes.
     asm.vex(
@@ -133,7 +175,7 @@ extension X86Emitter {
     finishVector(register)
   }
 
-  private func finishVector(_ register: X86Vector) {
+  func finishVector(_ register: X86Vector) {
     lockedVectors = 1 << UInt16(register.rawValue)
     if let pinned = pinnedDestination(.setF64) {
       asm.move(X86Vector(rawValue: pinned).unsafelyUnwrapped, register)
@@ -194,10 +236,11 @@ extension X86Emitter {
       asm.set(.equal, register)
       asm.arithmetic(.and, register, scratch, wide: false)
       asm.extend(register, register, bits: 8, signed: false)
-    case .less, .lessOrEqual:
+    case .less, .lessOrEqual, .lessQuiet, .lessOrEqualQuiet:
       // b > a, b >= a: false for NaNs.
-      asm.sse(prefix, 0x2f, b, a)
-      asm.set(kind == .less ? .above : .aboveOrEqual, register)
+      let isQuiet = kind == .lessQuiet || kind == .lessOrEqualQuiet
+      asm.sse(prefix, isQuiet ? 0x2e : 0x2f, b, a)
+      asm.set(kind == .less || kind == .lessQuiet ? .above : .aboveOrEqual, register)
       asm.extend(register, register, bits: 8, signed: false)
     }
   }

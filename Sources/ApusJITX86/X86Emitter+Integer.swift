@@ -7,7 +7,7 @@ extension X86Emitter {
     switch i.opcode {
     case .instruction: currentPC = UInt64(bitPattern: i.immediate)
     case .const32, .const64: values[index].place = .constant
-    case .truncate32: break  // another name of its operand
+    case .truncate32, .flagsPack, .flagsUnpack: break  // another name of its operand
     case .get64, .getF64: emitGet(i)
     case .set64, .setF64: emitSet(i)
     case .get32: asm.load(destination(), state(Int(i.immediate)), wide: false)
@@ -82,9 +82,8 @@ extension X86Emitter {
     case .call: emitCall(i)
     case .exitIf64, .exitIf32: emitExitIf(i)
     case .poll: emitPoll(i)
-    case .flagsAdd, .flagsAddCarry, .flagsSub, .flagsSubBorrow, .flagsLogic, .flagsUnpack, .flagTest,
-      .flagsPack:
-      preconditionFailure("no guest of this version makes flags")
+    case .flagsAdd, .flagsAddCarry, .flagsSub, .flagsSubBorrow, .flagsLogic: emitFlags(i)
+    case .flagTest: emitFlagTest(i)
     default:
       if i.opcode.accessesMemory { emitMemory(i) } else { emitFloat(i) }
     }

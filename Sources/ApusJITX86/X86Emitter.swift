@@ -195,7 +195,7 @@ public final class X86Emitter {
   private func prepare(_ block: IRBlock) {
     let keepsAll = !optimisations.contains(.deadCode)
     for number in 0..<irCount { values[number] = ValueInfo(root: UInt16(number)) }
-    for number in 0..<irCount where ir[number].opcode == .truncate32 {
+    for number in 0..<irCount where ir[number].opcode.isAlias {
       values[number].root = values[Int(ir[number].a)].root
     }
     func use(_ operand: UInt16, _ at: Int) {
@@ -207,7 +207,7 @@ public final class X86Emitter {
     var number = irCount - 1
     while number >= 0 {
       let i = ir[number]
-      if i.opcode == .instruction || i.opcode == .truncate32 {
+      if i.opcode == .instruction || i.opcode.isAlias {
         number -= 1
         continue
       }

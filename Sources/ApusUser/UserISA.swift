@@ -116,7 +116,7 @@ extension UserCPU {
 
 /// The guests that there are, by name or e_machine.
 public enum UserISAs {
-  public static let all: [any UserISA] = [RISCVUserISA()]
+  public static let all: [any UserISA] = [RISCVUserISA(), AArch64UserISA()]
   public static func named(_ name: String) -> (any UserISA)? { all.first { $0.name == name } }
   public static func ofMachine(_ machine: UInt16) -> (any UserISA)? { all.first { $0.machine == machine } }
 }

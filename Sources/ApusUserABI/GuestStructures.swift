@@ -75,6 +75,26 @@ public enum RISCVSignalFrame {
   public static let floatControl = 816
 }
 
+/// AArch64's `struct rt_sigframe` and the frame record above it, as offsets from its start.
+///
+/// ```
+///    0  siginfo     128      128  uc_flags, uc_link  16      144  uc_stack  24      168  uc_sigmask
+///  304  fault address        312  x0 .. x30, sp, pc, pstate                          592  reserved, 4096 bytes:
+///  592  fpsimd_context: magic and size, fpsr, fpcr, v0 .. v31 (528), then zeros      4688  x29, x30
+/// ```
+public enum AArch64SignalFrame {
+  public static let byteCount: UInt64 = 4704
+  public static let context: UInt64 = 128
+  public static let stack = 144
+  public static let mask = 168
+  public static let faultAddress = 304
+  public static let registers = 312
+  public static let floats = 592
+  /// FPSIMD_MAGIC, and the size of 528 bytes.
+  public static let floatMagic: UInt64 = 0x4650_8001 | 528 << 32
+  public static let frameRecord = 4688
+}
+
 /// Auxiliary vector keys.
 public enum AuxiliaryKey {
   public static let null: UInt64 = 0

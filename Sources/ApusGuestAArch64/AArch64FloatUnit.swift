@@ -1,0 +1,247 @@
+import ApusFloat
+import ApusIR
+
+/// Floating point in software, by FPCR: rounding, default NaN, flush to zero [Arm ARM A1.5].
+struct AArch64Float {
+  var soft: SoftFloat
+  private let flushes: Bool
+  /// FPSR.IDC: a denormal operand was flushed.
+  private var flushedOperand = false
+
+  init(_ fpcr: UInt64, rounding: FloatRounding? = nil) {
+    soft = SoftFloat(
+      rounding ?? FPCR.rounding(fpcr), nanRule: fpcr & FPCR.defaultNaN != 0 ? .defaultNaN : .arm)
+    flushes = fpcr >> 24 & 1 != 0
+  }
+
+  /// Adds the flags that were raised to the state's.
+  func finish(_ s: AArch64State) {
+    if soft.flags != 0 { s.raiseFloatFlags(soft.flags) }
+    if flushedOperand { s[.saturation] |= 1 << 7 }
+  }
+
+  mutating func input(_ x: UInt64, _ format: FloatFormat) -> UInt64 {
+    guard flushes, format != .half, x & format.infinity == 0, x & format.fractionMask != 0 else { return x }
+    flushedOperand = true
+    return x & format.signMask
+  }
+  /// A result; a denormal one is flushed, which is underflow and hides that it was inexact.
+  private mutating func output(_ before: UInt8, _ x: UInt64, _ format: FloatFormat) -> UInt64 {
+    guard flushes, format != .half, x & format.infinity == 0, x & format.fractionMask != 0 else { return x }
+    soft.flags = before | FloatFlags.underflow
+    return x & format.signMask
+  }
+
+  enum Operation { case add, subtract, multiply, divide, multiplyExtended }
+
+  mutating func binary(_ operation: Operation, _ a: UInt64, _ b: UInt64, _ format: FloatFormat) -> UInt64 {
+    let (a, b) = (input(a, format), input(b, format))
+    let before = soft.flags
+    let result =
+      switch operation {
+      case .add: soft.add(a, b, format)
+      case .subtract: soft.subtract(a, b, format)
+      case .multiply: soft.multiply(a, b, format)
+      case .divide: soft.divide(a, b, format)
+      case .multiplyExtended: soft.multiplyExtended(a, b, format)
+      }
+    return output(before, result, format)
+  }
+  mutating func minimum(
+    _ a: UInt64, _ b: UInt64, _ format: FloatFormat, isMaximum: Bool, isNumeric: Bool
+  ) -> UInt64 {
+    soft.armMinimum(
+      input(a, format), input(b, format), format, isMaximum: isMaximum, isNumeric: isNumeric)
+  }
+  mutating func fused(
+    _ a: UInt64, _ b: UInt64, _ c: UInt64, _ format: FloatFormat, negateProduct: Bool = false,
+    negateAddend: Bool = false
+  ) -> UInt64 {
+    let before = soft.flags
+    let result = soft.multiplyAdd(
+      input(a, format), input(b, format), input(c, format), format, negateProduct: negateProduct,
+      negateAddend: negateAddend)
+    return output(before, result, format)
+  }
+  mutating func squareRoot(_ a: UInt64, _ format: FloatFormat) -> UInt64 {
+    soft.squareRoot(input(a, format), format)
+  }
+  mutating func convert(_ a: UInt64, from: FloatFormat, to: FloatFormat) -> UInt64 {
+    let before = soft.flags
+    return output(before, soft.convert(input(a, from), from: from, to: to), to)
+  }
+  /// Arm's conversion: a NaN is 0.
+  mutating func toInteger(_ a: UInt64, _ format: FloatFormat, width: Int, isSigned: Bool, scale: Int = 0)
+    -> UInt64
+  {
+    var a = input(a, format)
+    if format.isNaN(a) {
+      soft.flags |= FloatFlags.invalid
+      return 0
+    }
+    if scale > 0 {
+      // Multiplied exactly in a wider exponent range: double's for singles; doubles near the top saturate anyway.
+      let wide = format == .double ? a : soft.convert(a, from: format, to: .double)
+      let exponent = wide >> 52 & 0x7ff
+      if exponent != 0, exponent != 0x7ff {
+        a = exponent + UInt64(scale) >= 0x7ff ? wide & 1 << 63 | 0x7fef_ffff_ffff_ffff : wide + UInt64(scale) << 52
+        return masked(soft.toInteger(a, .double, width: width, isSigned: isSigned), width)
+      }
+      return masked(soft.toInteger(wide, .double, width: width, isSigned: isSigned), width)
+    }
+    return masked(soft.toInteger(a, format, width: width, isSigned: isSigned), width)
+  }
+  private func masked(_ value: UInt64, _ width: Int) -> UInt64 { width == 64 ? value : value & 0xffff_ffff }
+
+  mutating func fromInteger(_ value: UInt64, isSigned: Bool, _ format: FloatFormat, scale: Int = 0) -> UInt64 {
+    let result = soft.fromInteger(value, isSigned: isSigned, format)
+    guard scale > 0, value != 0 else { return result }
+    // The exponent is large enough to be lowered: singles reach 2^-126, and a fixed-point fraction has 64 bits.
+    return result - UInt64(scale) << UInt64(format.fractionBits)
+  }
+
+  enum Comparison { case equal, greaterOrEqual, greater }
+  mutating func compare(_ comparison: Comparison, _ a: UInt64, _ b: UInt64, _ format: FloatFormat) -> Bool {
+    let (a, b) = (input(a, format), input(b, format))
+    return switch comparison {
+    case .equal: soft.equal(a, b, format)
+    case .greaterOrEqual: soft.less(b, a, format, orEqual: true)
+    case .greater: soft.less(b, a, format, orEqual: false)
+    }
+  }
+}
+
+/// The scalar instructions that generated code leaves to software.
+enum AArch64FloatUnit {
+  /// False for a word that is not allocated.
+  static func execute(_ word: UInt32, _ s: AArch64State) -> Bool {
+    let format: FloatFormat = word >> 22 & 1 != 0 ? .double : .single
+    let mask = format.mask
+    let n = s[v: Int(word >> 5 & 31)].low & mask
+    let m = s[v: Int(word >> 16 & 31)].low & mask
+    var unit = AArch64Float(s[.fpcr])
+    func set(_ value: UInt64) { s[v: Int(word & 31)] = AArch64Vector(low: value) }
+    defer { unit.finish(s) }
+    if word >> 24 & 0x1f == 0x1f {  // fused
+      let negateAddend = word >> 21 & 1 != 0
+      set(
+        unit.fused(
+          n, m, s[v: Int(word >> 10 & 31)].low & mask, format,
+          negateProduct: (word >> 15 & 1 != 0) != negateAddend, negateAddend: negateAddend))
+      return true
+    }
+    let isWide = word >> 31 != 0
+    let width = isWide ? 64 : 32
+    func general(_ number: UInt32) -> UInt64 {
+      let value = number == 31 ? 0 : s[x: Int(number)]
+      return isWide ? value : value & 0xffff_ffff
+    }
+    if word >> 21 & 1 == 0 {  // fixed point
+      let scale = 64 - Int(word >> 10 & 63)
+      guard scale <= width else { return false }
+      let isUnsigned = word >> 16 & 1 != 0
+      if word >> 18 & 1 == 0, word >> 17 & 1 != 0 {
+        let value = general(word >> 5 & 31)
+        set(
+          unit.fromInteger(
+            isUnsigned || isWide ? value : UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))),
+            isSigned: !isUnsigned, format, scale: scale))
+      } else {
+        unit.soft.rounding = .towardZero
+        let result = unit.toInteger(n, format, width: width, isSigned: !isUnsigned, scale: scale)
+        if word & 31 != 31 { s[x: Int(word & 31)] = result }
+      }
+      return true
+    }
+    if word >> 10 & 63 == 0 {  // conversions with general registers
+      let operation = word >> 16 & 7
+      if operation == 2 || operation == 3 {
+        let value = general(word >> 5 & 31)
+        let isSigned = operation == 2
+        set(
+          unit.fromInteger(
+            isSigned && !isWide ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))) : value,
+            isSigned: isSigned, format))
+        return true
+      }
+      unit.soft.rounding =
+        operation >= 4 ? .nearestAway : [.nearestEven, .up, .down, .towardZero][Int(word >> 19 & 3)]
+      let result = unit.toInteger(n, format, width: width, isSigned: operation & 1 == 0)
+      if word & 31 != 31 { s[x: Int(word & 31)] = result }
+      return true
+    }
+    if word >> 10 & 3 == 2 {  // two sources
+      switch word >> 12 & 15 {
+      case 0: set(unit.binary(.multiply, n, m, format))
+      case 1: set(unit.binary(.divide, n, m, format))
+      case 2: set(unit.binary(.add, n, m, format))
+      case 3: set(unit.binary(.subtract, n, m, format))
+      case 4: set(unit.minimum(n, m, format, isMaximum: true, isNumeric: false))
+      case 5: set(unit.minimum(n, m, format, isMaximum: false, isNumeric: false))
+      case 6: set(unit.minimum(n, m, format, isMaximum: true, isNumeric: true))
+      case 7: set(unit.minimum(n, m, format, isMaximum: false, isNumeric: true))
+      default: set(unit.binary(.multiply, n, m, format) ^ format.signMask)
+      }
+      return true
+    }
+    // One source.
+    switch word >> 15 & 63 {
+    case 3: set(unit.squareRoot(n, format))
+    case 4, 5, 7:
+      let formats: [UInt32: FloatFormat] = [0: .single, 1: .double, 3: .half]
+      guard let from = formats[word >> 22 & 3], let to = formats[word >> 15 & 3] else { return false }
+      set(unit.convert(s[v: Int(word >> 5 & 31)].low & from.mask, from: from, to: to))
+    case 8...15:
+      let mode = word >> 15 & 7
+      let roundings: [FloatRounding] = [.nearestEven, .up, .down, .towardZero, .nearestAway]
+      if mode < 5 { unit.soft.rounding = roundings[Int(mode)] }
+      set(unit.soft.roundToIntegral(unit.input(n, format), format, isExact: mode == 6))
+    default: return false
+    }
+    return true
+  }
+
+  /// fcmp, fcmpe, fccmp and fccmpe.
+  static func compare(_ word: UInt32, _ s: AArch64State) {
+    let format: FloatFormat = word >> 22 & 1 != 0 ? .double : .single
+    let isConditional = word >> 10 & 3 == 1
+    if isConditional, !holds(word >> 12 & 15, s[.nzcv]) {
+      s[.nzcv] = UInt64(word & 15) << 28
+      return
+    }
+    let isZero = !isConditional && word >> 3 & 1 != 0
+    let isSignalling = word >> 4 & 1 != 0
+    var unit = AArch64Float(s[.fpcr])
+    let a = unit.input(s[v: Int(word >> 5 & 31)].low & format.mask, format)
+    let b = isZero ? 0 : unit.input(s[v: Int(word >> 16 & 31)].low & format.mask, format)
+    let flags: UInt64
+    if format.isNaN(a) || format.isNaN(b) {
+      _ = unit.soft.less(a, b, format, orEqual: false, isQuiet: !isSignalling)
+      flags = 3
+    } else if unit.soft.equal(a, b, format) {
+      flags = 6
+    } else {
+      flags = unit.soft.less(a, b, format, orEqual: false) ? 8 : 2
+    }
+    s[.nzcv] = flags << 28
+    unit.finish(s)
+  }
+
+  static func holds(_ condition: UInt32, _ nzcv: UInt64) -> Bool {
+    let (n, z, c, v) = (
+      nzcv >> 31 & 1 != 0, nzcv >> 30 & 1 != 0, nzcv >> 29 & 1 != 0, nzcv >> 28 & 1 != 0
+    )
+    let result =
+      switch condition >> 1 {
+      case 0: z
+      case 1: c
+      case 2: n
+      case 3: v
+      case 4: c && !z
+      case 5: n == v
+      case 6: n == v && !z
+      default: true
+      }
+    return condition & 1 != 0 && condition != 15 ? !result : result
+  }
+}

@@ -1,0 +1,144 @@
+import ApusFloat
+import ApusGuest
+import ApusIR
+
+/// The helpers of translated AArch64 code, by index into `table`.
+enum AArch64Helper: Int, CaseIterable {
+  case raiseUndefined, raiseBreakpoint, raiseMisalignedPC, systemCall, synchronizeInstructions
+  case readFPSR, writeFPSR, writeFPCR, readCounter, crc32
+  case softFloat, softCompare, vector, interleave, deinterleave
+  case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
+
+  static let table: [IRHelper] = allCases.map(\.helper)
+
+  private static let exits: IRHelperEffects = [.readsState, .readsPC, .mayExit]
+  private static let everything: IRHelperEffects = [.readsState, .writesState, .mayExit, .readsPC]
+
+  private var helper: IRHelper {
+    switch self {
+    case .raiseUndefined:
+      IRHelper("raise-undefined", Self.exits) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.raise(.illegalInstruction, address: $0.s.pc) }
+        return 0
+      }
+    case .raiseBreakpoint:
+      IRHelper("raise-breakpoint", Self.exits) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.raise(.breakpoint, address: $0.s.pc) }
+        return 0
+      }
+    case .raiseMisalignedPC:
+      IRHelper("raise-misaligned-pc", Self.exits) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.raise(.misaligned, address: $0.s.pc) }
+        return 0
+      }
+    case .systemCall:
+      // a: the next PC.
+      IRHelper("svc", Self.everything) { state, nextPC, _, _ in
+        AArch64CPU.with(state) { cpu in
+          cpu.s.pc = nextPC
+          if let hooks = cpu.userHooks { hooks.systemCall(hooks.context) }
+          cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .synchronizeInstructions:
+      // a: the next PC.
+      IRHelper("ic", Self.exits) { state, nextPC, _, _ in
+        AArch64CPU.with(state) { cpu in
+          cpu.s.pc = nextPC
+          cpu.engine.synchronizeInstructions()
+          cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .readFPSR:
+      IRHelper("read-fpsr", [.readsState]) { state, _, _, _ in AArch64State(state).fpsr }
+    case .writeFPSR:
+      IRHelper("write-fpsr", [.readsState, .writesState]) { state, value, _, _ in
+        AArch64State(state).fpsr = value
+        return 0
+      }
+    case .writeFPCR:
+      // a: the value, b: the next PC. The mode changes.
+      IRHelper("write-fpcr", Self.everything) { state, value, nextPC, _ in
+        AArch64CPU.with(state) { cpu in
+          cpu.setFPCR(value)
+          cpu.s.pc = nextPC
+          cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .readCounter:
+      IRHelper("read-counter", []) { state, _, _, _ in AArch64CPU.with(state) { $0.counter() } }
+    case .crc32:
+      // a: the sum so far, b: the data, c: 2-bit size and bit 2 for the Castagnoli polynomial.
+      IRHelper("crc32", []) { _, sum, data, kind in
+        let polynomial: UInt32 = kind & 4 != 0 ? 0x82f6_3b78 : 0xedb8_8320
+        var result = UInt32(truncatingIfNeeded: sum)
+        for index in 0..<(1 << (kind & 3)) as Range<UInt64> {
+          result ^= UInt32(data >> (8 * index) & 0xff)
+          for _ in 0..<8 { result = result >> 1 ^ (result & 1 != 0 ? polynomial : 0) }
+        }
+        return UInt64(result)
+      }
+    case .softFloat:
+      // a: the encoding.
+      IRHelper("soft-float", Self.everything) { state, word, _, _ in
+        AArch64CPU.with(state) { cpu in
+          if !AArch64FloatUnit.execute(UInt32(truncatingIfNeeded: word), cpu.s) {
+            cpu.raise(.illegalInstruction, address: cpu.s.pc)
+          }
+        }
+        return 0
+      }
+    case .softCompare:
+      IRHelper("soft-compare", [.readsState, .writesState]) { state, word, _, _ in
+        AArch64FloatUnit.compare(UInt32(truncatingIfNeeded: word), AArch64State(state))
+        return 0
+      }
+    case .vector:
+      IRHelper("vector", Self.everything) { state, word, _, _ in
+        AArch64CPU.with(state) { cpu in
+          var unit = AArch64VectorUnit(UInt32(truncatingIfNeeded: word), cpu.s)
+          if !unit.execute() { cpu.raise(.illegalInstruction, address: cpu.s.pc) }
+        }
+        return 0
+      }
+    case .interleave:
+      IRHelper("interleave", [.readsState, .writesState]) { state, word, _, _ in
+        AArch64VectorUnit.interleave(UInt32(truncatingIfNeeded: word), AArch64State(state))
+        return 0
+      }
+    case .deinterleave:
+      IRHelper("deinterleave", [.readsState, .writesState]) { state, word, _, _ in
+        AArch64VectorUnit.deinterleave(UInt32(truncatingIfNeeded: word), AArch64State(state))
+        return 0
+      }
+    case .storeExclusiveNarrow:
+      // a: address, b: value, c: 0 byte, 1 half word. 0 if it stored.
+      IRHelper("stxr-narrow", Self.everything) { state, address, value, size in
+        AArch64CPU.with(state) { $0.storeExclusiveNarrow(address, value, Int(size)) }
+      }
+    case .atomicNarrow:
+      // a: address, b: operand, c: size, operation from bit 8, what to compare with from bit 16. The old value.
+      IRHelper("atomic-narrow", Self.everything) { state, address, value, control in
+        AArch64CPU.with(state) { $0.atomicNarrow(address, value, control) }
+      }
+    case .loadExclusivePair:
+      IRHelper("ldxp", Self.everything) { state, address, word, _ in
+        AArch64CPU.with(state) { $0.loadExclusivePair(address, UInt32(truncatingIfNeeded: word)) }
+        return 0
+      }
+    case .storeExclusivePair:
+      IRHelper("stxp", Self.everything) { state, address, word, _ in
+        AArch64CPU.with(state) { $0.storeExclusivePair(address, UInt32(truncatingIfNeeded: word)) }
+        return 0
+      }
+    case .compareAndSwapPair:
+      IRHelper("casp", Self.everything) { state, address, word, _ in
+        AArch64CPU.with(state) { $0.compareAndSwapPair(address, UInt32(truncatingIfNeeded: word)) }
+        return 0
+      }
+    }
+  }
+}

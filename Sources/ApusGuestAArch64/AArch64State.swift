@@ -1,0 +1,115 @@
+import ApusFloat
+import ApusIR
+
+/// An AArch64 CPU's state as a view of raw memory; generated code uses the same offsets.
+///
+/// ```
+///    0  x0 .. x30, sp       1024  v0 .. v31, 16 bytes each      1536  fields, a u64 each, in the order below
+/// 1792  64 bytes for elements on their way between vectors and memory
+/// ```
+public struct AArch64State: @unchecked Sendable {
+  // SAFETY: base points at StateHeader.byteCount bytes that outlive this view.
+  public let base: UnsafeMutableRawPointer
+  public init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+  /// 31 is the stack pointer; the zero register has no place.
+  public static func x(_ number: Int) -> Int { number * 8 }
+  /// The lower half; the upper one follows.
+  public static func v(_ number: Int) -> Int { 1024 + number * 16 }
+  static let scratch = 1792
+
+  public enum Field: Int, CaseIterable, Sendable {
+    /// N 31, Z 30, C 29, V 28.
+    case nzcv
+    case fpcr
+    /// FPSR's QC; the IEEE flags are the state header's.
+    case saturation
+    case tpidr, tpidrro
+    /// The upper half of an exclusive pair.
+    case monitorHigh
+    public var offset: Int { 1536 + rawValue * 8 }
+  }
+
+  @inlinable
+  public subscript(_ field: Field) -> UInt64 {
+    get { base.load(fromByteOffset: 1536 + field.rawValue * 8, as: UInt64.self) }
+    nonmutating set { base.storeBytes(of: newValue, toByteOffset: 1536 + field.rawValue * 8, as: UInt64.self) }
+  }
+  /// x0 to x30; 31 is the stack pointer.
+  @inlinable
+  public subscript(x number: Int) -> UInt64 {
+    get { base.load(fromByteOffset: number * 8, as: UInt64.self) }
+    nonmutating set { base.storeBytes(of: newValue, toByteOffset: number * 8, as: UInt64.self) }
+  }
+  @inlinable
+  public subscript(v number: Int) -> AArch64Vector {
+    get { base.load(fromByteOffset: 1024 + number * 16, as: AArch64Vector.self) }
+    nonmutating set { base.storeBytes(of: newValue, toByteOffset: 1024 + number * 16, as: AArch64Vector.self) }
+  }
+  public var pc: UInt64 {
+    get { base.load(fromByteOffset: StateHeader.pc, as: UInt64.self) }
+    nonmutating set { base.storeBytes(of: newValue, toByteOffset: StateHeader.pc, as: UInt64.self) }
+  }
+  public var mode: AArch64Mode {
+    get { AArch64Mode(rawValue: base.load(fromByteOffset: StateHeader.mode, as: UInt32.self)) }
+    nonmutating set { base.storeBytes(of: newValue.rawValue, toByteOffset: StateHeader.mode, as: UInt32.self) }
+  }
+  /// Asks generated code to go to the dispatcher after the current helper.
+  public func requestDispatch() {
+    base.storeBytes(of: 1, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
+  }
+
+  /// FPSR: QC 27; IXC 4, UFC 3, OFC 2, DZC 1, IOC 0.
+  public var fpsr: UInt64 {
+    get {
+      let soft = base.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
+      let host = base.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
+      return Self.fpsr(fromIEEE: UInt64((soft | StateHeader.floatFlags(mxcsr: host)) & 31)) | self[.saturation]
+    }
+    nonmutating set {
+      self[.saturation] = newValue & 1 << 27
+      base.storeBytes(
+        of: UInt32(Self.fpsr(fromIEEE: newValue & 31)), toByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
+      let host = base.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
+      base.storeBytes(of: host & ~0x3f, toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
+    }
+  }
+  /// RISC-V's flags (NX 1, UF 2, OF 4, DZ 8, NV 16) as FPSR's (IOC 1, DZC 2, OFC 4, UFC 8, IXC 16); its own inverse.
+  static func fpsr(fromIEEE flags: UInt64) -> UInt64 {
+    flags >> 4 & 1 | (flags >> 3 & 1) << 1 | (flags >> 2 & 1) << 2 | (flags >> 1 & 1) << 3 | (flags & 1) << 4
+  }
+  func raiseFloatFlags(_ flags: UInt8) {
+    let soft = base.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
+    base.storeBytes(of: soft | UInt32(flags), toByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
+  }
+}
+
+/// FPCR [Arm ARM C5.2.8].
+public enum FPCR {
+  public static let defaultNaN: UInt64 = 1 << 25
+  /// What may be written: AHP, DN, FZ, RMode. Traps and short vectors are not implemented.
+  public static let writable: UInt64 = 1 << 26 | defaultNaN | 1 << 24 | 3 << 22
+  static func rounding(_ value: UInt64) -> FloatRounding { [.nearestEven, .up, .down, .towardZero][Int(value >> 22 & 3)] }
+}
+
+/// What translated code depends on besides the bytes: the key of a block.
+///
+/// ```
+///  7        6         5 4      2 1          0
+/// | soft   | defaultNaN | RMode | context      |
+/// ```
+public struct AArch64Mode: Hashable, Sendable {
+  public var rawValue: UInt32
+  public init(rawValue: UInt32) { self.rawValue = rawValue }
+  /// - Parameter fpcr: rounding and the default NaN are part of the key; flushing to zero runs in soft float.
+  public init(context: UInt32, fpcr: UInt64) {
+    rawValue =
+      context | UInt32(fpcr >> 22 & 3) << 2 | (fpcr & FPCR.defaultNaN != 0 ? 1 << 6 : 0)
+      | (fpcr >> 24 & 1 != 0 ? 1 << 7 : 0)
+  }
+  public var context: UInt8 { UInt8(rawValue & 3) }
+  var rounding: IRRounding { [.nearestEven, .up, .down, .towardZero][Int(rawValue >> 2 & 3)] }
+  var isDefaultNaN: Bool { rawValue >> 6 & 1 != 0 }
+  /// Flush to zero: every operation is a helper's.
+  var flushesToZero: Bool { rawValue >> 7 & 1 != 0 }
+}

@@ -1,0 +1,210 @@
+import ApusISAAArch64
+import ApusIR
+
+// Scalar floating point [Arm ARM C4.1.96]. What the host's unit does exactly is IR; minimum, maximum, half precision,
+// rounding to integral values and everything under flush-to-zero are soft float.
+
+extension AArch64Translator {
+  private var isDouble: Bool { bits(22, 1) == 1 }
+
+  /// A register as an f32 or f64.
+  private func f(_ number: Int) -> IRValue {
+    let slot = block.getF64(AArch64State.v(number))
+    return isDouble ? slot : block.unary(.unboxF32, slot, immediate: 1)
+  }
+  /// Writes an f32 or f64 result; the rest of the register becomes zero.
+  private func setF(_ number: Int, _ value: IRValue, isDouble: Bool) {
+    block.setF64(AArch64State.v(number), isDouble ? value : block.unary(.boxF32, value, immediate: 1))
+    setHigh(number, nil)
+  }
+
+  private func operand(
+    _ rounding: IRRounding? = nil, negateProduct: Bool = false, negateAddend: Bool = false, kind: UInt8 = 0
+  ) -> Int64 {
+    IRFloatOperand(
+      rounding: rounding ?? mode.rounding, isCurrent: rounding == nil || rounding == mode.rounding,
+      nanRule: mode.isDefaultNaN ? .positiveDefault : .propagateARM, negateProduct: negateProduct,
+      negateAddend: negateAddend, kind: kind
+    ).rawValue
+  }
+
+  mutating func floatingPoint(_ opcode: AArch64Opcode) {
+    switch opcode {
+    case .fmovToGeneral:
+      if bits(22, 2) == 2 {
+        setX(rd, half(rn, true))
+      } else {
+        let value = half(rn, false)
+        setX(rd, isWide ? value : block.unary(.zeroExtend32, narrow(value)))
+      }
+    case .fmovFromGeneral:
+      if bits(22, 2) == 2 {
+        setHalf(rd, true, x(rn))
+      } else {
+        let value = isWide ? x(rn) : block.unary(.zeroExtend32, narrow(x(rn)))
+        setVector(rd, Halves(low: block.unary(.moveI64ToF64, value)))
+      }
+    case .fmovImmediate:
+      let value = Self.expanded(bits(13, 8), isDouble: isDouble)
+      setVector(rd, Halves(low: block.unary(.moveI64ToF64, constant(value))))
+    case .fmov, .fabs, .fneg: bitwise(opcode)
+    case .fcsel:
+      let condition = bits(12, 4)
+      let holds = condition >= 14 ? constant(1) : value(of: condition)
+      let chosen = block.ternary(.select64, holds, half(rn, false), half(rm, false))
+      setVector(
+        rd,
+        Halves(
+          low: block.unary(.moveI64ToF64, isDouble ? chosen : block.unary(.zeroExtend32, narrow(chosen)))))
+    case .fcmp, .fccmp: compare(isConditional: opcode == .fccmp)
+    case .frint, .fmax, .fmin, .fmaxnm, .fminnm, .fixedToFloat, .floatToFixed: soft()
+    case .fcvt:
+      guard bits(22, 2) != 3, bits(15, 2) != 3, !mode.flushesToZero else { return soft() }
+      if isDouble {
+        setF(rd, block.unary(.convertF64ToF32, f(rn), immediate: operand()), isDouble: false)
+      } else {
+        setF(rd, block.unary(.convertF32ToF64, f(rn), immediate: operand()), isDouble: true)
+      }
+    case .fadd: arithmetic(.addF32, .addF64)
+    case .fsub: arithmetic(.subF32, .subF64)
+    case .fmul: arithmetic(.mulF32, .mulF64)
+    case .fdiv: arithmetic(.divF32, .divF64)
+    case .fnmul:
+      guard !mode.flushesToZero else { return soft() }
+      let product = block.binary(isDouble ? .mulF64 : .mulF32, f(rn), f(rm), immediate: operand())
+      let negated = block.binary(
+        isDouble ? .signInjectF64 : .signInjectF32, product, product,
+        immediate: Int64(IRSignInjection.negate.rawValue))
+      setF(rd, negated, isDouble: isDouble)
+    case .fsqrt:
+      guard !mode.flushesToZero else { return soft() }
+      setF(rd, block.unary(isDouble ? .sqrtF64 : .sqrtF32, f(rn), immediate: operand()), isDouble: isDouble)
+    case .fused:
+      guard !mode.flushesToZero else { return soft() }
+      // fmadd a + n*m, fmsub a - n*m, fnmadd -a - n*m, fnmsub -a + n*m
+      let negateAddend = bits(21, 1) == 1
+      let result = block.ternary(
+        isDouble ? .mulAddF64 : .mulAddF32, f(rn), f(rm), f(ra),
+        immediate: operand(negateProduct: (bits(15, 1) == 1) != negateAddend, negateAddend: negateAddend))
+      setF(rd, result, isDouble: isDouble)
+    case .integerToFloat: fromInteger()
+    case .floatToInteger: toInteger()
+    default: preconditionFailure("not a floating-point instruction")
+    }
+  }
+
+  private mutating func soft() { call(.softFloat, constant(UInt64(word))) }
+
+  /// VFPExpandImm.
+  static func expanded(_ immediate: UInt32, isDouble: Bool) -> UInt64 {
+    let imm = UInt64(immediate)
+    let sign = imm >> 7 & 1
+    let exponent = imm >> 6 & 1
+    if isDouble {
+      return sign << 63 | (exponent ^ 1) << 62 | (exponent == 1 ? 0xff : 0) << 54 | (imm & 0x3f) << 48
+    }
+    return sign << 31 | (exponent ^ 1) << 30 | (exponent == 1 ? 0x1f : 0) << 25 | (imm & 0x3f) << 19
+  }
+
+  private func bitwise(_ opcode: AArch64Opcode) {
+    let value = half(rn, false)
+    let sign: UInt64 = isDouble ? 1 << 63 : 1 << 31
+    var result: IRValue
+    switch opcode {
+    case .fabs: result = block.binary(.and64, value, constant(isDouble ? ~sign : 0x7fff_ffff))
+    case .fneg:
+      result = block.binary(.xor64, value, constant(sign))
+      if !isDouble { result = block.unary(.zeroExtend32, narrow(result)) }
+    default:
+      if isDouble { return setVector(rd, Halves(low: block.getF64(AArch64State.v(rn)))) }
+      result = block.unary(.zeroExtend32, narrow(value))
+    }
+    setVector(rd, Halves(low: block.unary(.moveI64ToF64, result)))
+  }
+
+  private mutating func arithmetic(_ single: IROpcode, _ double: IROpcode) {
+    guard !mode.flushesToZero else { return soft() }
+    setF(
+      rd, block.binary(isDouble ? double : single, f(rn), f(rm), immediate: operand()), isDouble: isDouble)
+  }
+
+  private mutating func compare(isConditional: Bool) {
+    guard !mode.flushesToZero else {
+      // Reads the state's flags for the condition and sets them.
+      storeFlags()
+      call(.softCompare, constant(UInt64(word)))
+      flags = .stored
+      areFlagsStored = true
+      return
+    }
+    let condition = bits(12, 4)
+    let holds = isConditional ? (condition >= 14 ? constant(1) : value(of: condition)) : nil
+    let isSignalling = bits(4, 1) == 1
+    let isZero = !isConditional && bits(3, 1) == 1
+    let a = f(rn)
+    let zero = block.unary(isDouble ? .moveI64ToF64 : .moveI64ToF32, constant(0))
+    let b = isZero ? zero : f(rm)
+    if isConditional {
+      // A comparison that is not made raises nothing: the helper looks.
+      storeFlags()
+      call(.softCompare, constant(UInt64(word)))
+      flags = .stored
+      areFlagsStored = true
+      _ = holds
+      return
+    }
+    func test(_ kind: IRFloatComparison, _ a: IRValue, _ b: IRValue) -> IRValue {
+      block.binary(isDouble ? .compareF64 : .compareF32, a, b, immediate: operand(kind: kind.rawValue))
+    }
+    let less: IRFloatComparison = isSignalling ? .less : .lessQuiet
+    let equal = test(.equal, a, b)
+    let below = test(less, a, b)
+    let above = test(less, b, a)
+    // Unordered 0011, above 0010, below 1000, equal 0110.
+    var result = block.ternary(.select64, above, constant(2 << 28), constant(3 << 28))
+    result = block.ternary(.select64, below, constant(8 << 28), result)
+    result = block.ternary(.select64, equal, constant(6 << 28), result)
+    setFlags(.packed(result))
+  }
+
+  // MARK: Conversions
+
+  private mutating func fromInteger() {
+    guard !mode.flushesToZero else { return soft() }
+    let isUnsigned = bits(16, 1) == 1
+    let opcode: IROpcode
+    switch (isWide, isUnsigned, isDouble) {
+    case (false, false, false): opcode = .convertS32ToF32
+    case (false, false, true): opcode = .convertS32ToF64
+    case (false, true, false): opcode = .convertU32ToF32
+    case (false, true, true): opcode = .convertU32ToF64
+    case (true, false, false): opcode = .convertS64ToF32
+    case (true, false, true): opcode = .convertS64ToF64
+    case (true, true, false): opcode = .convertU64ToF32
+    case (true, true, true): opcode = .convertU64ToF64
+    }
+    setF(rd, block.unary(opcode, x(rn), immediate: operand()), isDouble: isDouble)
+  }
+
+  private mutating func toInteger() {
+    let isUnsigned = bits(16, 1) == 1
+    let isAway = bits(18, 1) == 1
+    // Truncation to signed integers is the host's; the others are rare.
+    guard !isUnsigned, !isAway, bits(19, 2) == 3, !mode.flushesToZero else { return soft() }
+    let opcode: IROpcode
+    switch (isWide, isDouble) {
+    case (false, false): opcode = .convertF32ToS32
+    case (false, true): opcode = .convertF64ToS32
+    case (true, false): opcode = .convertF32ToS64
+    case (true, true): opcode = .convertF64ToS64
+    }
+    let source = f(rn)
+    let converted = block.unary(opcode, source, immediate: operand(.towardZero))
+    // The IR's NaN is the largest integer, Arm's is 0.
+    let isNumber = block.binary(
+      isDouble ? .compareF64 : .compareF32, source, source,
+      immediate: operand(kind: IRFloatComparison.equal.rawValue))
+    let result = block.ternary(.select64, isNumber, converted, constant(0))
+    setX(rd, isWide ? result : block.unary(.zeroExtend32, narrow(result)))
+  }
+}

@@ -1,0 +1,264 @@
+import ApusGuest
+import ApusISAAArch64
+import ApusIR
+
+/// Turns A64 instructions into IR, a block at a time.
+///
+/// A value on the stack of `AArch64CPU.translate`; the methods append to `block`. Instruction groups live in the files
+/// `AArch64Translator+*.swift`. Flags stay what was compared until somebody needs the packed form: a conditional branch
+/// behind a comparison is one compare and jump.
+struct AArch64Translator {
+  /// Where the condition flags come from.
+  enum Flags {
+    /// The state's packed form.
+    case stored
+    /// Of a - b, a + b, or of a result.
+    case subtraction(a: IRValue, b: IRValue, isWide: Bool)
+    case addition(a: IRValue, b: IRValue, result: IRValue, isWide: Bool)
+    case logic(IRValue, isWide: Bool)
+    /// N, Z, C, V in bits 31 to 28.
+    case packed(IRValue)
+  }
+
+  let block: IRBlock
+  let mode: AArch64Mode
+  let features: AArch64FeatureSet
+  let helpers: [IRHelper]
+  /// The PC of the instruction at hand, and its encoding.
+  var pc: UInt64
+  var word: UInt32 = 0
+  /// Set when the instruction at hand ended the block.
+  var isFinished = false
+  var flags = Flags.stored
+  /// Whether the state holds the newest flags.
+  var areFlagsStored = true
+
+  init(block: IRBlock, mode: AArch64Mode, features: AArch64FeatureSet, helpers: [IRHelper], pc: UInt64) {
+    (self.block, self.mode, self.features, self.helpers, self.pc) = (block, mode, features, helpers, pc)
+  }
+
+  mutating func run(_ code: GuestCodeWindow, instructionLimit: Int) -> GuestTranslationResult {
+    let decoder = AArch64Decoder.shared
+    var offset = 0
+    while true {
+      word = UnsafeRawPointer(code.bytes + offset).loadUnaligned(as: UInt32.self)
+      block.instruction(pc: pc, length: 4)
+      translate(decoder.decode(word, features))
+      if isFinished { return .block }
+      offset &+= 4
+      pc &+= 4
+      if offset &+ 4 > code.count || block.isNearlyFull || block.guestInstructionCount >= instructionLimit {
+        storeFlags()
+        block.finish(.direct(target: pc))
+        return .block
+      }
+    }
+  }
+
+  // MARK: Fields
+
+  func bits(_ low: UInt32, _ count: UInt32) -> UInt32 { word >> low & (1 << count &- 1) }
+  func signedBits(_ low: UInt32, _ count: UInt32) -> Int64 {
+    Int64(Int32(bitPattern: word << (32 &- low &- count)) >> Int32(32 &- count))
+  }
+  var rd: Int { Int(word & 31) }
+  var rn: Int { Int(word >> 5 & 31) }
+  var rm: Int { Int(word >> 16 & 31) }
+  var ra: Int { Int(word >> 10 & 31) }
+  var isWide: Bool { word >> 31 != 0 }
+
+  // MARK: Operands
+
+  /// A general register; 31 is zero.
+  func x(_ number: Int) -> IRValue { number == 31 ? block.const64(0) : block.get64(AArch64State.x(number)) }
+  /// A general register; 31 is the stack pointer.
+  func xsp(_ number: Int) -> IRValue { block.get64(AArch64State.x(number)) }
+  func setX(_ number: Int, _ value: IRValue) { if number != 31 { block.set64(AArch64State.x(number), value) } }
+  func setXSP(_ number: Int, _ value: IRValue) { block.set64(AArch64State.x(number), value) }
+  /// The lower 32 bits as an i32.
+  func narrow(_ value: IRValue) -> IRValue { block.unary(.truncate32, value) }
+  /// A register of the instruction's width: i64 with the upper half clear for 32 bits.
+  func operand(_ number: Int) -> IRValue { isWide ? x(number) : block.unary(.zeroExtend32, narrow(x(number))) }
+  func constant(_ value: UInt64) -> IRValue { block.const64(value) }
+
+  /// The result of an operation in the instruction's width, as an i64 with the upper half clear for 32 bits.
+  func binary(_ wide: IROpcode, _ narrowOpcode: IROpcode, _ a: IRValue, _ b: IRValue) -> IRValue {
+    isWide
+      ? block.binary(wide, a, b) : block.unary(.zeroExtend32, block.binary(narrowOpcode, narrow(a), narrow(b)))
+  }
+
+  func memory(_ displacement: Int64 = 0, ordered: Bool = false, _ operation: IRAtomicOperation = .exchange)
+    -> IRMemoryOperand
+  {
+    IRMemoryOperand(
+      displacement: Int32(truncatingIfNeeded: displacement), context: mode.context, ordered: ordered,
+      operation: operation)
+  }
+
+  @discardableResult
+  mutating func call(
+    _ helper: AArch64Helper, _ a: IRValue = .none, _ b: IRValue = .none, _ c: IRValue = .none
+  ) -> IRValue {
+    let one = helpers[helper.rawValue]
+    if one.effects.contains(.readsState) || one.effects.contains(.mayExit) { storeFlags() }
+    let result = block.call(helper.rawValue, one, a, b, c)
+    if one.effects.contains(.writesState) { flags = .stored }
+    return result
+  }
+
+  mutating func finish(_ terminator: IRTerminator) {
+    block.finish(terminator)
+    isFinished = true
+  }
+
+  /// Raises an undefined-instruction exception; the block ends.
+  mutating func undefined() {
+    call(.raiseUndefined)
+    finish(.dispatch)
+  }
+
+  // MARK: Flags
+
+  mutating func setFlags(_ new: Flags) {
+    flags = new
+    areFlagsStored = false
+  }
+
+  /// Writes the packed form to the state if it is not there: before whatever may leave the block.
+  mutating func storeFlags() {
+    if areFlagsStored { return }
+    areFlagsStored = true
+    block.set64(AArch64State.Field.nzcv.offset, packedFlags())
+  }
+
+  func packedFlags() -> IRValue {
+    func width(_ isWide: Bool) -> Int64 { IRFlagsOperand(width: isWide ? 64 : 32, isNZCVOnly: true).rawValue }
+    switch flags {
+    case .stored: return block.get64(AArch64State.Field.nzcv.offset)
+    case .subtraction(let a, let b, let isWide):
+      return block.unary(.flagsPack, block.binary(.flagsSub, a, b, immediate: width(isWide)))
+    case .addition(let a, let b, _, let isWide):
+      return block.unary(.flagsPack, block.binary(.flagsAdd, a, b, immediate: width(isWide)))
+    case .logic(let result, let isWide):
+      return block.unary(.flagsPack, block.unary(.flagsLogic, result, immediate: width(isWide)))
+    case .packed(let value): return value
+    }
+  }
+
+  /// A comparison that holds when a condition does.
+  struct Comparison {
+    var condition: IRCondition
+    var a: IRValue
+    var b: IRValue
+    /// The operands are compared as i32.
+    var isNarrow = false
+  }
+
+  /// The condition [Arm ARM C1.2.4], not `al`.
+  mutating func comparison(_ condition: UInt32) -> Comparison {
+    func narrowed(_ c: IRCondition, _ a: IRValue, _ b: IRValue, _ isWide: Bool) -> Comparison {
+      isWide ? Comparison(condition: c, a: a, b: b)
+        : Comparison(condition: c, a: narrow(a), b: narrow(b), isNarrow: true)
+    }
+    switch flags {
+    case .subtraction(let a, let b, let isWide):
+      switch condition {
+      case 0: return narrowed(.equal, a, b, isWide)
+      case 1: return narrowed(.notEqual, a, b, isWide)
+      case 2: return narrowed(.greaterOrEqualUnsigned, a, b, isWide)
+      case 3: return narrowed(.lessUnsigned, a, b, isWide)
+      case 8: return narrowed(.lessUnsigned, b, a, isWide)
+      case 9: return narrowed(.greaterOrEqualUnsigned, b, a, isWide)
+      case 10: return narrowed(.greaterOrEqualSigned, a, b, isWide)
+      case 11: return narrowed(.lessSigned, a, b, isWide)
+      case 12: return narrowed(.lessSigned, b, a, isWide)
+      case 13: return narrowed(.greaterOrEqualSigned, b, a, isWide)
+      case 4, 5:
+        let result = isWide ? block.binary(.sub64, a, b) : block.unary(.zeroExtend32, block.binary(.sub32, narrow(a), narrow(b)))
+        return narrowed(condition == 4 ? .lessSigned : .greaterOrEqualSigned, result, constant(0), isWide)
+      default: break
+      }
+    case .addition(let a, _, let result, let isWide):
+      switch condition {
+      case 0: return narrowed(.equal, result, constant(0), isWide)
+      case 1: return narrowed(.notEqual, result, constant(0), isWide)
+      case 2: return narrowed(.lessUnsigned, result, a, isWide)
+      case 3: return narrowed(.greaterOrEqualUnsigned, result, a, isWide)
+      case 4: return narrowed(.lessSigned, result, constant(0), isWide)
+      case 5: return narrowed(.greaterOrEqualSigned, result, constant(0), isWide)
+      default: break
+      }
+    case .logic(let result, let isWide):
+      // C and V are clear.
+      switch condition {
+      case 0, 9: return narrowed(.equal, result, constant(0), isWide)
+      case 1: return narrowed(.notEqual, result, constant(0), isWide)
+      case 4, 11: return narrowed(.lessSigned, result, constant(0), isWide)
+      case 5, 10: return narrowed(.greaterOrEqualSigned, result, constant(0), isWide)
+      case 12: return narrowed(.lessSigned, constant(0), result, isWide)
+      case 13: return narrowed(.greaterOrEqualSigned, constant(0), result, isWide)
+      default: break
+      }
+    case .stored, .packed: break
+    }
+    let tests: [IRFlagTest] = [
+      .zero, .notZero, .carry, .notCarry, .negative, .notNegative, .overflow, .notOverflow, .greaterUnsigned,
+      .lessOrEqualUnsigned, .greaterOrEqualSigned, .lessSigned, .greaterSigned, .lessOrEqualSigned,
+    ]
+    let test = block.unary(
+      .flagTest, block.unary(.flagsUnpack, packedFlags()), immediate: Int64(tests[Int(condition)].rawValue))
+    return Comparison(condition: .notEqual, a: test, b: constant(0))
+  }
+
+  /// 1 if the condition holds, else 0.
+  mutating func value(of condition: UInt32) -> IRValue {
+    if condition >= 14 { return constant(1) }
+    let c = comparison(condition)
+    if !c.isNarrow, c.condition == .notEqual, block.constant(c.b) == 0,
+      block.instructions[Int(c.a.index)].opcode == .flagTest
+    {
+      return c.a
+    }
+    return block.binary(c.isNarrow ? .compare32 : .compare64, c.a, c.b, immediate: Int64(c.condition.rawValue))
+  }
+
+  mutating func exit(if c: Comparison, to target: UInt64) {
+    storeFlags()
+    if c.isNarrow {
+      block.exitIf32(c.condition, c.a, c.b, target: target)
+    } else {
+      block.exitIf(c.condition, c.a, c.b, target: target)
+    }
+  }
+
+  // MARK: One instruction
+
+  private mutating func translate(_ opcode: AArch64Opcode) {
+    switch opcode {
+    case .undefined: undefined()
+    case .adr, .adrp, .addImmediate, .addsImmediate, .subImmediate, .subsImmediate, .andImmediate,
+      .orrImmediate, .eorImmediate, .andsImmediate, .movn, .movz, .movk, .sbfm, .bfm, .ubfm, .extr, .and, .bic,
+      .orr, .orn, .eor, .eon, .ands, .bics, .add, .adds, .sub, .subs, .addExtended, .addsExtended,
+      .subExtended, .subsExtended, .adc, .adcs, .sbc, .sbcs, .ccmn, .ccmp, .csel, .csinc, .csinv, .csneg, .udiv,
+      .sdiv, .lslv, .lsrv, .asrv, .rorv, .crc32, .rbit, .rev16, .rev, .rev32, .clz, .cls, .madd, .msub, .smaddl,
+      .smsubl, .umaddl, .umsubl, .smulh, .umulh:
+      integer(opcode)
+    case .bCond, .svc, .brk, .hint, .clrex, .barrier, .isb, .sys, .msr, .mrs, .br, .blr, .ret, .b, .bl, .cbz,
+      .cbnz, .tbz, .tbnz:
+      control(opcode)
+    case .vectorStructures, .vectorElement, .stxr, .ldxr, .stxp, .ldxp, .casp, .cas, .stlr, .ldar, .loadLiteral,
+      .loadLiteralVector, .pair, .pairVector, .ldapr, .atomicMemory, .loadStore, .loadStoreVector:
+      storeFlags()  // every access may fault
+      access(opcode)
+    case .floatToInteger, .integerToFloat, .fmovToGeneral, .fmovFromGeneral, .fixedToFloat, .floatToFixed, .fmov,
+      .fabs, .fneg, .fsqrt, .fcvt, .frint, .fcmp, .fmovImmediate, .fccmp, .fmul, .fdiv, .fadd, .fsub, .fmax,
+      .fmin, .fmaxnm, .fminnm, .fnmul, .fcsel, .fused:
+      floatingPoint(opcode)
+    case .vectorImmediate, .vectorMiscellaneous, .vectorAcross, .vectorThreeSame, .vectorThreeDifferent,
+      .vectorCopy, .vectorShift, .vectorPermute, .vectorExtract, .vectorTable, .vectorIndexed,
+      .scalarMiscellaneous, .scalarPairwise, .scalarThreeSame, .scalarThreeDifferent, .scalarCopy, .scalarShift,
+      .scalarIndexed:
+      vector(opcode)
+    }
+  }
+}

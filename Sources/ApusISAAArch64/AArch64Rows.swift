@@ -1,0 +1,242 @@
+import ApusDecode
+
+/// An architectural feature that gates rows; the raw value is its bit in `AArch64FeatureSet`.
+public enum AArch64Feature: UInt8, CaseIterable, Sendable {
+  /// What every ARMv8.0-A core has, floating point and Advanced SIMD included.
+  case base
+  case crc32, lse, lrcpc, rdm, aes, pmull, sha1, sha256
+}
+
+/// A set of features.
+public struct AArch64FeatureSet: OptionSet, Sendable, Hashable {
+  public let rawValue: UInt64
+  public init(rawValue: UInt64) { self.rawValue = rawValue }
+  public init(_ features: [AArch64Feature]) {
+    rawValue = features.reduce(0) { $0 | 1 << UInt64($1.rawValue) }
+  }
+  @inlinable @inline(__always)
+  public func contains(_ one: AArch64Feature) -> Bool { rawValue & (1 &<< UInt64(one.rawValue)) != 0 }
+  /// All that is implemented: `-cpu max`.
+  public static let max = AArch64FeatureSet([.base, .crc32, .lse, .lrcpc])
+}
+
+/// One encoding.
+public struct AArch64Row: Sendable {
+  public let pattern: BitPattern
+  public let opcode: AArch64Opcode
+  public let name: StaticString
+  public let feature: AArch64Feature
+  init(
+    _ pattern: StaticString, _ opcode: AArch64Opcode, _ name: StaticString,
+    _ feature: AArch64Feature = .base
+  ) {
+    self.pattern = BitPattern(pattern)
+    (self.opcode, self.name, self.feature) = (opcode, name, feature)
+  }
+}
+
+// Letters of the patterns: s the width (sf), d n m a t u register numbers, i immediates, c conditions, z element or
+// access sizes, q the vector length. A special case stands before its general case. Advanced SIMD has one row for each
+// class of the manual's index by encoding; the class's own fields tell the instructions apart [Arm ARM C4.1].
+public let aarch64Rows: [AArch64Row] = [
+  // Data processing, immediate [C4.1.92]
+  AArch64Row("0ii10000iiiiiiiiiiiiiiiiiiiddddd", .adr, "adr"),
+  AArch64Row("1ii10000iiiiiiiiiiiiiiiiiiiddddd", .adrp, "adrp"),
+  AArch64Row("s00100010hiiiiiiiiiiiinnnnnddddd", .addImmediate, "add"),
+  AArch64Row("s01100010hiiiiiiiiiiiinnnnnddddd", .addsImmediate, "adds"),
+  AArch64Row("s10100010hiiiiiiiiiiiinnnnnddddd", .subImmediate, "sub"),
+  AArch64Row("s11100010hiiiiiiiiiiiinnnnnddddd", .subsImmediate, "subs"),
+  AArch64Row("s00100100iiiiiiiiiiiiinnnnnddddd", .andImmediate, "and"),
+  AArch64Row("s01100100iiiiiiiiiiiiinnnnnddddd", .orrImmediate, "orr"),
+  AArch64Row("s10100100iiiiiiiiiiiiinnnnnddddd", .eorImmediate, "eor"),
+  AArch64Row("s11100100iiiiiiiiiiiiinnnnnddddd", .andsImmediate, "ands"),
+  AArch64Row("s00100101hhiiiiiiiiiiiiiiiiddddd", .movn, "movn"),
+  AArch64Row("s10100101hhiiiiiiiiiiiiiiiiddddd", .movz, "movz"),
+  AArch64Row("s11100101hhiiiiiiiiiiiiiiiiddddd", .movk, "movk"),
+  AArch64Row("s00100110iiiiiiiiiiiiinnnnnddddd", .sbfm, "sbfm"),
+  AArch64Row("s01100110iiiiiiiiiiiiinnnnnddddd", .bfm, "bfm"),
+  AArch64Row("s10100110iiiiiiiiiiiiinnnnnddddd", .ubfm, "ubfm"),
+  AArch64Row("s00100111i0mmmmmiiiiiinnnnnddddd", .extr, "extr"),
+  // Branches, exceptions, system [C4.1.93]
+  AArch64Row("01010100iiiiiiiiiiiiiiiiiii0cccc", .bCond, "b.cond"),
+  AArch64Row("11010100000iiiiiiiiiiiiiiii00001", .svc, "svc"),
+  AArch64Row("11010100001iiiiiiiiiiiiiiii00000", .brk, "brk"),
+  AArch64Row("11010101000000110010iiiiiii11111", .hint, "hint"),
+  AArch64Row("11010101000000110011iiii01011111", .clrex, "clrex"),
+  AArch64Row("11010101000000110011iiii10011111", .barrier, "dsb"),
+  AArch64Row("11010101000000110011iiii10111111", .barrier, "dmb"),
+  AArch64Row("11010101000000110011iiii11011111", .isb, "isb"),
+  AArch64Row("1101010100001iiiiiiiiiiiiiittttt", .sys, "sys"),
+  AArch64Row("110101010001iiiiiiiiiiiiiiittttt", .msr, "msr"),
+  AArch64Row("110101010011iiiiiiiiiiiiiiittttt", .mrs, "mrs"),
+  AArch64Row("1101011000011111000000nnnnn00000", .br, "br"),
+  AArch64Row("1101011000111111000000nnnnn00000", .blr, "blr"),
+  AArch64Row("1101011001011111000000nnnnn00000", .ret, "ret"),
+  AArch64Row("000101iiiiiiiiiiiiiiiiiiiiiiiiii", .b, "b"),
+  AArch64Row("100101iiiiiiiiiiiiiiiiiiiiiiiiii", .bl, "bl"),
+  AArch64Row("s0110100iiiiiiiiiiiiiiiiiiittttt", .cbz, "cbz"),
+  AArch64Row("s0110101iiiiiiiiiiiiiiiiiiittttt", .cbnz, "cbnz"),
+  AArch64Row("b0110110bbbbbiiiiiiiiiiiiiittttt", .tbz, "tbz"),
+  AArch64Row("b0110111bbbbbiiiiiiiiiiiiiittttt", .tbnz, "tbnz"),
+  // Loads and stores [C4.1.94]
+  AArch64Row("0q00110000000000oooozznnnnnttttt", .vectorStructures, "st1-4"),
+  AArch64Row("0q00110001000000oooozznnnnnttttt", .vectorStructures, "ld1-4"),
+  AArch64Row("0q001100100mmmmmoooozznnnnnttttt", .vectorStructures, "st1-4, post-indexed"),
+  AArch64Row("0q001100110mmmmmoooozznnnnnttttt", .vectorStructures, "ld1-4, post-indexed"),
+  AArch64Row("0q0011010lr00000oooozznnnnnttttt", .vectorElement, "ld1-4/st1-4, one element"),
+  AArch64Row("0q0011011lrmmmmmoooozznnnnnttttt", .vectorElement, "ld1-4/st1-4, one element, post-indexed"),
+  AArch64Row("zz001000000uuuuuobbbbbnnnnnttttt", .stxr, "stxr"),
+  AArch64Row("zz001000010uuuuuobbbbbnnnnnttttt", .ldxr, "ldxr"),
+  AArch64Row("1z001000001uuuuuobbbbbnnnnnttttt", .stxp, "stxp"),
+  AArch64Row("1z001000011uuuuuobbbbbnnnnnttttt", .ldxp, "ldxp"),
+  AArch64Row("0z0010000l1sssssr11111nnnnnttttt", .casp, "casp", .lse),
+  AArch64Row("zz0010001l1sssssr11111nnnnnttttt", .cas, "cas", .lse),
+  AArch64Row("zz001000100uuuuuobbbbbnnnnnttttt", .stlr, "stlr"),
+  AArch64Row("zz001000110uuuuuobbbbbnnnnnttttt", .ldar, "ldar"),
+  AArch64Row("oo011000iiiiiiiiiiiiiiiiiiittttt", .loadLiteral, "ldr (literal)"),
+  AArch64Row("oo011100iiiiiiiiiiiiiiiiiiittttt", .loadLiteralVector, "ldr (literal, SIMD&FP)"),
+  AArch64Row("0010100xxliiiiiiiuuuuunnnnnttttt", .pair, "ldp/stp (32-bit)"),
+  AArch64Row("0110100xx1iiiiiiiuuuuunnnnnttttt", .pair, "ldpsw"),
+  AArch64Row("1010100xxliiiiiiiuuuuunnnnnttttt", .pair, "ldp/stp (64-bit)"),
+  AArch64Row("oo10110xxliiiiiiiuuuuunnnnnttttt", .pairVector, "ldp/stp (SIMD&FP)"),
+  AArch64Row("zz11100010111111110000nnnnnttttt", .ldapr, "ldapr", .lrcpc),
+  AArch64Row("zz111000ar1sssss0ooo00nnnnnttttt", .atomicMemory, "ldadd, ...", .lse),
+  AArch64Row("zz111000ar1sssss100000nnnnnttttt", .atomicMemory, "swp", .lse),
+  AArch64Row("zz111000oo0iiiiiiiiiyynnnnnttttt", .loadStore, "ldur/stur, ldr/str (indexed)"),
+  AArch64Row("zz111000oo1mmmmmooos10nnnnnttttt", .loadStore, "ldr/str (register)"),
+  AArch64Row("zz111001ooiiiiiiiiiiiinnnnnttttt", .loadStore, "ldr/str (immediate)"),
+  AArch64Row("zz111100oo0iiiiiiiiiyynnnnnttttt", .loadStoreVector, "ldur/stur, ldr/str (SIMD&FP, indexed)"),
+  AArch64Row("zz111100oo1mmmmmooos10nnnnnttttt", .loadStoreVector, "ldr/str (SIMD&FP, register)"),
+  AArch64Row("zz111101ooiiiiiiiiiiiinnnnnttttt", .loadStoreVector, "ldr/str (SIMD&FP, immediate)"),
+  // Data processing, register [C4.1.95]
+  AArch64Row("s0001010hh0mmmmmiiiiiinnnnnddddd", .and, "and"),
+  AArch64Row("s0001010hh1mmmmmiiiiiinnnnnddddd", .bic, "bic"),
+  AArch64Row("s0101010hh0mmmmmiiiiiinnnnnddddd", .orr, "orr"),
+  AArch64Row("s0101010hh1mmmmmiiiiiinnnnnddddd", .orn, "orn"),
+  AArch64Row("s1001010hh0mmmmmiiiiiinnnnnddddd", .eor, "eor"),
+  AArch64Row("s1001010hh1mmmmmiiiiiinnnnnddddd", .eon, "eon"),
+  AArch64Row("s1101010hh0mmmmmiiiiiinnnnnddddd", .ands, "ands"),
+  AArch64Row("s1101010hh1mmmmmiiiiiinnnnnddddd", .bics, "bics"),
+  AArch64Row("s0001011hh0mmmmmiiiiiinnnnnddddd", .add, "add"),
+  AArch64Row("s0101011hh0mmmmmiiiiiinnnnnddddd", .adds, "adds"),
+  AArch64Row("s1001011hh0mmmmmiiiiiinnnnnddddd", .sub, "sub"),
+  AArch64Row("s1101011hh0mmmmmiiiiiinnnnnddddd", .subs, "subs"),
+  AArch64Row("s0001011001mmmmmoooiiinnnnnddddd", .addExtended, "add (extended)"),
+  AArch64Row("s0101011001mmmmmoooiiinnnnnddddd", .addsExtended, "adds (extended)"),
+  AArch64Row("s1001011001mmmmmoooiiinnnnnddddd", .subExtended, "sub (extended)"),
+  AArch64Row("s1101011001mmmmmoooiiinnnnnddddd", .subsExtended, "subs (extended)"),
+  AArch64Row("s0011010000mmmmm000000nnnnnddddd", .adc, "adc"),
+  AArch64Row("s0111010000mmmmm000000nnnnnddddd", .adcs, "adcs"),
+  AArch64Row("s1011010000mmmmm000000nnnnnddddd", .sbc, "sbc"),
+  AArch64Row("s1111010000mmmmm000000nnnnnddddd", .sbcs, "sbcs"),
+  AArch64Row("s0111010010mmmmmccccr0nnnnn0iiii", .ccmn, "ccmn"),
+  AArch64Row("s1111010010mmmmmccccr0nnnnn0iiii", .ccmp, "ccmp"),
+  AArch64Row("s0011010100mmmmmcccc00nnnnnddddd", .csel, "csel"),
+  AArch64Row("s0011010100mmmmmcccc01nnnnnddddd", .csinc, "csinc"),
+  AArch64Row("s1011010100mmmmmcccc00nnnnnddddd", .csinv, "csinv"),
+  AArch64Row("s1011010100mmmmmcccc01nnnnnddddd", .csneg, "csneg"),
+  AArch64Row("s0011010110mmmmm000010nnnnnddddd", .udiv, "udiv"),
+  AArch64Row("s0011010110mmmmm000011nnnnnddddd", .sdiv, "sdiv"),
+  AArch64Row("s0011010110mmmmm001000nnnnnddddd", .lslv, "lslv"),
+  AArch64Row("s0011010110mmmmm001001nnnnnddddd", .lsrv, "lsrv"),
+  AArch64Row("s0011010110mmmmm001010nnnnnddddd", .asrv, "asrv"),
+  AArch64Row("s0011010110mmmmm001011nnnnnddddd", .rorv, "rorv"),
+  AArch64Row("00011010110mmmmm010x00nnnnnddddd", .crc32, "crc32b", .crc32),
+  AArch64Row("00011010110mmmmm010x01nnnnnddddd", .crc32, "crc32h", .crc32),
+  AArch64Row("00011010110mmmmm010x10nnnnnddddd", .crc32, "crc32w", .crc32),
+  AArch64Row("10011010110mmmmm010x11nnnnnddddd", .crc32, "crc32x", .crc32),
+  AArch64Row("s101101011000000000000nnnnnddddd", .rbit, "rbit"),
+  AArch64Row("s101101011000000000001nnnnnddddd", .rev16, "rev16"),
+  AArch64Row("0101101011000000000010nnnnnddddd", .rev, "rev"),
+  AArch64Row("1101101011000000000010nnnnnddddd", .rev32, "rev32"),
+  AArch64Row("1101101011000000000011nnnnnddddd", .rev, "rev"),
+  AArch64Row("s101101011000000000100nnnnnddddd", .clz, "clz"),
+  AArch64Row("s101101011000000000101nnnnnddddd", .cls, "cls"),
+  AArch64Row("s0011011000mmmmm0aaaaannnnnddddd", .madd, "madd"),
+  AArch64Row("s0011011000mmmmm1aaaaannnnnddddd", .msub, "msub"),
+  AArch64Row("10011011001mmmmm0aaaaannnnnddddd", .smaddl, "smaddl"),
+  AArch64Row("10011011001mmmmm1aaaaannnnnddddd", .smsubl, "smsubl"),
+  AArch64Row("10011011101mmmmm0aaaaannnnnddddd", .umaddl, "umaddl"),
+  AArch64Row("10011011101mmmmm1aaaaannnnnddddd", .umsubl, "umsubl"),
+  AArch64Row("10011011010mmmmm0aaaaannnnnddddd", .smulh, "smulh"),
+  AArch64Row("10011011110mmmmm0aaaaannnnnddddd", .umulh, "umulh"),
+  // Floating point, scalar [C4.1.96]; the type field is 00 single, 01 double.
+  AArch64Row("s00111100t100000000000nnnnnddddd", .floatToInteger, "fcvtns"),
+  AArch64Row("s00111100t100001000000nnnnnddddd", .floatToInteger, "fcvtnu"),
+  AArch64Row("s00111100t101000000000nnnnnddddd", .floatToInteger, "fcvtps"),
+  AArch64Row("s00111100t101001000000nnnnnddddd", .floatToInteger, "fcvtpu"),
+  AArch64Row("s00111100t110000000000nnnnnddddd", .floatToInteger, "fcvtms"),
+  AArch64Row("s00111100t110001000000nnnnnddddd", .floatToInteger, "fcvtmu"),
+  AArch64Row("s00111100t111000000000nnnnnddddd", .floatToInteger, "fcvtzs"),
+  AArch64Row("s00111100t111001000000nnnnnddddd", .floatToInteger, "fcvtzu"),
+  AArch64Row("s00111100t100100000000nnnnnddddd", .floatToInteger, "fcvtas"),
+  AArch64Row("s00111100t100101000000nnnnnddddd", .floatToInteger, "fcvtau"),
+  AArch64Row("s00111100t100010000000nnnnnddddd", .integerToFloat, "scvtf"),
+  AArch64Row("s00111100t100011000000nnnnnddddd", .integerToFloat, "ucvtf"),
+  AArch64Row("0001111000100110000000nnnnnddddd", .fmovToGeneral, "fmov"),
+  AArch64Row("1001111001100110000000nnnnnddddd", .fmovToGeneral, "fmov"),
+  AArch64Row("1001111010101110000000nnnnnddddd", .fmovToGeneral, "fmov (upper half)"),
+  AArch64Row("0001111000100111000000nnnnnddddd", .fmovFromGeneral, "fmov"),
+  AArch64Row("1001111001100111000000nnnnnddddd", .fmovFromGeneral, "fmov"),
+  AArch64Row("1001111010101111000000nnnnnddddd", .fmovFromGeneral, "fmov (upper half)"),
+  AArch64Row("s00111100t000010iiiiiinnnnnddddd", .fixedToFloat, "scvtf (fixed-point)"),
+  AArch64Row("s00111100t000011iiiiiinnnnnddddd", .fixedToFloat, "ucvtf (fixed-point)"),
+  AArch64Row("s00111100t011000iiiiiinnnnnddddd", .floatToFixed, "fcvtzs (fixed-point)"),
+  AArch64Row("s00111100t011001iiiiiinnnnnddddd", .floatToFixed, "fcvtzu (fixed-point)"),
+  AArch64Row("000111100t100000010000nnnnnddddd", .fmov, "fmov"),
+  AArch64Row("000111100t100000110000nnnnnddddd", .fabs, "fabs"),
+  AArch64Row("000111100t100001010000nnnnnddddd", .fneg, "fneg"),
+  AArch64Row("000111100t100001110000nnnnnddddd", .fsqrt, "fsqrt"),
+  AArch64Row("0001111000100010110000nnnnnddddd", .fcvt, "fcvt (single to double)"),
+  AArch64Row("0001111001100010010000nnnnnddddd", .fcvt, "fcvt (double to single)"),
+  AArch64Row("0001111000100011110000nnnnnddddd", .fcvt, "fcvt (single to half)"),
+  AArch64Row("0001111001100011110000nnnnnddddd", .fcvt, "fcvt (double to half)"),
+  AArch64Row("0001111011100010010000nnnnnddddd", .fcvt, "fcvt (half to single)"),
+  AArch64Row("0001111011100010110000nnnnnddddd", .fcvt, "fcvt (half to double)"),
+  AArch64Row("000111100t100100010000nnnnnddddd", .frint, "frintn"),
+  AArch64Row("000111100t100100110000nnnnnddddd", .frint, "frintp"),
+  AArch64Row("000111100t100101010000nnnnnddddd", .frint, "frintm"),
+  AArch64Row("000111100t100101110000nnnnnddddd", .frint, "frintz"),
+  AArch64Row("000111100t100110010000nnnnnddddd", .frint, "frinta"),
+  AArch64Row("000111100t100111010000nnnnnddddd", .frint, "frintx"),
+  AArch64Row("000111100t100111110000nnnnnddddd", .frint, "frinti"),
+  AArch64Row("000111100t1mmmmm001000nnnnn00000", .fcmp, "fcmp"),
+  AArch64Row("000111100t1mmmmm001000nnnnn10000", .fcmp, "fcmpe"),
+  AArch64Row("000111100t100000001000nnnnn01000", .fcmp, "fcmp (zero)"),
+  AArch64Row("000111100t100000001000nnnnn11000", .fcmp, "fcmpe (zero)"),
+  AArch64Row("000111100t1iiiiiiii10000000ddddd", .fmovImmediate, "fmov (immediate)"),
+  AArch64Row("000111100t1mmmmmcccc01nnnnneiiii", .fccmp, "fccmp"),
+  AArch64Row("000111100t1mmmmm000010nnnnnddddd", .fmul, "fmul"),
+  AArch64Row("000111100t1mmmmm000110nnnnnddddd", .fdiv, "fdiv"),
+  AArch64Row("000111100t1mmmmm001010nnnnnddddd", .fadd, "fadd"),
+  AArch64Row("000111100t1mmmmm001110nnnnnddddd", .fsub, "fsub"),
+  AArch64Row("000111100t1mmmmm010010nnnnnddddd", .fmax, "fmax"),
+  AArch64Row("000111100t1mmmmm010110nnnnnddddd", .fmin, "fmin"),
+  AArch64Row("000111100t1mmmmm011010nnnnnddddd", .fmaxnm, "fmaxnm"),
+  AArch64Row("000111100t1mmmmm011110nnnnnddddd", .fminnm, "fminnm"),
+  AArch64Row("000111100t1mmmmm100010nnnnnddddd", .fnmul, "fnmul"),
+  AArch64Row("000111100t1mmmmmcccc11nnnnnddddd", .fcsel, "fcsel"),
+  AArch64Row("000111110t0mmmmm0aaaaannnnnddddd", .fused, "fmadd"),
+  AArch64Row("000111110t0mmmmm1aaaaannnnnddddd", .fused, "fmsub"),
+  AArch64Row("000111110t1mmmmm0aaaaannnnnddddd", .fused, "fnmadd"),
+  AArch64Row("000111110t1mmmmm1aaaaannnnnddddd", .fused, "fnmsub"),
+  // Advanced SIMD [C4.1.96]
+  AArch64Row("0qo0111100000iiicccc01iiiiiddddd", .vectorImmediate, "modified immediate"),
+  AArch64Row("0qu01110zz10000ooooo10nnnnnddddd", .vectorMiscellaneous, "two-register miscellaneous"),
+  AArch64Row("0qu01110zz11000ooooo10nnnnnddddd", .vectorAcross, "across lanes"),
+  AArch64Row("0qu01110zz1mmmmmooooo1nnnnnddddd", .vectorThreeSame, "three same"),
+  AArch64Row("0qu01110zz1mmmmmoooo00nnnnnddddd", .vectorThreeDifferent, "three different"),
+  AArch64Row("0qo01110000iiiii0iiii1nnnnnddddd", .vectorCopy, "copy"),
+  AArch64Row("0qu011110iiiiiiiooooo1nnnnnddddd", .vectorShift, "shift by immediate"),
+  AArch64Row("0q001110zz0mmmmm0ooo10nnnnnddddd", .vectorPermute, "permute"),
+  AArch64Row("0q101110000mmmmm0iiii0nnnnnddddd", .vectorExtract, "ext"),
+  AArch64Row("0q001110000mmmmm0llo00nnnnnddddd", .vectorTable, "tbl/tbx"),
+  AArch64Row("0qu01111zzlmmmmmooooh0nnnnnddddd", .vectorIndexed, "by indexed element"),
+  AArch64Row("01u11110zz10000ooooo10nnnnnddddd", .scalarMiscellaneous, "scalar two-register miscellaneous"),
+  AArch64Row("01u11110zz11000ooooo10nnnnnddddd", .scalarPairwise, "scalar pairwise"),
+  AArch64Row("01u11110zz1mmmmmooooo1nnnnnddddd", .scalarThreeSame, "scalar three same"),
+  AArch64Row("01u11110zz1mmmmmoooo00nnnnnddddd", .scalarThreeDifferent, "scalar three different"),
+  AArch64Row("01011110000iiiii000001nnnnnddddd", .scalarCopy, "dup (scalar)"),
+  AArch64Row("01u111110iiiiiiiooooo1nnnnnddddd", .scalarShift, "scalar shift by immediate"),
+  AArch64Row("01u11111zzlmmmmmooooh0nnnnnddddd", .scalarIndexed, "scalar by indexed element"),
+]
