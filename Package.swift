@@ -127,7 +127,7 @@ let package = Package(
       dependencies: ["ApusStorage", "ApusNBD", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusHost"],
       swiftSettings: common),
     .executableTarget(
-      name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusDecode", "ApusHost"], swiftSettings: hot),
+      name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusISAAArch64", "ApusDecode", "ApusHost"], swiftSettings: hot),
     // Tests
     tests("ApusIRTests", ["ApusIR"]),
     tests(

@@ -45,12 +45,15 @@ public enum FloatNaNRule: UInt8, Sendable {
   case arm
 }
 
-/// Soft float with a rounding mode and accumulated flags. NaN results are the default NaN; tininess is detected
-/// after rounding [RV-Unpriv 20.3, IEEE 754-2019 7.5].
+/// Soft float with a rounding mode and accumulated flags [RV-Unpriv 20.3, IEEE 754-2019 7.5, Arm ARM A1.5].
 public struct SoftFloat {
   public var rounding: FloatRounding
   public var flags: UInt8 = 0
   public var nanRule: FloatNaNRule
+  /// Underflow is looked for before rounding (Arm), not after it.
+  public var isTinyBeforeRounding = false
+  /// Tiny results are zero, with underflow and without inexact; half precision is exempt (Arm's FZ).
+  public var flushesToZero = false
   public init(_ rounding: FloatRounding, nanRule: FloatNaNRule = .defaultNaN) {
     (self.rounding, self.nanRule) = (rounding, nanRule)
   }
@@ -138,6 +141,10 @@ public struct SoftFloat {
       return (kept + (up ? 1 : 0), half || rest)
     }
 
+    if trueExponent < minExponent, flushesToZero, format != .half {
+      flags |= FloatFlags.underflow
+      return zero(sign, format)
+    }
     // The unit in the last place, as if the exponent had no lower bound.
     let unboundedUnit = trueExponent - precision + 1
     let unit = max(unboundedUnit, minExponent - format.fractionBits)
@@ -148,7 +155,9 @@ public struct SoftFloat {
         // Tiny after rounding: would the unbounded result still lie below the smallest normal number?
         let (unboundedKept, _) = cut(unboundedUnit)
         let carried = unboundedKept >> UInt128(precision) != 0
-        if trueExponent + (carried ? 1 : 0) < minExponent { flags |= FloatFlags.underflow }
+        if isTinyBeforeRounding || trueExponent + (carried ? 1 : 0) < minExponent {
+          flags |= FloatFlags.underflow
+        }
       }
     }
     if kept == 0 { return zero(sign, format) }

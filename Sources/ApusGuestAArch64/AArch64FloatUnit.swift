@@ -12,6 +12,8 @@ struct AArch64Float {
     soft = SoftFloat(
       rounding ?? FPCR.rounding(fpcr), nanRule: fpcr & FPCR.defaultNaN != 0 ? .defaultNaN : .arm)
     flushes = fpcr >> 24 & 1 != 0
+    soft.isTinyBeforeRounding = true
+    soft.flushesToZero = flushes
   }
 
   /// Adds the flags that were raised to the state's.
@@ -25,27 +27,18 @@ struct AArch64Float {
     flushedOperand = true
     return x & format.signMask
   }
-  /// A result; a denormal one is flushed, which is underflow and hides that it was inexact.
-  private mutating func output(_ before: UInt8, _ x: UInt64, _ format: FloatFormat) -> UInt64 {
-    guard flushes, format != .half, x & format.infinity == 0, x & format.fractionMask != 0 else { return x }
-    soft.flags = before | FloatFlags.underflow
-    return x & format.signMask
-  }
 
   enum Operation { case add, subtract, multiply, divide, multiplyExtended }
 
   mutating func binary(_ operation: Operation, _ a: UInt64, _ b: UInt64, _ format: FloatFormat) -> UInt64 {
     let (a, b) = (input(a, format), input(b, format))
-    let before = soft.flags
-    let result =
-      switch operation {
-      case .add: soft.add(a, b, format)
-      case .subtract: soft.subtract(a, b, format)
-      case .multiply: soft.multiply(a, b, format)
-      case .divide: soft.divide(a, b, format)
-      case .multiplyExtended: soft.multiplyExtended(a, b, format)
-      }
-    return output(before, result, format)
+    return switch operation {
+    case .add: soft.add(a, b, format)
+    case .subtract: soft.subtract(a, b, format)
+    case .multiply: soft.multiply(a, b, format)
+    case .divide: soft.divide(a, b, format)
+    case .multiplyExtended: soft.multiplyExtended(a, b, format)
+    }
   }
   mutating func minimum(
     _ a: UInt64, _ b: UInt64, _ format: FloatFormat, isMaximum: Bool, isNumeric: Bool
@@ -57,18 +50,15 @@ struct AArch64Float {
     _ a: UInt64, _ b: UInt64, _ c: UInt64, _ format: FloatFormat, negateProduct: Bool = false,
     negateAddend: Bool = false
   ) -> UInt64 {
-    let before = soft.flags
-    let result = soft.multiplyAdd(
+    soft.multiplyAdd(
       input(a, format), input(b, format), input(c, format), format, negateProduct: negateProduct,
       negateAddend: negateAddend)
-    return output(before, result, format)
   }
   mutating func squareRoot(_ a: UInt64, _ format: FloatFormat) -> UInt64 {
     soft.squareRoot(input(a, format), format)
   }
   mutating func convert(_ a: UInt64, from: FloatFormat, to: FloatFormat) -> UInt64 {
-    let before = soft.flags
-    return output(before, soft.convert(input(a, from), from: from, to: to), to)
+    soft.convert(input(a, from), from: from, to: to)
   }
   /// Arm's conversion: a NaN is 0.
   mutating func toInteger(_ a: UInt64, _ format: FloatFormat, width: Int, isSigned: Bool, scale: Int = 0)

@@ -24,7 +24,7 @@ extension AArch64Translator {
     IRFloatOperand(
       rounding: rounding ?? mode.rounding, isCurrent: rounding == nil || rounding == mode.rounding,
       nanRule: mode.isDefaultNaN ? .positiveDefault : .propagateARM, negateProduct: negateProduct,
-      negateAddend: negateAddend, kind: kind
+      negateAddend: negateAddend, isTinyBeforeRounding: true, kind: kind
     ).rawValue
   }
 

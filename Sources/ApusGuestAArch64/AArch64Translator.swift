@@ -191,7 +191,9 @@ struct AArch64Translator {
     case .logic(let result, let isWide):
       // C and V are clear.
       switch condition {
-      case 0, 9: return narrowed(.equal, result, constant(0), isWide)
+      case 0: return narrowed(.equal, result, constant(0), isWide)
+      case 2, 6, 8: return Comparison(condition: .notEqual, a: constant(0), b: constant(0))
+      case 3, 7, 9: return Comparison(condition: .equal, a: constant(0), b: constant(0))
       case 1: return narrowed(.notEqual, result, constant(0), isWide)
       case 4, 11: return narrowed(.lessSigned, result, constant(0), isWide)
       case 5, 10: return narrowed(.greaterOrEqualSigned, result, constant(0), isWide)

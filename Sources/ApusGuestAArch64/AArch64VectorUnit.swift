@@ -352,7 +352,6 @@ struct AArch64VectorUnit {
   {
     let fraction = UInt64(format.fractionBits)
     let two = UInt64(format.bias + 1) << fraction
-    let three = two | 1 << (fraction - 1)
     let (x, y) = (unit.input(a, format), unit.input(b, format))
     let magnitude = format.mask & ~format.signMask
     let (p, q) = (x & magnitude, y & magnitude)
@@ -364,9 +363,13 @@ struct AArch64VectorUnit {
       return unit.binary(.multiply, x ^ format.signMask, y, format)
     }
     guard isSquareRoot else { return unit.fused(x, y, two, format, negateProduct: true) }
-    // Halving is exact but for denormals and rounds once: halve an operand that can spare it.
-    let halved = unit.fused(x, y, three, format, negateProduct: true)
-    return unit.binary(.multiply, halved, UInt64(format.bias - 1) << fraction, format)
+    // 1.5 - (a / 2) b, the larger operand halved: exact unless both are so small that the product's size does not count.
+    let isFirst = p >= q
+    let larger = isFirst ? p : q
+    let half = larger >> fraction > 1 && larger != format.infinity ? UInt64(1) << fraction : 0
+    let constant = UInt64(format.bias) << fraction | 1 << (fraction - 1)
+    return unit.fused(
+      isFirst ? x - half : x, isFirst ? y : y - half, constant, format, negateProduct: true)
   }
 
   // MARK: Different widths
@@ -627,12 +630,12 @@ struct AArch64VectorUnit {
       var value: UInt64
       if u {
         // Round to odd: truncated, with the lowest bit set if that was inexact.
-        var odd = unit
-        odd.soft.rounding = .towardZero
-        odd.soft.flags = 0
-        value = odd.convert(n[lane, scale + 1], from: wide, to: narrow)
-        if odd.soft.flags & FloatFlags.inexact != 0 { value |= 1 }
-        unit.soft.flags |= odd.soft.flags
+        let before = unit.soft.flags
+        unit.soft.flags = 0
+        unit.soft.rounding = .towardZero
+        value = unit.convert(n[lane, scale + 1], from: wide, to: narrow)
+        if unit.soft.flags & FloatFlags.inexact != 0 { value |= 1 }
+        unit.soft.flags |= before
       } else {
         value = unit.convert(n[lane, scale + 1], from: wide, to: narrow)
       }
@@ -691,6 +694,10 @@ struct AArch64VectorUnit {
       }
     }
     var resultExponent = 2 * format.bias - 1 - exponent
+    if resultExponent <= 0, unit.soft.flushesToZero {
+      unit.soft.flags |= FloatFlags.underflow
+      return sign
+    }
     let estimated = Self.estimate(UInt32(256 | fraction >> 44))
     var result = (estimated & 0xff) << 44
     if resultExponent == 0 {

@@ -11,6 +11,11 @@ extension HostProcess {
     return String(cString: path).split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(
       separator: "/")
   }
+  /// A symbolic link, in place of what was there.
+  public static func makeLink(_ path: String, to target: String) {
+    unlink(path)
+    symlink(target, path)
+  }
   public static func makeDirectory(_ path: String) { mkdir(path, 0o755) }
   /// Removes a directory and the files in it.
   public static func removeDirectory(_ path: String) {

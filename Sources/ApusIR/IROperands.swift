@@ -63,7 +63,8 @@ public enum IRRounding: UInt8, Sendable {
 ///  63..32    31     24 23     16 15      8 7       0
 /// | unused | kind    | negate  | NaN rule | rounding |
 /// ```
-/// `kind`: comparison or sign injection; `negate` bit 0: the product, bit 1: the addend of a fused operation.
+/// `kind`: comparison or sign injection; `negate` bit 0: the product, bit 1: the addend of a fused operation, bit 2:
+/// underflow is looked for before rounding.
 /// The rounding is what the guest has asked for; bit 7 says that it is the mode in force (the guest's dynamic
 /// mode, which the CPU mode fixes at translation), so that a host need not switch.
 public struct IRFloatOperand: Sendable {
@@ -73,11 +74,12 @@ public struct IRFloatOperand: Sendable {
   public init(
     rounding: IRRounding = .nearestEven, isCurrent: Bool = true, nanRule: IRNaNRule,
     negateProduct: Bool = false,
-    negateAddend: Bool = false, kind: UInt8 = 0
+    negateAddend: Bool = false, isTinyBeforeRounding: Bool = false, kind: UInt8 = 0
   ) {
     rawValue =
       Int64(rounding.rawValue) | (isCurrent ? 0x80 : 0) | Int64(nanRule.rawValue) << 8
-      | (negateProduct ? 1 << 16 : 0) | (negateAddend ? 1 << 17 : 0) | Int64(kind) << 24
+      | (negateProduct ? 1 << 16 : 0) | (negateAddend ? 1 << 17 : 0) | (isTinyBeforeRounding ? 1 << 18 : 0)
+      | Int64(kind) << 24
   }
   @inlinable public var rounding: IRRounding {
     IRRounding(rawValue: UInt8(truncatingIfNeeded: rawValue & 0x7f)).unsafelyUnwrapped
@@ -88,6 +90,7 @@ public struct IRFloatOperand: Sendable {
   }
   @inlinable public var negateProduct: Bool { rawValue >> 16 & 1 != 0 }
   @inlinable public var negateAddend: Bool { rawValue >> 17 & 1 != 0 }
+  @inlinable public var isTinyBeforeRounding: Bool { rawValue >> 18 & 1 != 0 }
   @inlinable public var kind: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 24) }
 }
 

@@ -444,6 +444,7 @@ public final class IREvaluator {
     var soft = SoftFloat(
       FloatRounding(rawValue: operand.rounding.rawValue).unsafelyUnwrapped,
       nanRule: operand.nanRule == .propagateARM ? .arm : .defaultNaN)
+    soft.isTinyBeforeRounding = operand.isTinyBeforeRounding
     let a = values[Int(i.a)]
     func b() -> UInt64 { values[Int(i.b)] }
     func signed32(_ value: UInt64) -> UInt64 { UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))) }

@@ -120,17 +120,36 @@ extension X86Emitter {
   }
 
   private func propagatesNaN(_ i: IRInstruction) -> Bool {
-    IRFloatOperand(rawValue: i.immediate).nanRule != .positiveDefault
+    let operand = IRFloatOperand(rawValue: i.immediate)
+    return operand.nanRule != .positiveDefault || operand.isTinyBeforeRounding
   }
 
   /// Ends an operation whose result in the temporary `register` is computed again by the slow path if it is a NaN.
   private func finishPropagating(
     _ i: IRInstruction, _ register: X86Vector, _ a: X86Vector, _ b: X86Vector, double: Bool
   ) {
+    let tiny = jumpIfTiny(i, register, double: double)
     asm.sse(double ? 0x66 : 0, 0x2e, register, register)
     addStub(
-      .fused(site: site(i), register, a, b, b, double: double), asm.jump(.parity), resume: asm.offset)
+      .fused(site: site(i), register, a, b, b, double: double), asm.jump(.parity), tiny, resume: asm.offset)
     finishVector(register)
+  }
+
+  /// Where underflow counts before rounding the host, which looks afterwards, has missed it if the result was rounded up to
+  /// the smallest normal number: the slow path computes such results again. Sums that small are exact.
+  ///
+  /// - Returns: the jump, or -1.
+  private func jumpIfTiny(_ i: IRInstruction, _ register: X86Vector, double: Bool) -> Int {
+    guard IRFloatOperand(rawValue: i.immediate).isTinyBeforeRounding else { return -1 }
+    switch i.opcode {
+    case .mulF32, .mulF64, .divF32, .divF64, .mulAddF32, .mulAddF64, .convertF64ToF32: break
+    default: return -1
+    }
+    let bits = takeTemporary()
+    asm.move(bits, register, wide: double)
+    asm.arithmetic(.add, bits, bits, wide: double)
+    asm.arithmetic(.cmp, bits, state(double ? Self.smallestNormal64 : Self.smallestNormal32), wide: double)
+    return asm.jump(.equal)
   }
 
   private func emitArithmetic(_ i: IRInstruction, _ opcode: UInt8, double: Bool) {
@@ -168,10 +187,11 @@ extension X86Emitter {
       case (true, true): 0xbf
       }
     asm.fused231(opcode, register, a, b, double: double)
+    let tiny = jumpIfTiny(i, register, double: double)
     // Infinity times zero is invalid even with a quiet NaN as addend, which hosts may not say: the slow path does.
     asm.sse(double ? 0x66 : 0, 0x2e, register, register)
     addStub(
-      .fused(site: site(i), register, a, b, c, double: double), asm.jump(.parity), resume: asm.offset)
+      .fused(site: site(i), register, a, b, c, double: double), asm.jump(.parity), tiny, resume: asm.offset)
     finishVector(register)
   }
 

@@ -5,7 +5,7 @@ struct GeneratedInstruction {
   var bits: UInt32
   var byteCount: Int
   /// What stands in for it when a failing block is cut down.
-  var nop: UInt32 { byteCount == 2 ? 0x0001 : 0x0000_0013 }
+  var nop: UInt32
 }
 
 /// A block: instructions, and the contents of its memory area, registers included.
@@ -39,24 +39,6 @@ struct BlockGenerator {
   /// Width of the block's lr and sc.
   private var reservesDouble = false
 
-  /// xorshift64*.
-  struct Random {
-    var state: UInt64
-    init(seed: UInt64) {
-      state = seed &* 0x9e37_79b9_7f4a_7c15 ^ 0xd1b5_4a32_d192_ed03
-      if state == 0 { state = 1 }
-      for _ in 0..<8 { _ = next() }
-    }
-    mutating func next() -> UInt64 {
-      state ^= state >> 12
-      state ^= state << 25
-      state ^= state >> 27
-      return state &* 0x2545_f491_4f6c_dd1d
-    }
-    mutating func below(_ bound: Int) -> Int { Int(truncatingIfNeeded: (next() >> 33) % UInt64(bound)) }
-    mutating func chance(_ oneIn: Int) -> Bool { below(oneIn) == 0 }
-  }
-
   /// - Parameters:
   ///   - extensions: rows of these are used.
   ///   - only: a prefix that mnemonics must have.
@@ -81,9 +63,9 @@ struct BlockGenerator {
     var instructions: [GeneratedInstruction] = []
     for _ in 0..<length {
       if compressed, random.chance(4), let half = compressedInstruction() {
-        instructions.append(GeneratedInstruction(bits: half, byteCount: 2))
+        instructions.append(GeneratedInstruction(bits: half, byteCount: 2, nop: 0x0001))
       } else {
-        instructions.append(GeneratedInstruction(bits: instruction(), byteCount: 4))
+        instructions.append(GeneratedInstruction(bits: instruction(), byteCount: 4, nop: 0x0000_0013))
       }
     }
     fixBranches(&instructions)
@@ -94,8 +76,8 @@ struct BlockGenerator {
 
   private mutating func area(_ address: UInt64, _ baseOffset: UInt64) -> [UInt8] {
     var bytes = [UInt8](repeating: 0, count: Area.byteCount)
-    for offset in stride(from: 0, to: Area.integers, by: 8) { store(integer(), offset, &bytes) }
-    for number in 1..<32 { store(integer(), Area.integers + 8 * number, &bytes) }
+    for offset in stride(from: 0, to: Area.integers, by: 8) { store(random.integer(), offset, &bytes) }
+    for number in 1..<32 { store(random.integer(), Area.integers + 8 * number, &bytes) }
     for number in 0..<32 { store(float(), Area.floats + 8 * number, &bytes) }
     store(address + UInt64(Area.stackPointer), Area.integers + 16, &bytes)
     store(address + baseOffset, Area.integers + 8 * Int(base), &bytes)
@@ -107,69 +89,14 @@ struct BlockGenerator {
     for k in 0..<8 { bytes[offset + k] = UInt8(truncatingIfNeeded: value >> UInt64(8 * k)) }
   }
 
-  private mutating func integer() -> UInt64 {
-    switch random.below(8) {
-    case 0: return UInt64(random.below(16))
-    case 1: return UInt64(bitPattern: -Int64(random.below(16)))
-    case 2:
-      return [0, .max, 1 << 63, 1 << 31, 0x7fff_ffff, 0xffff_ffff, .max >> 1, 0xffff_ffff_8000_0000][
-        random.below(8)]
-    case 3: return UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: random.next())))
-    case 4: return 1 << UInt64(random.below(64))
-    default: return random.next()
-    }
-  }
-
   private mutating func float() -> UInt64 {
     switch random.below(10) {
-    case 0, 1, 2, 3: return double()
-    case 4, 5, 6, 7: return 0xffff_ffff_0000_0000 | single()
-    case 8: return 0xffff_ffff_ffff_0000 | half()
+    case 0, 1, 2, 3: return random.double()
+    case 4, 5, 6, 7: return 0xffff_ffff_0000_0000 | random.single()
+    case 8: return 0xffff_ffff_ffff_0000 | random.half()
     default: return random.next()
     }
   }
-  private mutating func special(_ exponentBits: Int, _ fractionBits: Int) -> UInt64 {
-    let sign = random.next() & 1 << UInt64(exponentBits + fractionBits)
-    let infinity = ((UInt64(1) << UInt64(exponentBits)) - 1) << UInt64(fractionBits)
-    let one = infinity >> 1 & ~((UInt64(1) << UInt64(fractionBits)) - 1)
-    let fraction = (UInt64(1) << UInt64(fractionBits)) - 1
-    switch random.below(12) {
-    case 0: return sign
-    case 1: return sign | infinity
-    case 2: return sign | infinity | 1 << UInt64(fractionBits - 1)
-    case 3: return sign | infinity | 1
-    case 4: return sign | random.next() & fraction
-    case 5: return sign | 1
-    case 6: return sign | fraction
-    case 7: return sign | 1 << UInt64(fractionBits)
-    case 8: return sign | (infinity - 1)
-    case 9: return sign | one
-    case 10:
-      return sign | (one &+ (random.next() & 0xff) &<< UInt64(fractionBits) &- 0x40 &<< UInt64(fractionBits))
-        & (infinity | fraction)
-    default: return sign | (one &+ (random.next() & 0xf))
-    }
-  }
-  private mutating func double() -> UInt64 {
-    switch random.below(4) {
-    case 0, 1: return special(11, 52)
-    case 2:
-      return (1023 &- 64 &+ UInt64(random.below(128))) << 52 | random.next() & (1 << 52 - 1) | random.next()
-        & 1 << 63
-    default: return Double(Int32(truncatingIfNeeded: random.next())).bitPattern
-    }
-  }
-  private mutating func single() -> UInt64 {
-    switch random.below(4) {
-    case 0, 1: return special(8, 23)
-    case 2:
-      return (127 &- 40 &+ UInt64(random.below(80))) << 23 | random.next() & (1 << 23 - 1) | random.next() & 1
-        << 31
-    default: return UInt64(Float(Int32(truncatingIfNeeded: random.next())).bitPattern)
-    }
-  }
-  private mutating func half() -> UInt64 { random.chance(2) ? special(5, 10) : random.next() & 0xffff }
-
   // MARK: Instructions
 
   private mutating func freeRegister() -> UInt32 {

@@ -1,31 +1,24 @@
 import ApusHost
-import ApusISARISCV
 
-/// Runs random blocks on the JIT, on the evaluator and, where it is installed, on qemu-riscv64-static, and compares
+/// Runs random blocks on the JIT, on the evaluator and, where it is installed, on QEMU's user-mode emulator, and compares
 /// registers, flags and memory after each.
 ///
-///     apus-difftest [--seed N] [--blocks N] [--length N] [--emulator PATH] [--reference PATH|none] [--only PREFIX]
+///     apus-difftest [--isa riscv64|aarch64] [--seed N] [--blocks N] [--length N] [--emulator PATH] [--reference PATH|none] [--only PREFIX]
 ///                   [--options 'OPTIONS OF THE JIT'] [--save FILE]
 struct DifferentialTest {
   private var seed: UInt64 = 1
   private var blockCount = 1000
   private var length = 24
+  private var isa: any TestISA = RISCVTests()
   private var emulator = ""
-  private var reference = "/usr/bin/qemu-riscv64-static"
+  private var givenReference: String?
+  private var reference: String { givenReference ?? "/usr/bin/qemu-\(isa.name)-static" }
   private var only: String?
   private var options: [String] = []
   /// Where to leave the first program instead of running it.
   private var saved: String?
   private let blocksAProgram = 200
   private let directory = "/tmp/apus-difftest-\(HostProcess.identifier)"
-
-  /// What QEMU 7.2 and this emulator have in common.
-  private static let common = RISCVExtensionSet([
-    .i, .m, .a, .f, .d, .c, .zicsr, .zba, .zbb, .zbc, .zbs, .zfh, .zfhmin,
-  ])
-
-  /// QEMU 7.2 counts on into the upper half where the lower one is zero; the manual says 32 [RV-Unpriv 30.4.2].
-  private static let referenceDeviations: Set<RISCVOpcode> = [.ctzw]
 
   static func run() {
     var test = DifferentialTest()
@@ -36,24 +29,31 @@ struct DifferentialTest {
   private mutating func readArguments() {
     var rest = CommandLine.arguments.dropFirst()
     let own = CommandLine.arguments[0]
-    emulator =
-      own.contains("/")
-      ? own.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(separator: "/")
-        + "/apus-user" : "apus-user"
     while let option = rest.popFirst() {
       guard let value = rest.popFirst() else { return usage(option) }
       switch option {
+      case "--isa":
+        guard let named = testISAs.first(where: { $0.name == value }) else { return usage(option) }
+        isa = named
       case "--seed": seed = UInt64(value) ?? 1
       case "--blocks": blockCount = Int(value) ?? 1000
       case "--length": length = max(1, min(Int(value) ?? 24, 200))
       case "--emulator": emulator = value
-      case "--reference": reference = value
+      case "--reference": givenReference = value
       case "--only": only = value
       case "--save": saved = value
       case "--options": options += value.split(separator: " ").map(String.init)
       default: return usage(option)
       }
     }
+    guard emulator.isEmpty else { return }
+    // Beside this program; the name tells it the guest.
+    let folder =
+      own.contains("/")
+      ? own.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(separator: "/") + "/" : ""
+    HostProcess.makeDirectory(directory)
+    emulator = directory + "/apus-" + isa.name
+    HostProcess.makeLink(emulator, to: (HostProcess.absolutePath(folder + "apus-user") ?? folder + "apus-user"))
   }
   private func usage(_ option: String) {
     writeStandardError("apus-difftest: '\(option)' is no option or has no value\n")
@@ -70,21 +70,13 @@ struct DifferentialTest {
       Engine(name: "interpreter", command: [emulator, "-accel", "interpreter"]),
     ]
     if reference != "none", HostProcess.isExecutable(reference) {
-      result.append(Engine(name: "qemu", command: [reference, "-cpu", "rv64,Zfh=true,Zfhmin=true"]))
+      result.append(Engine(name: "qemu", command: [reference] + isa.referenceOptions))
     }
     return result
   }
-  private var extensions: RISCVExtensionSet {
-    if engines.count == 3 { return Self.common }
-    var all = RISCVExtensionSet.default
-    all.set(.v, false)
-    all.set(.zihpm, false)
-    return all
-  }
-
   private func runAll() -> Bool {
     if let saved {
-      HostProcess.writeProgram(saved, TestProgram(generate(seed, min(blocksAProgram, blockCount))).image)
+      HostProcess.writeProgram(saved, TestProgram(isa, generate(seed, min(blocksAProgram, blockCount))).image)
       return true
     }
     guard HostProcess.isExecutable(emulator) else {
@@ -110,10 +102,8 @@ struct DifferentialTest {
   }
 
   private func generate(_ seed: UInt64, _ count: Int) -> [GeneratedBlock] {
-    var generator = BlockGenerator(
-      seed: seed, extensions: extensions, only: only,
-      excluding: engines.count == 3 ? Self.referenceDeviations : [])
-    return (0..<count).map { generator.block(address: TestProgram.areaAddress($0), length: length) }
+    let generator = isa.generator(seed: seed, isCompared: engines.count == 3, only: only)
+    return (0..<count).map { generator(TestProgram.areaAddress($0, isa), length) }
   }
 
   private func execute(_ program: TestProgram, _ engine: Engine) -> [UInt8] {
@@ -125,12 +115,12 @@ struct DifferentialTest {
 
   /// Compares all blocks; returns the number of differing ones, each reported.
   private func compare(_ blocks: [GeneratedBlock], _ seed: UInt64) -> Int {
-    let program = TestProgram(blocks)
+    let program = TestProgram(isa, blocks)
     let outputs = engines.map { execute(program, $0) }
     let expected = outputs.last!
     var failures = 0
     for (index, block) in blocks.enumerated() {
-      let range = index * Area.byteCount..<(index + 1) * Area.byteCount
+      let range = index * isa.areaByteCount..<(index + 1) * isa.areaByteCount
       let parts = outputs.map { $0.count >= range.upperBound ? Array($0[range]) : [] }
       if parts.allSatisfy({ $0 == parts[0] }), !parts[0].isEmpty { continue }
       report(block, index, seed, parts)
@@ -145,10 +135,9 @@ struct DifferentialTest {
   private func report(_ block: GeneratedBlock, _ index: Int, _ seed: UInt64, _ parts: [[UInt8]]) {
     // Cut down: the fewest leading instructions that still make a difference.
     func differs(_ count: Int) -> [[UInt8]]? {
-      let program = TestProgram(
-        [GeneratedBlock](repeating: filler, count: 0) + [relocated(block, index)], keeping: count)
+      let program = TestProgram(isa, [relocated(block, index)], keeping: count)
       let outputs = engines.map { execute(program, $0) }
-      return outputs.allSatisfy { $0 == outputs[0] && $0.count == Area.byteCount } ? nil : outputs
+      return outputs.allSatisfy { $0 == outputs[0] && $0.count == isa.areaByteCount } ? nil : outputs
     }
     var (low, high) = (0, block.instructions.count)
     var text = "seed \(seed), block \(index):"
@@ -166,17 +155,15 @@ struct DifferentialTest {
     }
     writeStandardOutput(text + "\n")
   }
-  private var filler: GeneratedBlock { GeneratedBlock(instructions: [], area: []) }
 
   /// The block as the first one of a program: pointers into its area move.
   private func relocated(_ block: GeneratedBlock, _ index: Int) -> GeneratedBlock {
     var block = block
-    let old = TestProgram.areaAddress(index)
-    for number in 1..<32 {
-      let offset = Area.integers + 8 * number
+    let old = TestProgram.areaAddress(index, isa)
+    for offset in isa.pointerOffsets {
       let value = word(block.area, offset)
-      guard value >= old, value < old + UInt64(Area.byteCount) else { continue }
-      let moved = value - old + TestProgram.areaAddress(0)
+      guard value >= old, value < old + UInt64(isa.areaByteCount) else { continue }
+      let moved = value - old + TestProgram.areaAddress(0, isa)
       for k in 0..<8 { block.area[offset + k] = UInt8(truncatingIfNeeded: moved >> UInt64(8 * k)) }
     }
     return block
@@ -193,10 +180,10 @@ struct DifferentialTest {
 
   private func listing(_ block: GeneratedBlock, _ count: Int) -> String {
     var text = ""
-    var pc = TestProgram([GeneratedBlock(instructions: [], area: [])]).blockAddresses[0]
+    var pc = TestProgram(isa, [GeneratedBlock(instructions: [], area: [])]).blockAddresses[0]
     for instruction in block.instructions.prefix(count) {
       text +=
-        "  \(String(pc, radix: 16)): \(String(instruction.bits, radix: 16))\t\(RISCVDisassembler.text(instruction.bits, pc: pc))\n"
+        "  \(String(pc, radix: 16)): \(String(instruction.bits, radix: 16))\t\(isa.text(instruction.bits, pc: pc))\n"
       pc += UInt64(instruction.byteCount)
     }
     return text
@@ -204,21 +191,14 @@ struct DifferentialTest {
 
   private func registers(_ outputs: [[UInt8]], _ before: [UInt8]) -> String {
     var text = "  before" + engines.map { ", " + $0.name }.joined() + ":\n"
-    for (engine, output) in zip(engines, outputs) where output.count < Area.byteCount {
+    for (engine, output) in zip(engines, outputs) where output.count < isa.areaByteCount {
       text += "  \(engine.name) gave \(output.count) bytes\n"
     }
-    if outputs.contains(where: { $0.count < Area.byteCount }) { return text }
-    for offset in stride(from: 0, to: Area.byteCount - 8, by: 8) {
+    if outputs.contains(where: { $0.count < isa.areaByteCount }) { return text }
+    for offset in stride(from: 0, to: isa.areaByteCount - 8, by: 8) {
       let values = outputs.map { word($0, offset) }
       if values.allSatisfy({ $0 == values[0] }) { continue }
-      let name =
-        switch offset {
-        case Area.control: "fcsr"
-        case Area.floats..<Area.control: RISCVDisassembler.floatRegisterName((offset - Area.floats) / 8)
-        case Area.integers..<Area.floats: RISCVDisassembler.registerName((offset - Area.integers) / 8)
-        default: "sp\(offset - Area.stackPointer)"
-        }
-      text += "  \(name): \(hex(word(before, offset)))" + values.map { "  \(hex($0))" }.joined() + "\n"
+      text += "  \(isa.placeName(offset)): \(hex(word(before, offset)))" + values.map { "  \(hex($0))" }.joined() + "\n"
     }
     return text
   }
