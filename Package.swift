@@ -96,7 +96,8 @@ let package = Package(
     lib(
       "ApusUser",
       [
-        "ApusUserABI", "ApusAccelTranslate", "ApusGuestRISCV", "ApusGuestAArch64", "ApusGuest", "ApusISARISCV",
+        "ApusUserABI", "ApusAccelTranslate", "ApusGuestRISCV", "ApusGuestAArch64", "ApusGuest",
+        "ApusISARISCV",
         "ApusISAAArch64", "ApusIR", "ApusCPU",
         "ApusHost", "CApusHost",
       ], hot),
@@ -127,7 +128,8 @@ let package = Package(
       dependencies: ["ApusStorage", "ApusNBD", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusHost"],
       swiftSettings: common),
     .executableTarget(
-      name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusISAAArch64", "ApusDecode", "ApusHost"], swiftSettings: hot),
+      name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusISAAArch64", "ApusDecode", "ApusHost"],
+      swiftSettings: hot),
     // Tests
     tests("ApusIRTests", ["ApusIR"]),
     tests(

@@ -110,7 +110,14 @@ extension AArch64CPU {
     let isWide = word >> 30 & 1 != 0
     guard isAligned(address, isWide ? 16 : 8) else { return }
     var value: (UInt64, UInt64) = (0, 0)
-    guard update(address, { old in value = old; return nil }) else { return }
+    guard
+      update(
+        address,
+        { old in
+          value = old
+          return nil
+        })
+    else { return }
     if isWide {
       monitor = (address, value.0)
       s[.monitorHigh] = value.1

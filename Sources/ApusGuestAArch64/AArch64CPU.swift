@@ -123,7 +123,9 @@ public final class AArch64CPU: GuestCPU {
     for number in 0..<32 {
       text += "v\(number) \(hex(s[v: number].high))\(hex(s[v: number].low))" + (number % 2 == 1 ? "\n" : " ")
     }
-    for field in AArch64State.Field.allCases where field != .monitorHigh { text += "\(field) \(hex(s[field]))\n" }
+    for field in AArch64State.Field.allCases where field != .monitorHigh {
+      text += "\(field) \(hex(s[field]))\n"
+    }
     return text + "fpsr \(hex(s.fpsr))\n"
   }
 
@@ -143,7 +145,9 @@ public final class AArch64CPU: GuestCPU {
   public func busFault(_ access: GuestAccess) -> UInt64 {
     UInt64((access == .fetch ? GuestUserException.fetch : .access).rawValue)
   }
-  public func misalignedFault(_ access: GuestAccess) -> UInt64 { UInt64(GuestUserException.misaligned.rawValue) }
+  public func misalignedFault(_ access: GuestAccess) -> UInt64 {
+    UInt64(GuestUserException.misaligned.rawValue)
+  }
 
   public func raise(fault: UInt64, address: UInt64, pc: UInt64) {
     s.pc = pc

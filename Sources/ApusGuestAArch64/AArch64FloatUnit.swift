@@ -74,7 +74,9 @@ struct AArch64Float {
       let wide = format == .double ? a : soft.convert(a, from: format, to: .double)
       let exponent = wide >> 52 & 0x7ff
       if exponent != 0, exponent != 0x7ff {
-        a = exponent + UInt64(scale) >= 0x7ff ? wide & 1 << 63 | 0x7fef_ffff_ffff_ffff : wide + UInt64(scale) << 52
+        a =
+          exponent + UInt64(scale) >= 0x7ff
+          ? wide & 1 << 63 | 0x7fef_ffff_ffff_ffff : wide + UInt64(scale) << 52
         return masked(soft.toInteger(a, .double, width: width, isSigned: isSigned), width)
       }
       return masked(soft.toInteger(wide, .double, width: width, isSigned: isSigned), width)
@@ -83,7 +85,8 @@ struct AArch64Float {
   }
   private func masked(_ value: UInt64, _ width: Int) -> UInt64 { width == 64 ? value : value & 0xffff_ffff }
 
-  mutating func fromInteger(_ value: UInt64, isSigned: Bool, _ format: FloatFormat, scale: Int = 0) -> UInt64 {
+  mutating func fromInteger(_ value: UInt64, isSigned: Bool, _ format: FloatFormat, scale: Int = 0) -> UInt64
+  {
     let result = soft.fromInteger(value, isSigned: isSigned, format)
     guard scale > 0, value != 0 else { return result }
     // The exponent is large enough to be lowered: singles reach 2^-126, and a fixed-point fraction has 64 bits.

@@ -33,7 +33,9 @@ public struct AArch64State: @unchecked Sendable {
   @inlinable
   public subscript(_ field: Field) -> UInt64 {
     get { base.load(fromByteOffset: 1536 + field.rawValue * 8, as: UInt64.self) }
-    nonmutating set { base.storeBytes(of: newValue, toByteOffset: 1536 + field.rawValue * 8, as: UInt64.self) }
+    nonmutating set {
+      base.storeBytes(of: newValue, toByteOffset: 1536 + field.rawValue * 8, as: UInt64.self)
+    }
   }
   /// x0 to x30; 31 is the stack pointer.
   @inlinable
@@ -44,7 +46,9 @@ public struct AArch64State: @unchecked Sendable {
   @inlinable
   public subscript(v number: Int) -> AArch64Vector {
     get { base.load(fromByteOffset: 1024 + number * 16, as: AArch64Vector.self) }
-    nonmutating set { base.storeBytes(of: newValue, toByteOffset: 1024 + number * 16, as: AArch64Vector.self) }
+    nonmutating set {
+      base.storeBytes(of: newValue, toByteOffset: 1024 + number * 16, as: AArch64Vector.self)
+    }
   }
   public var pc: UInt64 {
     get { base.load(fromByteOffset: StateHeader.pc, as: UInt64.self) }
@@ -52,7 +56,9 @@ public struct AArch64State: @unchecked Sendable {
   }
   public var mode: AArch64Mode {
     get { AArch64Mode(rawValue: base.load(fromByteOffset: StateHeader.mode, as: UInt32.self)) }
-    nonmutating set { base.storeBytes(of: newValue.rawValue, toByteOffset: StateHeader.mode, as: UInt32.self) }
+    nonmutating set {
+      base.storeBytes(of: newValue.rawValue, toByteOffset: StateHeader.mode, as: UInt32.self)
+    }
   }
   /// Asks generated code to go to the dispatcher after the current helper.
   public func requestDispatch() {
@@ -64,12 +70,14 @@ public struct AArch64State: @unchecked Sendable {
     get {
       let soft = base.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
       let host = base.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
-      return Self.fpsr(fromIEEE: UInt64((soft | StateHeader.floatFlags(mxcsr: host)) & 31)) | self[.saturation]
+      return Self.fpsr(fromIEEE: UInt64((soft | StateHeader.floatFlags(mxcsr: host)) & 31))
+        | self[.saturation]
     }
     nonmutating set {
       self[.saturation] = newValue & 1 << 27
       base.storeBytes(
-        of: UInt32(Self.fpsr(fromIEEE: newValue & 31)), toByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
+        of: UInt32(Self.fpsr(fromIEEE: newValue & 31)), toByteOffset: StateHeader.softFloatFlags,
+        as: UInt32.self)
       let host = base.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
       base.storeBytes(of: host & ~0x3f, toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
     }
@@ -89,7 +97,9 @@ public enum FPCR {
   public static let defaultNaN: UInt64 = 1 << 25
   /// What may be written: AHP, DN, FZ, RMode. Traps and short vectors are not implemented.
   public static let writable: UInt64 = 1 << 26 | defaultNaN | 1 << 24 | 3 << 22
-  static func rounding(_ value: UInt64) -> FloatRounding { [.nearestEven, .up, .down, .towardZero][Int(value >> 22 & 3)] }
+  static func rounding(_ value: UInt64) -> FloatRounding {
+    [.nearestEven, .up, .down, .towardZero][Int(value >> 22 & 3)]
+  }
 }
 
 /// What translated code depends on besides the bytes: the key of a block.

@@ -1,5 +1,5 @@
-import ApusISAAArch64
 import ApusIR
+import ApusISAAArch64
 
 // Branches, exceptions, barriers and system registers [Arm ARM C4.1.93].
 
@@ -89,7 +89,8 @@ extension AArch64Translator {
     case Self.number(3, 7, 5, 1):  // ic ivau
       call(.synchronizeInstructions, constant(pc &+ 4))
       finish(.dispatch)
-    case Self.number(3, 7, 10, 1), Self.number(3, 7, 11, 1), Self.number(3, 7, 12, 1), Self.number(3, 7, 14, 1):
+    case Self.number(3, 7, 10, 1), Self.number(3, 7, 11, 1), Self.number(3, 7, 12, 1),
+      Self.number(3, 7, 14, 1):
       break  // dc cvac, cvau, cvap, civac: caches are coherent
     default: undefined()
     }

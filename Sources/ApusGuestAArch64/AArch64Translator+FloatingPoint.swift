@@ -1,5 +1,5 @@
-import ApusISAAArch64
 import ApusIR
+import ApusISAAArch64
 
 // Scalar floating point [Arm ARM C4.1.96]. What the host's unit does exactly is IR; minimum, maximum, half precision,
 // rounding to integral values and everything under flush-to-zero are soft float.

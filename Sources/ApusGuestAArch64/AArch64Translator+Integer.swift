@@ -1,5 +1,5 @@
-import ApusISAAArch64
 import ApusIR
+import ApusISAAArch64
 
 // Data processing on general registers [Arm ARM C4.1.92, C4.1.95].
 
@@ -44,7 +44,8 @@ extension AArch64Translator {
       let shift = UInt64(bits(21, 2)) * 16
       let value = UInt64(bits(5, 16)) << shift
       if opcode == .movk {
-        let kept = block.binary(.and64, operand(rd), constant(~(0xffff << shift) & (isWide ? .max : 0xffff_ffff)))
+        let kept = block.binary(
+          .and64, operand(rd), constant(~(0xffff << shift) & (isWide ? .max : 0xffff_ffff)))
         setX(rd, block.binary(.or64, kept, constant(value)))
       } else {
         setX(rd, constant((opcode == .movn ? ~value : value) & (isWide ? .max : 0xffff_ffff)))
@@ -97,7 +98,8 @@ extension AArch64Translator {
       setX(
         rd,
         opcode == .madd
-          ? (ra == 31 ? product : binary(.add64, .add32, x(ra), product)) : binary(.sub64, .sub32, x(ra), product))
+          ? (ra == 31 ? product : binary(.add64, .add32, x(ra), product))
+          : binary(.sub64, .sub32, x(ra), product))
     case .smaddl, .smsubl, .umaddl, .umsubl:
       let extend: IROpcode = opcode == .smaddl || opcode == .smsubl ? .signExtend32 : .zeroExtend32
       let product = block.binary(

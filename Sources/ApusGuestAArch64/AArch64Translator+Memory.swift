@@ -1,5 +1,5 @@
-import ApusISAAArch64
 import ApusIR
+import ApusISAAArch64
 
 // Loads and stores [Arm ARM C4.1.94]. A faulting access leaves all registers as they were: results and written-back
 // addresses are set after the last access.
@@ -58,7 +58,8 @@ extension AArch64Translator {
     }
     let offset = signedBits(12, 9)
     switch bits(10, 2) {
-    case 1: return Place(base: base, newBase: block.binary(.add64, base, constant(UInt64(bitPattern: offset))))
+    case 1:
+      return Place(base: base, newBase: block.binary(.add64, base, constant(UInt64(bitPattern: offset))))
     case 3:
       return Place(
         base: base, displacement: offset,
@@ -222,7 +223,9 @@ extension AArch64Translator {
     if size < 2 {
       // The helper takes the size and, above it, nothing: this is operation 16.
       let old = call(
-        .atomicNarrow, xsp(rn), x(rd), block.binary(.or64, block.binary(.shl64, x(expected), constant(16)), constant(UInt64(size) | 16 << 8)))
+        .atomicNarrow, xsp(rn), x(rd),
+        block.binary(.or64, block.binary(.shl64, x(expected), constant(16)), constant(UInt64(size) | 16 << 8))
+      )
       return setX(expected, old)
     }
     let old = block.ternary(
@@ -327,7 +330,8 @@ extension AArch64Translator {
         let register = (rd + number) & 31
         if isReplicated {
           let all = replicated(value, scale)
-          setVector(register, Halves(low: block.unary(.moveI64ToF64, all), high: bits(30, 1) == 1 ? all : nil))
+          setVector(
+            register, Halves(low: block.unary(.moveI64ToF64, all), high: bits(30, 1) == 1 ? all : nil))
         } else {
           insert(value, register, lane: lane, scale: scale)
         }

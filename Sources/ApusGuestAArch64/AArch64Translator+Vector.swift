@@ -1,5 +1,5 @@
-import ApusISAAArch64
 import ApusIR
+import ApusISAAArch64
 
 // Advanced SIMD [Arm ARM C4.1.96]. What works on 64-bit pieces is IR; the rest is `AArch64VectorUnit`'s.
 

@@ -1,6 +1,6 @@
 import ApusGuest
-import ApusISAAArch64
 import ApusIR
+import ApusISAAArch64
 
 /// Turns A64 instructions into IR, a block at a time.
 ///
@@ -73,18 +73,23 @@ struct AArch64Translator {
   func x(_ number: Int) -> IRValue { number == 31 ? block.const64(0) : block.get64(AArch64State.x(number)) }
   /// A general register; 31 is the stack pointer.
   func xsp(_ number: Int) -> IRValue { block.get64(AArch64State.x(number)) }
-  func setX(_ number: Int, _ value: IRValue) { if number != 31 { block.set64(AArch64State.x(number), value) } }
+  func setX(_ number: Int, _ value: IRValue) {
+    if number != 31 { block.set64(AArch64State.x(number), value) }
+  }
   func setXSP(_ number: Int, _ value: IRValue) { block.set64(AArch64State.x(number), value) }
   /// The lower 32 bits as an i32.
   func narrow(_ value: IRValue) -> IRValue { block.unary(.truncate32, value) }
   /// A register of the instruction's width: i64 with the upper half clear for 32 bits.
-  func operand(_ number: Int) -> IRValue { isWide ? x(number) : block.unary(.zeroExtend32, narrow(x(number))) }
+  func operand(_ number: Int) -> IRValue {
+    isWide ? x(number) : block.unary(.zeroExtend32, narrow(x(number)))
+  }
   func constant(_ value: UInt64) -> IRValue { block.const64(value) }
 
   /// The result of an operation in the instruction's width, as an i64 with the upper half clear for 32 bits.
   func binary(_ wide: IROpcode, _ narrowOpcode: IROpcode, _ a: IRValue, _ b: IRValue) -> IRValue {
     isWide
-      ? block.binary(wide, a, b) : block.unary(.zeroExtend32, block.binary(narrowOpcode, narrow(a), narrow(b)))
+      ? block.binary(wide, a, b)
+      : block.unary(.zeroExtend32, block.binary(narrowOpcode, narrow(a), narrow(b)))
   }
 
   func memory(_ displacement: Int64 = 0, ordered: Bool = false, _ operation: IRAtomicOperation = .exchange)
@@ -157,7 +162,8 @@ struct AArch64Translator {
   /// The condition [Arm ARM C1.2.4], not `al`.
   mutating func comparison(_ condition: UInt32) -> Comparison {
     func narrowed(_ c: IRCondition, _ a: IRValue, _ b: IRValue, _ isWide: Bool) -> Comparison {
-      isWide ? Comparison(condition: c, a: a, b: b)
+      isWide
+        ? Comparison(condition: c, a: a, b: b)
         : Comparison(condition: c, a: narrow(a), b: narrow(b), isNarrow: true)
     }
     switch flags {
@@ -174,7 +180,10 @@ struct AArch64Translator {
       case 12: return narrowed(.lessSigned, b, a, isWide)
       case 13: return narrowed(.greaterOrEqualSigned, b, a, isWide)
       case 4, 5:
-        let result = isWide ? block.binary(.sub64, a, b) : block.unary(.zeroExtend32, block.binary(.sub32, narrow(a), narrow(b)))
+        let result =
+          isWide
+          ? block.binary(.sub64, a, b)
+          : block.unary(.zeroExtend32, block.binary(.sub32, narrow(a), narrow(b)))
         return narrowed(condition == 4 ? .lessSigned : .greaterOrEqualSigned, result, constant(0), isWide)
       default: break
       }
@@ -221,7 +230,8 @@ struct AArch64Translator {
     {
       return c.a
     }
-    return block.binary(c.isNarrow ? .compare32 : .compare64, c.a, c.b, immediate: Int64(c.condition.rawValue))
+    return block.binary(
+      c.isNarrow ? .compare32 : .compare64, c.a, c.b, immediate: Int64(c.condition.rawValue))
   }
 
   mutating func exit(if c: Comparison, to target: UInt64) {
@@ -239,26 +249,32 @@ struct AArch64Translator {
     switch opcode {
     case .undefined: undefined()
     case .adr, .adrp, .addImmediate, .addsImmediate, .subImmediate, .subsImmediate, .andImmediate,
-      .orrImmediate, .eorImmediate, .andsImmediate, .movn, .movz, .movk, .sbfm, .bfm, .ubfm, .extr, .and, .bic,
+      .orrImmediate, .eorImmediate, .andsImmediate, .movn, .movz, .movk, .sbfm, .bfm, .ubfm, .extr, .and,
+      .bic,
       .orr, .orn, .eor, .eon, .ands, .bics, .add, .adds, .sub, .subs, .addExtended, .addsExtended,
-      .subExtended, .subsExtended, .adc, .adcs, .sbc, .sbcs, .ccmn, .ccmp, .csel, .csinc, .csinv, .csneg, .udiv,
-      .sdiv, .lslv, .lsrv, .asrv, .rorv, .crc32, .rbit, .rev16, .rev, .rev32, .clz, .cls, .madd, .msub, .smaddl,
+      .subExtended, .subsExtended, .adc, .adcs, .sbc, .sbcs, .ccmn, .ccmp, .csel, .csinc, .csinv, .csneg,
+      .udiv,
+      .sdiv, .lslv, .lsrv, .asrv, .rorv, .crc32, .rbit, .rev16, .rev, .rev32, .clz, .cls, .madd, .msub,
+      .smaddl,
       .smsubl, .umaddl, .umsubl, .smulh, .umulh:
       integer(opcode)
     case .bCond, .svc, .brk, .hint, .clrex, .barrier, .isb, .sys, .msr, .mrs, .br, .blr, .ret, .b, .bl, .cbz,
       .cbnz, .tbz, .tbnz:
       control(opcode)
-    case .vectorStructures, .vectorElement, .stxr, .ldxr, .stxp, .ldxp, .casp, .cas, .stlr, .ldar, .loadLiteral,
+    case .vectorStructures, .vectorElement, .stxr, .ldxr, .stxp, .ldxp, .casp, .cas, .stlr, .ldar,
+      .loadLiteral,
       .loadLiteralVector, .pair, .pairVector, .ldapr, .atomicMemory, .loadStore, .loadStoreVector:
       storeFlags()  // every access may fault
       access(opcode)
-    case .floatToInteger, .integerToFloat, .fmovToGeneral, .fmovFromGeneral, .fixedToFloat, .floatToFixed, .fmov,
+    case .floatToInteger, .integerToFloat, .fmovToGeneral, .fmovFromGeneral, .fixedToFloat, .floatToFixed,
+      .fmov,
       .fabs, .fneg, .fsqrt, .fcvt, .frint, .fcmp, .fmovImmediate, .fccmp, .fmul, .fdiv, .fadd, .fsub, .fmax,
       .fmin, .fmaxnm, .fminnm, .fnmul, .fcsel, .fused:
       floatingPoint(opcode)
     case .vectorImmediate, .vectorMiscellaneous, .vectorAcross, .vectorThreeSame, .vectorThreeDifferent,
       .vectorCopy, .vectorShift, .vectorPermute, .vectorExtract, .vectorTable, .vectorIndexed,
-      .scalarMiscellaneous, .scalarPairwise, .scalarThreeSame, .scalarThreeDifferent, .scalarCopy, .scalarShift,
+      .scalarMiscellaneous, .scalarPairwise, .scalarThreeSame, .scalarThreeDifferent, .scalarCopy,
+      .scalarShift,
       .scalarIndexed:
       vector(opcode)
     }

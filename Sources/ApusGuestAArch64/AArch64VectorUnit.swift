@@ -26,7 +26,9 @@ public struct AArch64Vector: Equatable, Sendable {
       }
     }
   }
-  @inline(__always) static func mask(_ scale: Int) -> UInt64 { scale == 3 ? .max : (1 << (8 << UInt64(scale))) - 1 }
+  @inline(__always) static func mask(_ scale: Int) -> UInt64 {
+    scale == 3 ? .max : (1 << (8 << UInt64(scale))) - 1
+  }
 }
 
 /// Advanced SIMD in software, an instruction at a time [Arm ARM C4.1.96]: the meaning of what generated code has no
@@ -57,7 +59,9 @@ struct AArch64VectorUnit {
     unit = AArch64Float(s[.fpcr])
   }
 
-  @inline(__always) private func bits(_ low: UInt32, _ count: UInt32) -> Int { Int(word >> low & ((1 << count) - 1)) }
+  @inline(__always) private func bits(_ low: UInt32, _ count: UInt32) -> Int {
+    Int(word >> low & ((1 << count) - 1))
+  }
 
   /// Lanes of `1 << scale` bytes in a result.
   private func count(_ scale: Int) -> Int { isScalar ? 1 : (isFull ? 16 : 8) >> scale }
@@ -119,7 +123,9 @@ struct AArch64VectorUnit {
   @inline(__always)
   private func map(_ scale: Int, _ body: (UInt64, UInt64, UInt64) -> UInt64) -> AArch64Vector {
     var result = AArch64Vector()
-    for lane in 0..<count(scale) { result[lane, scale] = body(n[lane, scale], m[lane, scale], d[lane, scale]) }
+    for lane in 0..<count(scale) {
+      result[lane, scale] = body(n[lane, scale], m[lane, scale], d[lane, scale])
+    }
     return result
   }
   @inline(__always)
@@ -134,7 +140,9 @@ struct AArch64VectorUnit {
   }
   /// Of neighbouring lanes of n, then of m.
   @inline(__always)
-  private mutating func pairwise(_ scale: Int, _ body: (inout Self, UInt64, UInt64) -> UInt64) -> AArch64Vector {
+  private mutating func pairwise(_ scale: Int, _ body: (inout Self, UInt64, UInt64) -> UInt64)
+    -> AArch64Vector
+  {
     var result = AArch64Vector()
     let half = count(scale) / 2
     for lane in 0..<half {
@@ -217,7 +225,9 @@ struct AArch64VectorUnit {
       }
     case 1, 5:
       return mapping(scale) { unit, a, b, _ in
-        let (x, y) = (unit.extended(a, scale, isSigned: isSigned), unit.extended(b, scale, isSigned: isSigned))
+        let (x, y) = (
+          unit.extended(a, scale, isSigned: isSigned), unit.extended(b, scale, isSigned: isSigned)
+        )
         return unit.saturate(opcode == 1 ? x + y : x - y, scale, isSigned: isSigned)
       }
     case 6: return map(scale) { a, b, _ in ones(u ? a > b : signed(a, scale) > signed(b, scale)) }
@@ -336,7 +346,9 @@ struct AArch64VectorUnit {
         this.reciprocalStep(a, b, format, isSquareRoot: isUpper)
       }
     case (true, 0x1a):
-      if isUpper { return mapping(scale) { this, a, b, _ in this.unit.binary(.subtract, a, b, format) & mask } }
+      if isUpper {
+        return mapping(scale) { this, a, b, _ in this.unit.binary(.subtract, a, b, format) & mask }
+      }
       return pairwise(scale) { $0.unit.binary(.add, $1, $2, format) }
     case (true, 0x1b): return isUpper ? nil : arithmetic(.multiply)
     case (true, 0x1c): return compared(isUpper ? .greater : .greaterOrEqual)
@@ -422,7 +434,8 @@ struct AArch64VectorUnit {
       case 0xc: put(wide(n) * wide(m))
       case 9, 0xb, 0xd:
         guard !u, scale == 1 || scale == 2 else { return nil }
-        result[lane, wideScale] = doublingLong(narrowLane(n, lane), narrowLane(m, lane), d[lane, wideScale], scale, opcode)
+        result[lane, wideScale] = doublingLong(
+          narrowLane(n, lane), narrowLane(m, lane), d[lane, wideScale], scale, opcode)
       default: return nil
       }
     }
@@ -459,7 +472,8 @@ struct AArch64VectorUnit {
       var result = AArch64Vector()
       for lane in 0..<count(scale + 1) {
         let sum =
-          extended(n[2 * lane, scale], scale, isSigned: !u) + extended(n[2 * lane + 1, scale], scale, isSigned: !u)
+          extended(n[2 * lane, scale], scale, isSigned: !u)
+          + extended(n[2 * lane + 1, scale], scale, isSigned: !u)
         let old = opcode == 6 ? d[lane, scale + 1] : 0
         result[lane, scale + 1] = old &+ UInt64(truncatingIfNeeded: sum)
       }
@@ -549,7 +563,8 @@ struct AArch64VectorUnit {
     let width = self.width(scale)
     func integer(_ rounding: FloatRounding) -> AArch64Vector {
       unit.soft.rounding = rounding
-      return mapping(scale) { this, a, _, _ in this.unit.toInteger(a, format, width: width, isSigned: !this.u) }
+      return mapping(scale) { this, a, _, _ in this.unit.toInteger(a, format, width: width, isSigned: !this.u)
+      }
     }
     func integral(_ rounding: FloatRounding?, isExact: Bool = false) -> AArch64Vector? {
       if isScalar { return nil }
@@ -590,7 +605,8 @@ struct AArch64VectorUnit {
       }
     case (false, true, 0x1d): return mapping(scale) { this, a, _, _ in this.reciprocalEstimate(a, format) }
     case (true, true, 0x1d): return mapping(scale) { this, a, _, _ in this.squareRootEstimate(a, format) }
-    case (false, true, 0x1f): return isScalar ? mapping(scale) { this, a, _, _ in this.reciprocalExponent(a, format) } : nil
+    case (false, true, 0x1f):
+      return isScalar ? mapping(scale) { this, a, _, _ in this.reciprocalExponent(a, format) } : nil
     case (true, true, 0x1f):
       return isScalar ? nil : mapping(scale) { this, a, _, _ in this.unit.squareRoot(a, format) }
     case (false, true, 0x1c):
@@ -743,7 +759,8 @@ struct AArch64VectorUnit {
     if format.isNaN(a) { return unit.binary(.add, a, a, format) }
     let x = unit.input(a, format)
     let exponent = x & format.infinity
-    let flipped = exponent == 0 ? format.infinity - (1 << UInt64(format.fractionBits)) : ~exponent & format.infinity
+    let flipped =
+      exponent == 0 ? format.infinity - (1 << UInt64(format.fractionBits)) : ~exponent & format.infinity
     return x & format.signMask | flipped
   }
 
@@ -1048,7 +1065,8 @@ struct AArch64VectorUnit {
         case 6: result[lane, scale + 1] = old &- product
         case 0xa: result[lane, scale + 1] = product
         default:
-          result[lane, scale + 1] = doublingLong(value, other, old, scale, [3: 9, 7: 0xb, 0xb: 0xd][opcode] ?? 0xd)
+          result[lane, scale + 1] = doublingLong(
+            value, other, old, scale, [3: 9, 7: 0xb, 0xb: 0xd][opcode] ?? 0xd)
         }
       }
       isWidening = true

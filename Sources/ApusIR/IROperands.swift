@@ -99,7 +99,9 @@ public struct IRFloatOperand: Sendable {
 public struct IRFlagsOperand: Sendable {
   public var rawValue: Int64
   @inlinable public init(rawValue: Int64) { self.rawValue = rawValue }
-  @inlinable public init(width: Int, isNZCVOnly: Bool = false) { rawValue = Int64(width) | (isNZCVOnly ? 256 : 0) }
+  @inlinable public init(width: Int, isNZCVOnly: Bool = false) {
+    rawValue = Int64(width) | (isNZCVOnly ? 256 : 0)
+  }
   @inlinable public var width: Int { Int(rawValue & 255) }
   @inlinable public var isNZCVOnly: Bool { rawValue & 256 != 0 }
 }

@@ -12,7 +12,9 @@ public struct AArch64Decoder: @unchecked Sendable {
     index = PatternIndex(
       aarch64Rows.map(\.pattern), fields: [(low: 10, width: 4), (low: 21, width: 3), (low: 24, width: 8)])
     rows = .allocate(capacity: aarch64Rows.count)
-    for (number, row) in aarch64Rows.enumerated() { (rows + number).initialize(to: (row.opcode, row.feature)) }
+    for (number, row) in aarch64Rows.enumerated() {
+      (rows + number).initialize(to: (row.opcode, row.feature))
+    }
   }
 
   public func decode(_ word: UInt32, _ features: AArch64FeatureSet) -> AArch64Opcode {

@@ -189,10 +189,22 @@ struct AArch64BlockGenerator {
         let size = row.opcode == .ldxp || row.opcode == .stxp ? 2 + (word >> 30) : word >> 30
         if [.ldxr, .stxr, .ldxp, .stxp].contains(row.opcode), size != exclusiveSize { continue }
         // Unused fields are ones.
-        if [.ldxr, .ldar, .stlr].contains(row.opcode) { set(16, 5, 31); set(10, 5, 31) }
-        if row.opcode == .stxr { set(10, 5, 31); set(16, 5, target()) }
-        if row.opcode == .stxp { set(16, 5, target()); set(10, 5, register()) }
-        if row.opcode == .ldxp { set(16, 5, 31); set(10, 5, target()) }
+        if [.ldxr, .ldar, .stlr].contains(row.opcode) {
+          set(16, 5, 31)
+          set(10, 5, 31)
+        }
+        if row.opcode == .stxr {
+          set(10, 5, 31)
+          set(16, 5, target())
+        }
+        if row.opcode == .stxp {
+          set(16, 5, target())
+          set(10, 5, register())
+        }
+        if row.opcode == .ldxp {
+          set(16, 5, 31)
+          set(10, 5, target())
+        }
         if row.opcode == .cas { set(16, 5, target()) }
         if row.opcode == .casp {
           set(16, 5, UInt32(random.below(4)) * 2)
@@ -202,8 +214,9 @@ struct AArch64BlockGenerator {
         if row.opcode == .ldar || row.opcode == .stlr, word >> 15 & 1 == 0 { continue }
         addressRegister(&word)
         let status = word >> 16 & 31
-        if row.opcode == .stxr || row.opcode == .stxp, status == word & 31 || status == word >> 5 & 31
-          || status == word >> 10 & 31 && row.opcode == .stxp
+        if row.opcode == .stxr || row.opcode == .stxp,
+          status == word & 31 || status == word >> 5 & 31
+            || status == word >> 10 & 31 && row.opcode == .stxp
         {
           continue
         }
@@ -252,7 +265,8 @@ struct AArch64BlockGenerator {
     switch opcode {
     case .add, .adds, .sub, .subs: return bits(22, 2) == 3 || !isWide && bits(15, 1) == 1
     case .and, .bic, .orr, .orn, .eor, .eon, .ands, .bics, .sbfm, .bfm, .ubfm, .extr:
-      return !isWide && (bits(15, 1) == 1 || opcode != .extr && [.sbfm, .bfm, .ubfm].contains(opcode) && bits(21, 1) == 1)
+      return !isWide
+        && (bits(15, 1) == 1 || opcode != .extr && [.sbfm, .bfm, .ubfm].contains(opcode) && bits(21, 1) == 1)
     case .addExtended, .addsExtended, .subExtended, .subsExtended: return bits(10, 3) > 4
     case .andImmediate, .orrImmediate, .eorImmediate, .andsImmediate:
       return logicalImmediate(n: bits(22, 1), immr: bits(16, 6), imms: bits(10, 6), isWide: isWide) == nil

@@ -50,10 +50,12 @@ struct DifferentialTest {
     // Beside this program; the name tells it the guest.
     let folder =
       own.contains("/")
-      ? own.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(separator: "/") + "/" : ""
+      ? own.split(separator: "/", omittingEmptySubsequences: false).dropLast().joined(separator: "/") + "/"
+      : ""
     HostProcess.makeDirectory(directory)
     emulator = directory + "/apus-" + isa.name
-    HostProcess.makeLink(emulator, to: (HostProcess.absolutePath(folder + "apus-user") ?? folder + "apus-user"))
+    HostProcess.makeLink(
+      emulator, to: (HostProcess.absolutePath(folder + "apus-user") ?? folder + "apus-user"))
   }
   private func usage(_ option: String) {
     writeStandardError("apus-difftest: '\(option)' is no option or has no value\n")
@@ -198,7 +200,9 @@ struct DifferentialTest {
     for offset in stride(from: 0, to: isa.areaByteCount - 8, by: 8) {
       let values = outputs.map { word($0, offset) }
       if values.allSatisfy({ $0 == values[0] }) { continue }
-      text += "  \(isa.placeName(offset)): \(hex(word(before, offset)))" + values.map { "  \(hex($0))" }.joined() + "\n"
+      text +=
+        "  \(isa.placeName(offset)): \(hex(word(before, offset)))" + values.map { "  \(hex($0))" }.joined()
+        + "\n"
     }
     return text
   }

@@ -19,7 +19,8 @@ protocol TestISA: Sendable {
   /// - Parameters:
   ///   - isCompared: there is a reference: nothing that it does otherwise.
   ///   - only: a prefix that mnemonics must have.
-  func generator(seed: UInt64, isCompared: Bool, only: String?) -> (_ address: UInt64, _ length: Int) -> GeneratedBlock
+  func generator(seed: UInt64, isCompared: Bool, only: String?) -> (_ address: UInt64, _ length: Int) ->
+    GeneratedBlock
   /// Code that loads the registers from the area, stores them and writes the area out, and ends the program.
   func prologue(_ area: UInt64) -> [UInt32]
   var epilogue: [UInt32] { get }
@@ -87,7 +88,9 @@ struct RISCVTests: TestISA {
   var epilogue: [UInt32] {
     let bias = Area.stackPointer
     var code: [UInt32] = []
-    for number in 1..<32 { code.append(store(UInt32(number), Area.integers + 8 * number - bias, float: false)) }
+    for number in 1..<32 {
+      code.append(store(UInt32(number), Area.integers + 8 * number - bias, float: false))
+    }
     for number in 0..<32 { code.append(store(UInt32(number), Area.floats + 8 * number - bias, float: true)) }
     return code + [
       0x0030_20f3,  // csrr ra, fcsr

@@ -95,4 +95,10 @@ struct GuestProgramTests {
       into: Self.scratch + "/difftest")
     #expect(outcome.code == 0, "\(String(decoding: outcome.output, as: UTF8.self))")
   }
+
+  @Test func randomBlocksOfAArch64() {
+    let outcome = HostProcess.run(
+      [Self.products + "/apus-difftest", "--isa", "aarch64", "--blocks", "2000"], into: Self.scratch + "/arm")
+    #expect(outcome.code == 0, "\(String(decoding: outcome.output, as: UTF8.self))")
+  }
 }

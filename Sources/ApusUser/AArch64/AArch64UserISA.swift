@@ -100,10 +100,13 @@ public struct AArch64UserISA: UserISA {
     text += "<architecture>aarch64</architecture><osabi>GNU/Linux</osabi>"
     text += "<feature name=\"org.gnu.gdb.aarch64.core\">"
     for number in 0..<31 { text += "<reg name=\"x\(number)\" bitsize=\"64\" regnum=\"\(number)\"/>" }
-    text += "<reg name=\"sp\" bitsize=\"64\" type=\"data_ptr\"/><reg name=\"pc\" bitsize=\"64\" type=\"code_ptr\"/>"
+    text +=
+      "<reg name=\"sp\" bitsize=\"64\" type=\"data_ptr\"/><reg name=\"pc\" bitsize=\"64\" type=\"code_ptr\"/>"
     text += "<reg name=\"cpsr\" bitsize=\"32\"/></feature><feature name=\"org.gnu.gdb.aarch64.fpu\">"
-    text += "<vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/><vector id=\"v2u\" type=\"uint64\" count=\"2\"/>"
-    text += "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/><vector id=\"v16u\" type=\"uint8\" count=\"16\"/>"
+    text +=
+      "<vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/><vector id=\"v2u\" type=\"uint64\" count=\"2\"/>"
+    text +=
+      "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/><vector id=\"v16u\" type=\"uint8\" count=\"16\"/>"
     text += "<union id=\"vector\"><field name=\"d\" type=\"v2d\"/><field name=\"u\" type=\"v2u\"/>"
     text += "<field name=\"s\" type=\"v4f\"/><field name=\"b\" type=\"v16u\"/></union>"
     for number in 0..<32 { text += "<reg name=\"v\(number)\" bitsize=\"128\" type=\"vector\"/>" }

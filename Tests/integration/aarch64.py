@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""AArch64 programs under the user-mode emulator: loading, threads, signals, and results equal to the host's own.
+
+APUS_USER_AARCH64 names another emulator to test (bin/apus-aarch64 without it).
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+
+from harness import PATIENCE, ROOT, Skip, case, check, main, temporary
+from guestprograms import HELLO
+
+LIBRARIES = pathlib.Path("/usr/aarch64-linux-gnu")
+
+
+def run(*words, timeout=120, **options):
+    emulator = os.environ.get("APUS_USER_AARCH64") or str(ROOT / "bin" / "apus-aarch64")
+    return subprocess.run([emulator, *map(str, words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, errors="replace", timeout=timeout * PATIENCE, **options)
+
+
+def build(name, source, *flags, compiler="aarch64-linux-gnu-gcc"):
+    found = shutil.which(compiler)
+    if not found or not (LIBRARIES / "include" / "stdio.h").exists():
+        raise Skip("the cross compiler or its C library is missing; run scripts/install-deps")
+    path = temporary() / (name + ".c")
+    path.write_text(source)
+    output = temporary() / f"{name}-{compiler}"
+    subprocess.run([found, "-O2", "-w", "-ffp-contract=off", *flags, "-o", output, path, "-lm", "-lpthread"], check=True)
+    return output
+
+
+@case("kinds-of-programs")
+def kinds():
+    for name, flags, options in [("static", ["-static"], []), ("pie", ["-pie", "-fPIE"], ["-L", LIBRARIES])]:
+        program = build("hello-" + name, HELLO, *flags)
+        for engine in [[], ["-accel", "interpreter"]]:
+            done = run(*options, *engine, program, "7", "two words", "")
+            check(done.returncode == 7 and done.stdout == f"{program} [7] [two words] [] - 1\n",
+                  f"{name}: {done.returncode} {done.stdout!r} {done.stderr!r}")
+
+
+@case("wrong-machine")
+def wrong_machine():
+    done = run("/bin/true")
+    check(done.returncode != 0 and "AArch64" in done.stderr and len(done.stderr.splitlines()) == 1,
+          f"a program of the host's ended with {done.returncode}: {done.stderr!r}")
+    done = run("-cpu", "cortex-z99", "/bin/true")
+    check(done.returncode == 1 and "cortex-z99" in done.stderr, f"an unknown CPU: {done.stderr!r}")
+
+
+THREADS = r"""
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <ucontext.h>
+#include <unistd.h>
+static atomic_long words;
+static _Atomic unsigned char bytes;
+static _Atomic unsigned short halves;
+static long plain;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static void *work(void *unused) {
+  for (int i = 0; i < 20000; i++) {
+    atomic_fetch_add(&words, 1);
+    atomic_fetch_add(&bytes, 1);
+    atomic_fetch_add(&halves, 3);
+    pthread_mutex_lock(&mutex);
+    plain++;
+    pthread_mutex_unlock(&mutex);
+  }
+  return unused;
+}
+static sigjmp_buf back;
+static volatile sig_atomic_t count;
+static void handler(int number, siginfo_t *info, void *context) {
+  ucontext_t *u = context;
+  if (number == SIGSEGV) {
+    printf("fault at %p %d\n", info->si_addr, u->uc_mcontext.fault_address == (unsigned long)info->si_addr);
+    siglongjmp(back, 1);
+  }
+  if (number == SIGILL) u->uc_mcontext.pc += 4;
+  count++;
+}
+int main(void) {
+  pthread_t threads[4];
+  for (int i = 0; i < 4; i++) pthread_create(&threads[i], 0, work, 0);
+  for (int i = 0; i < 4; i++) pthread_join(threads[i], 0);
+  printf("%ld %d %d %ld\n", (long)words, bytes, halves, plain);
+  struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
+  sigaction(SIGSEGV, &action, 0);
+  sigaction(SIGILL, &action, 0);
+  sigaction(SIGUSR1, &action, 0);
+  if (!sigsetjmp(back, 1)) *(volatile int *)0x10 = 1;
+  register double kept __asm__("d9") = 2.5;
+  __asm__ volatile("udf #0" : "+w"(kept));
+  raise(SIGUSR1);
+  printf("%d signals, %g\n", count, kept);
+  int status;
+  if (fork() == 0) _exit(9);
+  wait(&status);
+  printf("child %d\n", WEXITSTATUS(status));
+  return 0;
+}
+"""
+
+
+@case("threads-and-signals")
+def threads_and_signals():
+    """Atomics of every width by LSE and by exclusive pairs; handlers that read and change their context; fork."""
+    for name, flags, cpu in [("lse", ["-march=armv8.1-a"], "max"), ("exclusive", ["-mno-outline-atomics"], "cortex-a72")]:
+        done = run("-cpu", cpu, build("threads-" + name, THREADS, "-static", *flags))
+        wanted = "80000 128 43392 80000\nfault at 0x10 1\n2 signals, 2.5\nchild 9\n"
+        check(done.returncode == 0 and done.stdout == wanted, f"{name}: {done.returncode} {done.stdout!r} {done.stderr!r}")
+
+
+NUMBERS = r"""
+#include <fenv.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+static uint64_t seed = 88172645463325252ull;
+static uint64_t next(void) { seed ^= seed << 13; seed ^= seed >> 7; return seed ^= seed << 17; }
+static uint64_t sum;
+static void add(uint64_t value) { sum = (sum ^ value) * 0x100000001b3ull; }
+static int compare(const void *a, const void *b) { return *(int *)a < *(int *)b ? -1 : *(int *)a > *(int *)b; }
+int main(void) {
+  static int numbers[20000];
+  static float floats[4096], more[4096];
+  static unsigned char text[5000], other[5000];
+  for (int i = 0; i < 20000; i++) numbers[i] = next();
+  qsort(numbers, 20000, sizeof *numbers, compare);
+  for (int i = 0; i < 20000; i++) add(numbers[i]);
+  printf("sorted %016llx\n", (unsigned long long)sum);
+  for (int i = 1; i < 2000; i++) {
+    int64_t a = next() >> (i & 63), b = (int64_t)(next() | 1) >> (i & 31);
+    add(a / (b ? b : 1)), add(a % (b ? b : 1)), add(a * b), add((uint64_t)((__int128)a * b >> 64));
+    add(__builtin_clzll(a | 1)), add(__builtin_ctzll(a | 8)), add(__builtin_popcountll(a)), add(__builtin_bswap32(a));
+    add(a >> (b & 63)), add((uint32_t)a << (b & 31)), add(a < b), add((uint64_t)a < (uint64_t)b);
+  }
+  printf("integers %016llx\n", (unsigned long long)sum);
+  for (int i = 0; i < 4096; i++) floats[i] = (int)next() / 1e6f, more[i] = (int)next() / 1e3f;
+  float total = 0;
+  for (int i = 0; i < 4096; i++) total += floats[i] * more[i] - sqrtf(fabsf(more[i]));
+  double d = 0;
+  for (int i = 1; i < 3000; i++) d += sin(i) * exp(-i / 500.0) + log(i) / i + pow(i, 0.3) - cbrt(i);
+  printf("floats %.9g %.17g\n", total, d);
+  printf("%d %lld %u %.6f %e %a\n", (int)-2.75, (long long)1e15, (unsigned)3e9, 1.0 / 3, 1e-310, 0.1);
+  for (int i = 0; i < 4999; i++) text[i] = 'a' + next() % 26;
+  memcpy(other, text, 5000);
+  for (int i = 0; i < 300; i++) {
+    int at = next() % 4000, length = next() % 900;
+    memmove(other + at, other + at + i % 7, length);
+    add(memcmp(text, other, 4999) > 0), add(strlen((char *)other + at));
+    char *found = strchr((char *)other + at, 'a' + i % 26);
+    add(found ? found - (char *)other : -1);
+    memset(other + at / 2, 'b', length % 50);
+  }
+  for (int i = 0; i < 4999; i++) add(other[i]);
+  printf("strings %016llx\n", (unsigned long long)sum);
+  fesetround(FE_UPWARD);
+  volatile double one = 1, three = 3;
+  printf("upward %.20g", one / three);
+  fesetround(FE_TONEAREST);
+  feclearexcept(FE_ALL_EXCEPT);
+  volatile double overflow = 1e308;
+  overflow *= 10;
+  printf(" %d %d\n", !!fetestexcept(FE_OVERFLOW), !!fetestexcept(FE_DIVBYZERO));
+  return 0;
+}
+"""
+
+
+@case("numbers-as-on-the-host")
+def numbers():
+    """Integers, floating point and strings give what the same program gives on the host; vectorised loops too."""
+    if not shutil.which("gcc"):
+        raise Skip("the host's compiler is missing")
+    native = subprocess.run([build("numbers", NUMBERS, compiler="gcc")], stdout=subprocess.PIPE, text=True, check=True)
+    for flags in [["-O2"], ["-O3"], ["-O0"]]:
+        done = run(build("numbers", NUMBERS, "-static", *flags))
+        check(done.returncode == 0 and done.stdout == native.stdout,
+              f"{flags}: {done.returncode} {done.stdout!r}, not {native.stdout!r}; {done.stderr!r}")
+
+
+if __name__ == "__main__":
+    main()
