@@ -23,6 +23,8 @@ public struct UserOptions: Sendable {
   /// `-g`: the port of the loopback interface to wait for a debugger on.
   public var debuggerPort: UInt16?
   public var logsUnimplemented = false
+  /// A traced program executed this one.
+  public var trace: HandedOnTrace?
   public var isa: any UserISA
   public var translate = TranslateOptions()
   /// The emulator's own options, for programs that the guest executes.
@@ -45,6 +47,10 @@ public final class UserProcess: @unchecked Sendable {
   // Guarded by `lock`.
   private var threads: [Int: UserThread] = [:]
   let actions = SignalActions()
+  let tracees = Tracees()
+  private var trace: HandedOnTrace?
+  /// Set once a thread is traced: what comes in is for the tracer to see, whatever the guest does about it.
+  var catchesAllSignals = false
   /// Absolute path of the program, for /proc/self/exe.
   let programPath: ByteString
   /// Set before the first thread runs; gone when the debugger is.
@@ -72,6 +78,7 @@ public final class UserProcess: @unchecked Sendable {
 
   public init(_ options: UserOptions) throws(ProgramError) {
     self.options = options
+    trace = options.trace
     (isa, registers, calls) = (options.isa, options.isa.registers, options.isa.syscalls)
     if options.tracesCalls || options.logsUnimplemented || !options.translate.log.items.isEmpty {
       logDescriptor = HostLog.moveAside()
@@ -204,6 +211,11 @@ public final class UserProcess: @unchecked Sendable {
 
   // MARK: Threads and signals
 
+  /// Once, for the first thread.
+  func takeTrace() -> HandedOnTrace? {
+    defer { trace = nil }
+    return trace
+  }
   func add(_ thread: UserThread, _ number: Int) { lock.withLock { threads[number] = thread } }
   func remove(_ number: Int) { _ = lock.withLock { threads.removeValue(forKey: number) } }
   func keepOnly(_ thread: UserThread, _ number: Int) { lock.withLock { threads = [number: thread] } }
@@ -217,7 +229,9 @@ public final class UserProcess: @unchecked Sendable {
   var isMultithreaded: Bool { lock.withLock { threads.count > 1 } }
 
   func whileForking(_ vcpu: TranslatedVCPU, _ fork: () -> Int) -> Int {
-    cache.whileForking(vcpu) { memory.whileForking { actions.whileForking { lock.withLock(fork) } } }
+    cache.whileForking(vcpu) {
+      memory.whileForking { actions.whileForking { tracees.whileForking { lock.withLock(fork) } } }
+    }
   }
 
   func log(_ text: String) { HostLog.write(text) }

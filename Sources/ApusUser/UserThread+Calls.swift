@@ -32,7 +32,7 @@ extension UserThread {
     let arguments = CallArguments(
       a: self[register: a], b: self[register: b], c: self[register: c], d: self[register: d],
       e: self[register: e], f: self[register: f])
-    if tracesCalls { return tracedCall(number, arguments) }
+    if interceptsCalls { return interceptedCall(arguments) }
     guard let result = perform(number, arguments) else { return }
     self[register: registers.result] = UInt64(bitPattern: Int64(result))
   }
@@ -77,11 +77,39 @@ extension UserThread {
     return -Int(ENOSYS)
   }
 
-  private func tracedCall(_ number: UInt64, _ arguments: CallArguments) {
-    let trace = calls.row(number).map { traceCall($0, arguments) }
-    guard let result = perform(number, arguments) else { return }
-    if let trace { traceResult(trace, result) }
-    self[register: registers.result] = UInt64(bitPattern: Int64(result))
+  private var currentArguments: CallArguments {
+    let (a, b, c, d, e, f) = registers.arguments
+    return CallArguments(
+      a: self[register: a], b: self[register: b], c: self[register: c], d: self[register: d],
+      e: self[register: e], f: self[register: f])
+  }
+
+  /// A call that is logged, or that a tracer sees before and after.
+  private func interceptedCall(_ arguments: CallArguments) {
+    var arguments = arguments
+    var number = self[register: registers.number]
+    if trace != nil {
+      traceCallStop(entry: true, number: number, arguments, result: -Int(ENOSYS))
+      // The tracer may have changed both.
+      number = self[register: registers.number]
+      arguments = currentArguments
+    }
+    var result: Int?
+    if Int64(bitPattern: number) == -1 {
+      result = -Int(ENOSYS)
+    } else {
+      let text = tracesCalls ? calls.row(number).map { traceCall($0, arguments) } : nil
+      result = perform(number, arguments)
+      if let text, let result { traceResult(text, result) }
+    }
+    if let result { self[register: registers.result] = UInt64(bitPattern: Int64(result)) }
+    if trace != nil {
+      // A call that a signal will begin again shows itself as the kernel's do: ERESTARTSYS.
+      let isRestarted = result == -Int(EINTR) && interrupted != nil
+      let shown =
+        result.map { isRestarted ? -512 : $0 } ?? Int(truncatingIfNeeded: self[register: registers.result])
+      traceCallStop(entry: false, number: number, arguments, result: shown)
+    }
   }
 
   /// Calls `body` with the arguments, those that name files replaced by what they stand for.
@@ -150,6 +178,9 @@ extension UserThread {
     case 96:
       clearChildThread = a.a
       return apus_gettid()
+    case 95: return waitID(a)
+    case 117: return ptrace(a)
+    case 260: return wait4(a)
     case 132: return signalStack(a.a, a.b)
     case 133: return signalSuspend(a.a, a.b)
     case 134: return signalAction(a.a, a.b, a.c, a.d)

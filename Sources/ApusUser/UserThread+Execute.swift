@@ -94,6 +94,7 @@ extension UserThread {
     guard let own = process.ownPath() else { return Command(path: program, arguments: arguments) }
     var words =
       [ByteString(text: "apus-" + process.isa.name)] + process.options.inherited.map { ByteString(text: $0) }
+    if let traceText { words += [ByteString("-traced"), ByteString(text: traceText)] }
     var copy: Int32?
     if let file {
       // It may be marked to be closed: the copy is not, and the next emulator closes it.

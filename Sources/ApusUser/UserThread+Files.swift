@@ -90,7 +90,9 @@ extension UserThread {
       if number == 5 { a.b = target } else { a.c = target }
       return direct(number, a)
     }
-    return withUnsafeTemporaryAllocation(byteCount: GuestStat.hostByteCount + GuestStat.byteCount, alignment: 16) {
+    return withUnsafeTemporaryAllocation(
+      byteCount: GuestStat.hostByteCount + GuestStat.byteCount, alignment: 16
+    ) {
       raw in
       let host = raw.baseAddress!
       var a = a

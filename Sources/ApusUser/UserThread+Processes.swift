@@ -9,6 +9,7 @@ import Glibc
 enum CloneFlag {
   static let vm: UInt64 = 0x100
   static let vfork: UInt64 = 0x4000
+  static let ptrace: UInt64 = 0x2000
   static let pidDescriptor: UInt64 = 0x1000
   static let thread: UInt64 = 0x1_0000
   static let signalHandlers: UInt64 = 0x800
@@ -73,6 +74,9 @@ extension UserThread {
       return -Int(EINTR)
     }
     defer { _ = apus_user_set_mask(SIG_SETMASK, &mask, nil) }
+    // A tracer may look at it while the host's clone reports the child.
+    fillTraceRecord()
+    defer { applyTracerChanges() }
     if request.flags & CloneFlag.thread != 0 { return startThread(request) }
     if request.flags & CloneFlag.signalHandlers != 0 { return -Int(EINVAL) }
     if request.flags & CloneFlag.vm != 0 {
@@ -123,6 +127,7 @@ extension UserThread {
     if child == 0 {
       process.keepOnly(self, apus_gettid())
       isVforkChild = false
+      traceInChild(request.flags)
       process.debugger?.leaveChild()
       process.debugger = nil
       enterChild(request)
@@ -145,6 +150,7 @@ extension UserThread {
     actions = SignalActions(copying: actions)
     isVforkChild = true
     pendingRequest = request
+    let outerTrace = trace
     var descriptor: Int32 = -1
     let kernelFlags = request.flags & ~CloneFlag.ours | CloneFlag.vm | CloneFlag.vfork
     let child = vcpu.whileChildRuns {
@@ -159,11 +165,13 @@ extension UserThread {
     }
     freeExecutionBlock()
     cpu.restoreRegisters(saved)
+    trace = outerTrace
+    updateInterception()
     vforkDepth = depth
     (actions, isVforkChild, clearChildThread, mask) = (
       outer.actions, outer.isVforkChild, outer.clear, outer.mask
     )
-    record.pointee.pending = 0
+    record.pointee.pending &= UInt32(APUS_PENDING_CONTROL)
     record.pointee.fault_signal = 0
     interrupted = nil
     if child > 0, request.flags & CloneFlag.pidDescriptor != 0 {
@@ -177,6 +185,7 @@ extension UserThread {
     if let request = pendingRequest {
       pendingRequest = nil
       enterChild(request)
+      traceInChild(request.flags)
       clearChildThread = 0
     }
     _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
@@ -204,6 +213,10 @@ extension UserThread {
     thread.cpu.enterUserEmulation(pc: pc, stackPointer: stackPointer)
     thread.cpu.restoreRegisters(cpu.saveRegisters())
     thread.mask = mask
+    if let trace, trace.options & ThreadTrace.clone != 0 || request.flags & CloneFlag.ptrace != 0 {
+      thread.trace = ThreadTrace(options: trace.options, isSeized: trace.isSeized)
+      thread.updateInterception()
+    }
     let birth = Birth(thread, request)
     let error = apus_user_start_thread(
       { raw in

@@ -20,10 +20,18 @@ extension UserThread {
 
   /// Delivers the signal that the host's handler kept.
   func takePending() {
-    var signal = Int(record.pointee.pending)
+    var signal = Int(record.pointee.pending & 0xff)
     var info = [UInt8](repeating: 0, count: 128)
     withUnsafeBytes(of: &record.pointee.pending_info) { info.replaceSubrange(0..<128, with: $0) }
-    record.pointee.pending = 0
+    _ = apus_fetch_and32(&record.pointee.pending, UInt32(APUS_PENDING_CONTROL))
+    if trace != nil {
+      signal = traceSignal(signal, &info)
+      if signal == 0 {
+        if let call = interrupted { restart(call) }
+        interrupted = nil
+        return setMask(mask)
+      }
+    }
     if process.debugger != nil {
       signal = debugStop(signal)
       if signal == 0 {
@@ -33,18 +41,17 @@ extension UserThread {
       }
       info[0] = UInt8(truncatingIfNeeded: signal)
     }
+    deliverOrAct(signal, info)
+  }
+
+  /// Calls the guest's handler for a signal, or does what the kernel does without one.
+  func deliverOrAct(_ signal: Int, _ info: [UInt8]) {
     let action = actions[signal]
     let call = interrupted
     interrupted = nil
     if action.handler <= 1 {
       if let call { restart(call) }
-      // Caught although the guest has no handler: faults always, SIGINT with a debugger.
-      if action.handler == 0,
-        [GuestSignal.segmentation, GuestSignal.bus, GuestSignal.interrupt].contains(signal)
-      {
-        process.debugger?.reportDeath(signal)
-        apus_user_die(Int32(signal))
-      }
+      if action.handler == 0 { act(signal) }
       return setMask(mask)
     }
     if let call {
@@ -57,7 +64,28 @@ extension UserThread {
     deliver(signal, info, action)
   }
 
-  private func restart(_ call: (argument: UInt64, restart: SyscallRestart)) {
+  /// The default action of a signal that the host's handler caught although the guest has none: faults always, SIGINT with a
+  /// debugger, all while the process is traced.
+  private func act(_ signal: Int) {
+    switch signal {
+    case 17, 18, 23, 28: return  // SIGCHLD, SIGCONT, SIGURG, SIGWINCH
+    case 20, 21, 22:  // SIGTSTP, SIGTTIN, SIGTTOU
+      _ = apus_user_set_disposition(Int32(signal), 0, 0)
+      let bit = Self.bit(signal)
+      var unblocked = ~bit
+      _ = apus_syscall(234, UInt64(getpid()), UInt64(apus_gettid()), UInt64(signal), 0, 0, 0)
+      // Here it stops.
+      _ = apus_user_set_mask(SIG_SETMASK, &unblocked, nil)
+      unblocked = .max
+      _ = apus_user_set_mask(SIG_SETMASK, &unblocked, nil)
+      applyDisposition(signal, actions[signal])
+    default:
+      process.debugger?.reportDeath(signal)
+      apus_user_die(Int32(signal))
+    }
+  }
+
+  func restart(_ call: (argument: UInt64, restart: SyscallRestart)) {
     self[register: registers.result] = call.argument
     pc = pc &- registers.callByteCount
   }
@@ -65,16 +93,23 @@ extension UserThread {
   /// A signal that the thread's own instruction caused.
   func force(_ signal: Int, code: Int32, address: UInt64) {
     if process.debugger != nil, debugStop(signal) == 0 { return }
-    let action = actions[signal]
-    if action.handler <= 1 || mask & Self.bit(signal) != 0 {
-      process.debugger?.reportDeath(signal)
-      apus_user_die(Int32(signal))
-    }
     var info = [UInt8](repeating: 0, count: 128)
     info.withUnsafeMutableBytes {
       $0.storeBytes(of: Int32(signal), as: Int32.self)
       $0.storeBytes(of: code, toByteOffset: 8, as: Int32.self)
       $0.storeBytes(of: address, toByteOffset: 16, as: UInt64.self)
+    }
+    var signal = signal
+    if trace != nil {
+      let wanted = traceSignal(signal, &info)
+      if wanted == 0 { return }
+      if wanted != signal { return deliverOrAct(wanted, info) }
+      signal = wanted
+    }
+    let action = actions[signal]
+    if action.handler <= 1 || mask & Self.bit(signal) != 0 {
+      process.debugger?.reportDeath(signal)
+      apus_user_die(Int32(signal))
     }
     deliver(signal, info, action)
   }
@@ -125,8 +160,12 @@ extension UserThread {
   func applyDisposition(_ signal: Int, _ action: GuestSignalAction) {
     // Faults stay ours whatever the guest wants.
     if signal == GuestSignal.segmentation || signal == GuestSignal.bus { return }
-    if action.handler > 1 || (signal == GuestSignal.interrupt && process.debugger != nil) {
-      _ = apus_user_catch(Int32(signal), action.flags)
+    if process.catchesAllSignals || action.handler > 1
+      || (signal == GuestSignal.interrupt && process.debugger != nil)
+    {
+      // Children of a process that ignores SIGCHLD leave nothing to wait for.
+      let flags: UInt64 = signal == GuestSignal.child && action.handler == 1 ? 2 : 0
+      _ = apus_user_catch(Int32(signal), action.flags | flags)
     } else {
       _ = apus_user_set_disposition(Int32(signal), action.handler == 1 ? 1 : 0, action.flags)
     }

@@ -28,6 +28,11 @@ public final class UserThread: @unchecked Sendable {
   let registers: UserRegisters
   let calls: SyscallTable
   let tracesCalls: Bool
+  /// Set while another guest process traces this thread.
+  var trace: ThreadTrace?
+  /// System calls are to be shown, filtered or stopped at.
+  private(set) var interceptsCalls = false
+  func updateInterception() { interceptsCalls = tracesCalls || trace != nil }
   /// What a debugger asked for: a step, or a stop before anything else.
   var isStepping = false
   var wantsStop = false
@@ -92,6 +97,7 @@ public final class UserThread: @unchecked Sendable {
         }
       })
     fillRecord()
+    updateInterception()
   }
 
   deinit {
@@ -145,6 +151,7 @@ public final class UserThread: @unchecked Sendable {
   func run() {
     apus_user_set_thread(record)
     _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
+    if let handedOn = process.takeTrace() { stopAfterExecution(handedOn) }
     switch vcpu.run() {
     case .requested: break
     case .failed(let reason):
@@ -206,6 +213,7 @@ public final class UserThread: @unchecked Sendable {
   /// Called by the engine outside generated code when an exit was requested.
   private func takeSignals() {
     if record.pointee.fault_signal != 0 { repeatFault() }
+    if record.pointee.pending & UInt32(APUS_PENDING_CONTROL) != 0 { takeControl() }
     if record.pointee.pending != 0 { takePending() }
     if isStepping || wantsStop { takeDebugRequest() }
   }

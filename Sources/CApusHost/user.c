@@ -6,11 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 static __thread apus_user_thread *current __attribute__((tls_model("local-exec")));
-void apus_user_set_thread(apus_user_thread *thread) { current = thread; }
+// A control message that came before the thread was ready.
+static __thread uint64_t early_control __attribute__((tls_model("local-exec")));
+void apus_user_set_thread(apus_user_thread *thread) {
+  current = thread;
+  if (thread && early_control) {
+    thread->control |= early_control;
+    early_control = 0;
+    __atomic_or_fetch(&thread->pending, APUS_PENDING_CONTROL, __ATOMIC_SEQ_CST);
+    *(volatile uint32_t *)((char *)thread->state + thread->exit_request_offset) = 1;
+  }
+}
 apus_user_thread *apus_user_current(void) { return current; }
 
 // Signals that the emulator itself must always be able to take: faults.
@@ -46,6 +57,53 @@ void apus_user_die(int signal) {
   _exit(128 + signal);
 }
 
+static __thread apus_trace_record *stopping __attribute__((tls_model("local-exec")));
+static int is_trace_record(const void *record) { return record && record == stopping; }
+
+void apus_trace_stop(apus_trace_record *record) {
+  siginfo_t info;
+  memset(&info, 0, sizeof info);
+  info.si_signo = SIGTRAP;
+  info.si_code = SI_QUEUE;
+  info.si_pid = getpid();
+  info.si_value.sival_ptr = record;
+  record->resume = 0;
+  stopping = record;
+  apus_syscall(SYS_rt_tgsigqueueinfo, (uint64_t)getpid(), (uint64_t)syscall(SYS_gettid), SIGTRAP, (uint64_t)&info, 0, 0);
+  stopping = 0;
+}
+long apus_trace_control(int process, int thread, uint64_t value) {
+  siginfo_t info;
+  memset(&info, 0, sizeof info);
+  // One of each kind may be pending.
+  int number = value & APUS_CONTROL_INTERRUPT ? SIGBUS : value & APUS_CONTROL_STOP ? SIGILL : SIGSEGV;
+  info.si_signo = number;
+  info.si_code = SI_QUEUE;
+  info.si_pid = getpid();
+  info.si_value.sival_ptr = (void *)(APUS_CONTROL_MAGIC << 40 | value);
+  return apus_syscall(SYS_rt_tgsigqueueinfo, (uint64_t)process, (uint64_t)thread, (uint64_t)number, (uint64_t)&info, 0, 0);
+}
+long apus_trace_request(long request, int thread, uint64_t address, uint64_t data) {
+  return apus_syscall(SYS_ptrace, (uint64_t)request, (uint64_t)thread, address, data, 0, 0);
+}
+// The number changes with the protocol; that it lies at the same address tells that it is the same program.
+static const char identity[] = "apus-user, tracing protocol 1";
+int apus_trace_is_ours(int process) {
+  char other[sizeof identity];
+  return apus_trace_read(process, other, (uint64_t)identity, sizeof identity) == sizeof identity &&
+         !memcmp(other, identity, sizeof identity);
+}
+static long transfer(long number, int process, uint64_t here, uint64_t there, size_t count) {
+  struct iovec local = {(void *)here, count}, remote = {(void *)there, count};
+  return apus_syscall(number, (uint64_t)process, (uint64_t)&local, 1, (uint64_t)&remote, 1, 0);
+}
+long apus_trace_read(int process, void *to, uint64_t from, size_t count) {
+  return transfer(SYS_process_vm_readv, process, (uint64_t)to, from, count);
+}
+long apus_trace_write(int process, uint64_t to, const void *from, size_t count) {
+  return transfer(SYS_process_vm_writev, process, (uint64_t)from, to, count);
+}
+
 static void handle(int number, siginfo_t *info, void *frame) {
   ucontext_t *context = frame;
   greg_t *registers = context->uc_mcontext.gregs;
@@ -77,6 +135,21 @@ static void handle(int number, siginfo_t *info, void *frame) {
       return;
     }
   }
+  // A stop that nobody took: the tracer is gone.
+  if (number == SIGTRAP && info->si_code == SI_QUEUE && info->si_pid == getpid() && is_trace_record(info->si_value.sival_ptr))
+    return;
+  if ((number == SIGSEGV || number == SIGBUS || number == SIGILL) && info->si_code == SI_QUEUE && (uint64_t)info->si_value.sival_ptr >> 40 == APUS_CONTROL_MAGIC) {
+    uint64_t value = (uint64_t)info->si_value.sival_ptr & 0xffffffffffull;
+    if (!thread) {
+      early_control |= value;
+      return;
+    }
+    thread->control |= value;
+    __atomic_or_fetch(&thread->pending, APUS_PENDING_CONTROL, __ATOMIC_SEQ_CST);
+    *(volatile uint32_t *)((char *)thread->state + thread->exit_request_offset) = 1;
+    if (rip >= (uint64_t)apus_safe_begin && rip < (uint64_t)apus_safe_end) registers[REG_RIP] = (greg_t)apus_safe_pending;
+    return;
+  }
   if ((number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL || number == SIGTRAP) &&
       (info->si_code > 0 || !thread)) {
     // The emulator's own fault.
@@ -87,7 +160,7 @@ static void handle(int number, siginfo_t *info, void *frame) {
   }
   if (!thread) return;
   memcpy(thread->pending_info, info, sizeof thread->pending_info);
-  thread->pending = (uint32_t)number;
+  thread->pending = (thread->pending & APUS_PENDING_CONTROL) | (uint32_t)number;
   *(volatile uint32_t *)((char *)thread->state + thread->exit_request_offset) = 1;
   // No other signal until the guest has taken this one.
   uint64_t all = ~FAULTS;
