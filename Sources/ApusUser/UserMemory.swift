@@ -136,6 +136,11 @@ public final class UserMemory: @unchecked Sendable {
     return result
   }
 
+  /// What of a range is the guest's, and whether that is all of it.
+  func guestRanges(_ start: UInt64, _ end: UInt64) -> ([(UInt64, UInt64)], isWhole: Bool) {
+    lock.withLock { (parts(start, end, inside: true), parts(start, end, inside: false).isEmpty) }
+  }
+
   // MARK: System calls. Results are the kernel's: an address or a negative errno.
 
   private func hostMap(
@@ -166,7 +171,8 @@ public final class UserMemory: @unchecked Sendable {
     let base = flags & ~(MAP_FIXED | Self.noReplace | Self.low32)
     var dropped: (UInt64, UInt64)?
     let result = lock.withLock { () -> Int in
-      let address: UInt64
+      var address: UInt64
+      var size = size
       if isFixed {
         guard wish &+ size <= Self.limit, wish &+ size > wish else { return -Int(ENOMEM) }
         if flags & Self.noReplace != 0, !parts(wish, wish + size, inside: true).isEmpty {
@@ -182,7 +188,12 @@ public final class UserMemory: @unchecked Sendable {
         guard let place = findPlace(wish & ~Self.pageMask, size) else { return -Int(ENOMEM) }
         address = place
       }
-      let mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
+      var mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
+      if mapped == -Int(EINVAL), !isFixed, let place = findHugePlace(&size, releasing: address) {
+        // Huge pages, of a file or asked for, want a place of their size.
+        address = place
+        mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
+      }
       guard mapped == Int(address) else {
         // The kernel refused (a bad descriptor, say): give back what the search reserved.
         giveBackHoles(address, address + size)
@@ -231,20 +242,34 @@ public final class UserMemory: @unchecked Sendable {
     return nil
   }
 
+  /// Gives a place back and finds one that huge pages fit.
+  private func findHugePlace(_ size: inout UInt64, releasing address: UInt64) -> UInt64? {
+    let huge: UInt64 = 2 << 20
+    giveBackHoles(address, address + size)
+    size = (size + huge - 1) & ~(huge - 1)
+    guard let place = findPlace(0, size + huge) else { return nil }
+    let aligned = (place + huge - 1) & ~(huge - 1)
+    giveBackHoles(place, aligned)
+    giveBackHoles(aligned + size, place + size + huge)
+    return aligned
+  }
+
   public func unmap(_ address: UInt64, _ length: UInt64) -> Int {
     guard address & Self.pageMask == 0, length > 0, length < Self.limit, address < Self.limit else {
       return -Int(EINVAL)
     }
     let end = (address + length + Self.pageMask) & ~Self.pageMask
-    lock.withLock {
+    let result = lock.withLock { () -> Int in
       for (low, high) in parts(address, end, inside: true) {
-        munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
+        // There may be too many mappings for a hole.
+        if munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low)) != 0 { return -Int(errno) }
+        forget(low, high)
       }
-      forget(address, end)
       if end == nextMapping { nextMapping = max(address, Self.mappingBase) }
+      return 0
     }
     dropCode(address, end)
-    return 0
+    return result
   }
 
   public func protect(_ address: UInt64, _ length: UInt64, _ protection: Int32) -> Int {
@@ -355,6 +380,7 @@ public final class UserMemory: @unchecked Sendable {
     )
     let address = flags & round != 0 ? wish & ~Self.pageMask : wish
     guard address & Self.pageMask == 0, address < Self.limit else { return -Int(EINVAL) }
+    if address == 0, wish != 0, flags & remap != 0 { return -Int(EINVAL) }
     var place = address
     let result = lock.withLock { () -> Int in
       if address == 0 {

@@ -151,6 +151,7 @@ extension UserThread {
     isVforkChild = true
     pendingRequest = request
     let outerTrace = trace
+    let outerFilters = (filters, isStrict)
     var descriptor: Int32 = -1
     let kernelFlags = request.flags & ~CloneFlag.ours | CloneFlag.vm | CloneFlag.vfork
     let child = vcpu.whileChildRuns {
@@ -166,6 +167,7 @@ extension UserThread {
     freeExecutionBlock()
     cpu.restoreRegisters(saved)
     trace = outerTrace
+    (filters, isStrict) = outerFilters
     updateInterception()
     vforkDepth = depth
     (actions, isVforkChild, clearChildThread, mask) = (
@@ -213,6 +215,9 @@ extension UserThread {
     thread.cpu.enterUserEmulation(pc: pc, stackPointer: stackPointer)
     thread.cpu.restoreRegisters(cpu.saveRegisters())
     thread.mask = mask
+    thread.record.pointee.mask = mask
+    (thread.filters, thread.isStrict) = (filters, isStrict)
+    thread.updateInterception()
     if let trace, trace.options & ThreadTrace.clone != 0 || request.flags & CloneFlag.ptrace != 0 {
       thread.trace = ThreadTrace(options: trace.options, isSeized: trace.isSeized)
       thread.updateInterception()

@@ -9,13 +9,68 @@ import Glibc
 // default or ignoring disposition.
 
 extension UserThread {
-  private static func bit(_ signal: Int) -> UInt64 { 1 << UInt64(signal - 1) }
+  static func bit(_ signal: Int) -> UInt64 { 1 << UInt64(signal - 1) }
+  static let alwaysCaught =
+    bit(GuestSignal.segmentation) | bit(GuestSignal.bus) | bit(GuestSignal.illegal) | bit(GuestSignal.trap)
+    | bit(GuestSignal.floatingPoint)
   private static let unblockable = bit(GuestSignal.kill) | bit(GuestSignal.stop)
 
   func setMask(_ new: UInt64) {
     mask = new & ~Self.unblockable
+    record.pointee.mask = mask
     // While a signal waits to be taken all others stay blocked: there is room for one.
     _ = apus_user_set_mask_unless(&record.pointee.pending, mask)
+    takeDeferred(~mask)
+  }
+
+  /// Makes one of the signals in `wanted` pending that the host could not block for the guest.
+  private func takeDeferred(_ wanted: UInt64) {
+    let ready = record.pointee.deferred & wanted
+    guard ready != 0, record.pointee.pending & 0xff == 0 else { return }
+    let signal = ready.trailingZeroBitCount + 1
+    var all = UInt64.max
+    // As the handler would have it.
+    _ = apus_user_set_mask(SIG_SETMASK, &all, nil)
+    record.pointee.deferred &= ~Self.bit(signal)
+    withUnsafeMutableBytes(of: &record.pointee.pending_info) { target in
+      withUnsafeBytes(of: &record.pointee.deferred_info) { source in
+        target.copyMemory(from: UnsafeRawBufferPointer(rebasing: source[signal * 128..<signal * 128 + 128]))
+      }
+    }
+    record.pointee.pending = record.pointee.pending & UInt32(APUS_PENDING_CONTROL) | UInt32(signal)
+    vcpu.kick()
+  }
+
+  /// rt_sigpending.
+  func pendingSignals(_ target: UInt64, _ byteCount: UInt64) -> Int {
+    guard byteCount <= 8 else { return -Int(EINVAL) }
+    var set: UInt64 = 0
+    let result = withUnsafeMutablePointer(to: &set) {
+      direct(127, CallArguments(a: UInt64(UInt(bitPattern: $0)), b: 8, c: 0, d: 0, e: 0, f: 0))
+    }
+    guard result == 0 else { return result }
+    set |= record.pointee.deferred
+    return withUnsafeBytes(of: set) {
+      process.memory.write(target, UnsafeRawBufferPointer(rebasing: $0[..<Int(byteCount)]))
+    }
+      ? 0 : -Int(EFAULT)
+  }
+
+  /// rt_sigtimedwait.
+  func waitForSignal(_ a: CallArguments) -> Int {
+    if record.pointee.deferred != 0, a.d == 8, let wanted = process.memory.readWord(a.a) {
+      let ready = record.pointee.deferred & wanted
+      if ready != 0 {
+        let signal = ready.trailingZeroBitCount + 1
+        record.pointee.deferred &= ~Self.bit(signal)
+        if a.b == 0 { return signal }
+        return withUnsafeBytes(of: &record.pointee.deferred_info) { source in
+          process.memory.write(
+            a.b, UnsafeRawBufferPointer(rebasing: source[signal * 128..<signal * 128 + 128]))
+        } ? signal : -Int(EFAULT)
+      }
+    }
+    return blocking(128, a, restart: .never)
   }
 
   /// Delivers the signal that the host's handler kept.
@@ -92,14 +147,18 @@ extension UserThread {
 
   /// A signal that the thread's own instruction caused.
   func force(_ signal: Int, code: Int32, address: UInt64) {
-    if process.debugger != nil, debugStop(signal) == 0 { return }
     var info = [UInt8](repeating: 0, count: 128)
     info.withUnsafeMutableBytes {
       $0.storeBytes(of: Int32(signal), as: Int32.self)
       $0.storeBytes(of: code, toByteOffset: 8, as: Int32.self)
       $0.storeBytes(of: address, toByteOffset: 16, as: UInt64.self)
     }
-    var signal = signal
+    force(signal, info)
+  }
+
+  func force(_ signal: Int, _ info: [UInt8]) {
+    if process.debugger != nil, debugStop(signal) == 0 { return }
+    var (signal, info) = (signal, info)
     if trace != nil {
       let wanted = traceSignal(signal, &info)
       if wanted == 0 { return }
@@ -140,8 +199,11 @@ extension UserThread {
       )
     }
     if action.flags & GuestSignalAction.resetHandler != 0 {
-      actions[signal] = GuestSignalAction()
-      applyDisposition(signal, GuestSignalAction())
+      // The flags stay.
+      var reset = action
+      reset.handler = 0
+      actions[signal] = reset
+      applyDisposition(signal, reset)
     }
     var blocked = mask | action.mask
     if action.flags & GuestSignalAction.noDefer == 0 { blocked |= Self.bit(signal) }
@@ -159,7 +221,7 @@ extension UserThread {
 
   func applyDisposition(_ signal: Int, _ action: GuestSignalAction) {
     // Faults stay ours whatever the guest wants.
-    if signal == GuestSignal.segmentation || signal == GuestSignal.bus { return }
+    if Self.alwaysCaught & Self.bit(signal) != 0 { return }
     if process.catchesAllSignals || action.handler > 1
       || (signal == GuestSignal.interrupt && process.debugger != nil)
     {
@@ -174,7 +236,7 @@ extension UserThread {
   func signalAction(_ signal: UInt64, _ new: UInt64, _ old: UInt64, _ setByteCount: UInt64) -> Int {
     guard setByteCount == 8, signal >= 1, signal <= 64 else { return -Int(EINVAL) }
     let number = Int(signal)
-    let previous = actions[number]
+    let previous = actions.known(number)
     if new != 0 {
       guard number != GuestSignal.kill, number != GuestSignal.stop else { return -Int(EINVAL) }
       guard let words = process.memory.read(new, as: (UInt64, UInt64, UInt64).self, default: (0, 0, 0)) else {
@@ -218,6 +280,7 @@ extension UserThread {
         return -Int(EFAULT)
       }
       if isOn { return -Int(EPERM) }
+      guard words.1 & ~0x8000_0000 <= 2 else { return -Int(EINVAL) }
       if words.1 & 2 != 0 {
         alternateStack = (0, 0)
       } else {
@@ -238,7 +301,7 @@ extension UserThread {
     guard let wanted = process.memory.readWord(set) else { return -Int(EFAULT) }
     var temporary = wanted & ~Self.unblockable
     _ = withUnsafePointer(to: &temporary) { pointer in
-      vcpu.whileBlocking {
+      vcpu.whileCallBlocks {
         apus_syscall_interruptible(
           &record.pointee.pending, 130, UInt64(UInt(bitPattern: pointer)), 8, 0, 0, 0, 0)
       }

@@ -32,7 +32,17 @@ public final class UserThread: @unchecked Sendable {
   var trace: ThreadTrace?
   /// System calls are to be shown, filtered or stopped at.
   private(set) var interceptsCalls = false
-  func updateInterception() { interceptsCalls = tracesCalls || trace != nil }
+  func updateInterception() {
+    interceptsCalls = tracesCalls || trace != nil || !filters.isEmpty || isStrict
+  }
+  /// From another thread: what is to be looked at then is behind a lock.
+  func forceInterception() { interceptsCalls = true }
+  /// seccomp: filters, the oldest first; or the mode without any.
+  var filters: [SeccompFilter] = []
+  var isStrict = false
+  let offered = OfferedFilters()
+  /// The descriptor that they are handed on in, while execve goes on.
+  var filtersForExecution: Int32?
   /// What a debugger asked for: a step, or a stop before anything else.
   var isStepping = false
   var wantsStop = false
@@ -151,6 +161,10 @@ public final class UserThread: @unchecked Sendable {
   func run() {
     apus_user_set_thread(record)
     _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
+    if let file = process.takeFilterFile(), !readFilters(file) {
+      writeStandardError("apus: internal error: the seccomp filters were not handed on\n")
+      _exit(134)
+    }
     if let handedOn = process.takeTrace() { stopAfterExecution(handedOn) }
     switch vcpu.run() {
     case .requested: break

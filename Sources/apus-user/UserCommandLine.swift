@@ -62,6 +62,9 @@ struct UserCommandLine {
       name: "exec-fd", environment: "", value: "NUMBER",
       help: "the descriptor that PROGRAM is open as; it is closed"),
     Option(
+      name: "seccomp", environment: "", value: "NUMBER",
+      help: "the descriptor that a program's filters are handed on in"),
+    Option(
       name: "traced", environment: "", value: "TRACE",
       help: "what a traced program hands on when it executes another"),
   ]
@@ -95,7 +98,7 @@ struct UserCommandLine {
         value = next.text
       }
       switch name {
-      case "E", "U", "exec-fd", "g", "traced": break
+      case "E", "U", "exec-fd", "g", "traced", "seccomp": break
       // The log goes on in the same file.
       case "D", "append-log": options.inherited += ["-append-log", value]
       default: options.inherited += option.value == nil ? [word] : [word, value]
@@ -154,6 +157,11 @@ struct UserCommandLine {
         throw ProgramError("-exec-fd: '\(value)' is no descriptor", code: 1)
       }
       options.descriptor = number
+    case "seccomp":
+      guard let number = Int32(value), number > 2 else {
+        throw ProgramError("-seccomp: '\(value)' is no descriptor", code: 1)
+      }
+      options.filterFile = number
     case "traced":
       guard let trace = HandedOnTrace(value) else {
         throw ProgramError("-traced: '\(value)' is no such thing; it is for the emulator itself", code: 1)

@@ -6,6 +6,9 @@
 #include <stdint.h>
 #include <stddef.h>
 
+// Signals that faults cause are never blocked on the host; all have smaller numbers than this.
+#define APUS_FAULT_LIMIT 12
+
 // One guest thread as the signal handler sees it. Filled by its own thread before it runs guest code.
 typedef struct apus_user_thread {
   // Layout of generated code: where it lies, where to leave it, and which host register holds which state slot.
@@ -19,6 +22,9 @@ typedef struct apus_user_thread {
   // APUS_PENDING_CONTROL while `control` has something.
   volatile uint32_t pending;
   uint8_t pending_info[128];
+  // The guest's mask, and what it blocks of the signals that are never blocked on the host: their siginfo, and a bit each.
+  volatile uint64_t mask, deferred;
+  uint8_t deferred_info[APUS_FAULT_LIMIT][128];
   // A fault of generated code: the host instruction, and what the kernel said.
   volatile uint32_t fault_signal;
   volatile int32_t fault_code;
@@ -94,6 +100,8 @@ apus_user_thread *apus_user_current(void);
 long apus_user_catch(int signal, uint64_t flags);
 // Sets a signal's disposition to default (0) or ignored (1).
 long apus_user_set_disposition(int signal, int ignored, uint64_t flags);
+// Whether a signal's disposition is to be ignored.
+int apus_user_is_ignored(int signal);
 // The calling thread's signal mask, raw. `how` as the kernel's.
 long apus_user_set_mask(int how, const uint64_t *set, uint64_t *old);
 // Sets the calling thread's mask unless *pending is nonzero by then.
@@ -115,6 +123,8 @@ int apus_user_start_thread(void (*body)(void *), void *argument);
 // Tells the kernel where the guest's code, stack, arguments, environment and auxiliary vector are, for /proc/PID.
 // `addresses`: code start and end, stack, arguments' start and end, environment's end. 0 or -errno: not all kernels do.
 long apus_user_describe(const uint64_t addresses[6], const void *auxiliary, size_t byte_count);
+// Installs a seccomp filter that allows everything. 0 or -errno.
+long apus_user_allow_all(uint64_t flags);
 // The program's arguments as the kernel gave them.
 char **apus_arguments(void);
 
