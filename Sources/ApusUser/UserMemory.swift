@@ -162,7 +162,8 @@ public final class UserMemory: @unchecked Sendable {
     _ wish: UInt64, _ length: UInt64, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int,
     label: Label = .none
   ) -> Int {
-    guard length > 0 else { return -Int(EINVAL) }
+    // The kernel says what is wrong first: the descriptor, or that nothing is asked for.
+    guard length > 0 else { return hostMap(0, 0, protection, flags & ~MAP_FIXED, file, offset) }
     guard length <= Self.limit, wish < Self.limit, wish & Self.pageMask == 0 || flags & MAP_FIXED == 0 else {
       return -Int(wish & Self.pageMask != 0 && flags & MAP_FIXED != 0 ? EINVAL : ENOMEM)
     }

@@ -283,6 +283,11 @@ final class SignalActions: @unchecked Sendable {
       return actions[signal]
     }
   }
+  func clearHandlers() {
+    lock.withLock {
+      for signal in 1...64 where actions[signal].handler > 1 { actions[signal] = GuestSignalAction() }
+    }
+  }
   /// The signals that are ignored, as far as they were examined.
   var ignored: UInt64 {
     lock.withLock { (1...64).reduce(0) { actions[$1].handler == 1 ? $0 | 1 << UInt64($1 - 1) : $0 } }

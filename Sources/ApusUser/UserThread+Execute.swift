@@ -72,9 +72,15 @@ extension UserThread {
       file = directory
       program = ByteString(text: "/proc/self/fd/\(directory)")
     } else if directory != AT_FDCWD, !name.isAbsolute {
+      guard apus_fcntl(directory, F_GETFD, 0) >= 0 else { throw Refusal(number: EBADF) }
       program = ByteString(text: "/proc/self/fd/\(directory)/") + name
     } else {
       program = process.hostPath(name)
+    }
+    if flags & Self.noFollow != 0, !name.isEmpty {
+      var status = stat()
+      guard program.withPointer({ lstat($0, &status) }) == 0 else { throw Refusal(number: errno) }
+      if status.st_mode & S_IFMT == S_IFLNK { throw Refusal(number: ELOOP) }
     }
     let command = try command(program, name, argumentList, file: file, depth: 0)
     executionBlock = ExecutionBlock(command.path, command.arguments, environmentList)

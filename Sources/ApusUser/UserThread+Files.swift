@@ -48,6 +48,8 @@ extension UserThread {
     {
       return process.open(file, flags: Int32(truncatingIfNeeded: flags))
     }
+    let rules = a.d >= 24 ? process.memory.readWord(a.c &+ 16) ?? 0 : 0
+    if rules & 2 != 0 { return blocking(437, a, restart: .asFlagged) }
     return withPath(a.b) {
       blocking(437, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: 0, f: 0), restart: .asFlagged)
     }

@@ -311,7 +311,7 @@ extension UserThread {
         return nil
       }
       // An exec's, which the new program tells itself; or a signal on its way to the handler.
-      let isExec = signal == GuestSignal.trap && code == 0
+      let isExec = signal == GuestSignal.trap && code == 0 && apus_trace_is_at_start(thread) != 0
       _ = apus_trace_request(7, thread, 0, isExec ? 0 : UInt64(signal))
       return nil
     default: break

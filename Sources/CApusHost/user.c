@@ -5,8 +5,10 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/user.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -92,6 +94,11 @@ int apus_trace_is_ours(int process) {
   char other[sizeof identity];
   return apus_trace_read(process, other, (uint64_t)identity, sizeof identity) == sizeof identity &&
          !memcmp(other, identity, sizeof identity);
+}
+extern char _start[];
+int apus_trace_is_at_start(int thread) {
+  struct user_regs_struct registers;
+  return !apus_trace_request(PTRACE_GETREGS, thread, 0, (uint64_t)&registers) && registers.rip == (uint64_t)_start;
 }
 static long transfer(long number, int process, uint64_t here, uint64_t there, size_t count) {
   struct iovec local = {(void *)here, count}, remote = {(void *)there, count};

@@ -88,6 +88,8 @@ long apus_trace_control(int process, int thread, uint64_t value);
 long apus_trace_request(long request, int thread, uint64_t address, uint64_t data);
 // Whether a process is this very emulator, so that it understands control messages.
 int apus_trace_is_ours(int process);
+// Whether a traced process is at its very first instruction, after an execve.
+int apus_trace_is_at_start(int thread);
 // Copies between this process and another one. Count, or -errno.
 long apus_trace_read(int process, void *to, uint64_t from, size_t count);
 long apus_trace_write(int process, uint64_t to, const void *from, size_t count);
