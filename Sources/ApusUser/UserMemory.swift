@@ -23,8 +23,7 @@ public final class UserMemory: @unchecked Sendable {
   public static let pageMask: UInt64 = 4095
   /// Guest addresses end here: Sv39 user space would be smaller, but the host's end is what counts.
   public static let limit: UInt64 = 1 << 47
-  /// Where mappings without a wish begin; far from the emulator, the host's libraries and guest programs.
-  static let mappingBase: UInt64 = 0x40_0000_0000
+  let addresses = AddressChoice()
 
   let lock = Monitor()
   // Guarded by `lock`. Ascending, disjoint.
@@ -32,7 +31,7 @@ public final class UserMemory: @unchecked Sendable {
   private var lastFound = 0
   /// One fence at a time: whoever returns from one relies on what another has begun to drop. Taken before `lock`.
   let fenceLock = Monitor()
-  private var nextMapping = UserMemory.mappingBase
+  private var nextMapping: UInt64
   /// Pages that code was translated from and that may be written, by address.
   var codePages: [UInt64: CodePage] = [:]
   /// System V shared memory: sizes by address.
@@ -43,7 +42,7 @@ public final class UserMemory: @unchecked Sendable {
   public var invalidate: (UInt64, UInt64) -> Bool = { _, _ in false }
   func dropCode(_ start: UInt64, _ end: UInt64) { _ = invalidate(start, end) }
 
-  public init() {}
+  public init() { nextMapping = addresses.mappings }
 
   func whileForking(_ fork: () -> Int) -> Int { lock.withLock(fork) }
 
@@ -225,7 +224,7 @@ public final class UserMemory: @unchecked Sendable {
       return false
     }
     if wish >= 0x10000, reserve(wish) { return wish }
-    for start in [nextMapping, Self.mappingBase] {
+    for start in [nextMapping, addresses.mappings] {
       var address = start
       for _ in 0..<1024 {
         if let taken = regions.first(where: { $0.end > address && $0.start < address + size }) {
@@ -266,7 +265,7 @@ public final class UserMemory: @unchecked Sendable {
         if munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low)) != 0 { return -Int(errno) }
         forget(low, high)
       }
-      if end == nextMapping { nextMapping = max(address, Self.mappingBase) }
+      if end == nextMapping { nextMapping = max(address, addresses.mappings) }
       return 0
     }
     dropCode(address, end)

@@ -124,7 +124,7 @@ public final class UserProcess: @unchecked Sendable {
     let loader = ProgramLoader(memory: memory, isa: isa) { [self] in resolve($0) }
     let program = try loader.load(options.path, descriptor: options.descriptor)
     _ = options.path.lastComponent.withPointer { apus_set_thread_name($0) }
-    memory.startBreak(program.end)
+    memory.startBreak(program.end + memory.addresses.breakGap)
     let vdso = try mapVDSO()
     let stackByteCount =
       options.stackByteCount == 0 ? InitialStack.defaultByteCount() : options.stackByteCount
@@ -178,7 +178,7 @@ public final class UserProcess: @unchecked Sendable {
   private func mapVDSO() throws(ProgramError) -> UInt64 {
     let vdso = isa.vdso
     let page = memory.map(
-      0x3f_0001_0000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, label: .vdso)
+      0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, label: .vdso)
     guard page > 0, vdso.bytes.withUnsafeBytes({ memory.write(UInt64(page), $0) }) else {
       throw ProgramError("there is no memory for the vDSO")
     }
@@ -224,6 +224,7 @@ public final class UserProcess: @unchecked Sendable {
     defer { filterFile = nil }
     return filterFile
   }
+  var threadsByNumber: [(Int, UserThread)] { lock.withLock { threads.map { ($0.key, $0.value) } } }
   var allThreads: [UserThread] { lock.withLock { Array(threads.values) } }
   func takeTrace() -> HandedOnTrace? {
     defer { trace = nil }

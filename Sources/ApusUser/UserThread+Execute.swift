@@ -69,6 +69,7 @@ extension UserThread {
     var program = name
     if name.isEmpty {
       guard flags & Self.emptyPath != 0 else { throw Refusal(number: ENOENT) }
+      guard apus_fcntl(directory, F_GETFD, 0) >= 0 else { throw Refusal(number: EBADF) }
       file = directory
       program = ByteString(text: "/proc/self/fd/\(directory)")
     } else if directory != AT_FDCWD, !name.isAbsolute {

@@ -120,7 +120,7 @@ extension UserThread {
       _ = exitThread(UInt64(GuestSignal.system))
       return .handled
     case SeccompFilter.Action.userNotification: return .result(-Int(ENOSYS))
-    default: apus_user_die(Int32(GuestSignal.system))
+    default: die(GuestSignal.system, [UInt8(GuestSignal.system)] + [UInt8](repeating: 0, count: 127))
     }
   }
 

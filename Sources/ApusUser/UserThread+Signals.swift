@@ -106,7 +106,7 @@ extension UserThread {
     interrupted = nil
     if action.handler <= 1 {
       if let call { restart(call) }
-      if action.handler == 0 { act(signal) }
+      if action.handler == 0 { act(signal, info) }
       return setMask(mask)
     }
     if let call {
@@ -121,7 +121,7 @@ extension UserThread {
 
   /// The default action of a signal that the host's handler caught although the guest has none: faults always, SIGINT with a
   /// debugger, all while the process is traced.
-  private func act(_ signal: Int) {
+  private func act(_ signal: Int, _ info: [UInt8]) {
     switch signal {
     case 17, 18, 23, 28: return  // SIGCHLD, SIGCONT, SIGURG, SIGWINCH
     case 20, 21, 22:  // SIGTSTP, SIGTTIN, SIGTTOU
@@ -134,10 +134,15 @@ extension UserThread {
       unblocked = .max
       _ = apus_user_set_mask(SIG_SETMASK, &unblocked, nil)
       applyDisposition(signal, actions[signal])
-    default:
-      process.debugger?.reportDeath(signal)
-      apus_user_die(Int32(signal))
+    default: die(signal, info)
     }
+  }
+
+  /// Ends the process with a signal.
+  func die(_ signal: Int, _ info: [UInt8]) -> Never {
+    process.debugger?.reportDeath(signal)
+    GuestCore.write(self, signal, info)
+    apus_user_die(Int32(signal))
   }
 
   func restart(_ call: (argument: UInt64, restart: SyscallRestart)) {
@@ -166,10 +171,7 @@ extension UserThread {
       signal = wanted
     }
     let action = actions[signal]
-    if action.handler <= 1 || mask & Self.bit(signal) != 0 {
-      process.debugger?.reportDeath(signal)
-      apus_user_die(Int32(signal))
-    }
+    if action.handler <= 1 || mask & Self.bit(signal) != 0 { die(signal, info) }
     deliver(signal, info, action)
   }
 
