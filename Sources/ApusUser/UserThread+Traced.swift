@@ -198,6 +198,8 @@ extension UserThread {
   /// Takes over what the tracer changed.
   func applyTracerChanges() {
     guard let trace else { return }
+    // After a fork's event: what to show next.
+    if let mode = ThreadTrace.Mode(rawValue: trace.record.pointee.resume), mode != .step { trace.mode = mode }
     let dirty = trace.record.pointee.dirty
     trace.options = trace.record.pointee.options
     if dirty & UInt32(APUS_TRACE_MASK) != 0 { setMask(trace.record.pointee.mask) }

@@ -25,8 +25,9 @@ final class Tracees: @unchecked Sendable {
       stops[thread] = Stop(record: record, isHostEvent: false)
     }
   }
-  func noteEvent(_ thread: Int32) {
-    lock.withLock { stops[thread] = Stop(record: records[thread] ?? 0, isHostEvent: true) }
+  /// - Parameter isAtEnd: a thread's record is gone before the host's thread is.
+  func noteEvent(_ thread: Int32, isAtEnd: Bool = false) {
+    lock.withLock { stops[thread] = Stop(record: isAtEnd ? 0 : records[thread] ?? 0, isHostEvent: true) }
   }
   func noteRunning(_ thread: Int32) { _ = lock.withLock { stops.removeValue(forKey: thread) } }
   func forget(_ thread: Int32) {
@@ -191,13 +192,9 @@ extension UserThread {
     guard signal <= 64 else { return -Int(EIO) }
     let isDetach = how == UInt32(APUS_RESUME_DETACH)
     let request = isDetach ? Request.detach : Request.resume
-    if stop.isHostEvent {
-      // The thread is not looking at its record; what it is to do next, it reads there when it comes by.
-      write(thread, stop.record + field(\.resume), how)
-    } else {
-      write(thread, stop.record + field(\.signal), Int32(truncatingIfNeeded: signal))
-      write(thread, stop.record + field(\.resume), how)
-    }
+    if !stop.isHostEvent { write(thread, stop.record + field(\.signal), Int32(truncatingIfNeeded: signal)) }
+    // After an event, the thread looks there when it comes by.
+    if stop.record != 0 { write(thread, stop.record + field(\.resume), how) }
     process.tracees.noteRunning(thread)
     if isDetach { process.tracees.forget(thread) }
     return Int(apus_trace_request(Int(request), thread, 0, stop.isHostEvent ? signal : 0))
@@ -275,7 +272,7 @@ extension UserThread {
     let event = status >> 16
     switch event {
     case 1, 2, 3, 5, 6:
-      process.tracees.noteEvent(thread)
+      process.tracees.noteEvent(thread, isAtEnd: event == 6)
       return status
     case 128 where signal != GuestSignal.trap:
       process.tracees.noteEvent(thread)
