@@ -279,11 +279,7 @@ extension UserThread {
       return status
     case 128:
       // The beginning of a thread that is traced from there.
-      _ = apus_trace_request(7, thread, 0, 0)
-      if let group = threadGroup(thread) {
-        _ = apus_trace_control(group, thread, UInt64(APUS_CONTROL_INTERRUPT))
-      }
-      return nil
+      return askAndContinue(thread, APUS_CONTROL_INTERRUPT)
     case 0:
       var info = [UInt8](repeating: 0, count: 128)
       let known = info.withUnsafeMutableBytes {
@@ -301,11 +297,7 @@ extension UserThread {
         return record.status << 8 | 0x7f
       }
       if signal == GuestSignal.stop {
-        _ = apus_trace_request(7, thread, 0, 0)
-        if let group = threadGroup(thread) {
-          _ = apus_trace_control(group, thread, UInt64(APUS_CONTROL_STOP))
-        }
-        return nil
+        return askAndContinue(thread, APUS_CONTROL_STOP)
       }
       // An exec's, which the new program tells itself; or a signal on its way to the handler.
       let isExec = signal == GuestSignal.trap && code == 0 && apus_trace_is_at_start(thread) != 0
@@ -313,6 +305,13 @@ extension UserThread {
       return nil
     default: break
     }
+    _ = apus_trace_request(7, thread, 0, 0)
+    return nil
+  }
+
+  /// Lets a thread run that the host has stopped, to the stop that the guest sees. It is told while it still stands.
+  private func askAndContinue(_ thread: Int32, _ what: Int32) -> Int32? {
+    if let group = threadGroup(thread) { _ = apus_trace_control(group, thread, UInt64(what)) }
     _ = apus_trace_request(7, thread, 0, 0)
     return nil
   }
