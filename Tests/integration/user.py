@@ -220,13 +220,21 @@ def binfmt():
     script = f"""
 set -u
 binfmt="{ROOT}/scripts/binfmt"
+export APUS_BINFMT_D="{temporary()}/binfmt.d"
 mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
 $binfmt status && exit 10
 $binfmt install --emulator {emulator()} || exit 11
 $binfmt status || exit 12
 (exec -a its-name {root}/hello 3 'a b'); [ $? = 3 ] || exit 13
 chroot {root} /hello 6; [ $? = 6 ] || exit 14
-$binfmt remove || exit 15
+$binfmt install --no-argv0 --systemd --emulator {emulator()} || exit 22
+(exec -a its-name {root}/hello 8); [ $? = 8 ] || exit 23
+grep -q ':F$' "$APUS_BINFMT_D/apus-riscv64.conf" || exit 24
+[ "$($binfmt file --no-argv0 --emulator {emulator()})" = "$(cat "$APUS_BINFMT_D/apus-riscv64.conf")" ] || exit 25
+$binfmt status --isa aarch64 && exit 26
+$binfmt status --isa nonsense && exit 27
+$binfmt remove --systemd || exit 15
+[ -e "$APUS_BINFMT_D/apus-riscv64.conf" ] && exit 28
 $binfmt remove && exit 16
 printf '%s' '{other}' >/proc/sys/fs/binfmt_misc/register
 $binfmt install --emulator {emulator()} && exit 17
@@ -238,7 +246,8 @@ exit 0
 """
     done = run(sys.executable, NAMESPACE, "bash", "-c", script, program=[])
     check(done.returncode == 0, f"ended with {done.returncode}: {done.stdout!r} {done.stderr!r}")
-    check("its-name [3] [a b]" in done.stdout and "/hello [6]" in done.stdout, done.stdout)
+    check("its-name [3] [a b]" in done.stdout and "/hello [6]" in done.stdout and
+          f"{root}/hello [8]" in done.stdout, done.stdout)
 
 
 class Debugger:
