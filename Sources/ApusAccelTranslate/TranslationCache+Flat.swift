@@ -67,7 +67,7 @@ extension TranslatedVCPU {
     return result
   }
   /// Not generic, for system calls.
-  public func whileBlocking(_ body: () -> Int) -> Int {
+  public func whileCallBlocks(_ body: () -> Int) -> Int {
     endRunning()
     let result = body()
     beginRunning()

@@ -47,7 +47,8 @@ struct InitialStack {
   ) -> InitialStack? {
     let protection = PROT_READ | PROT_WRITE | (program.hasExecutableStack ? PROT_EXEC : 0)
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | 0x20000  // MAP_STACK
-    let base = memory.map(0x3f_0000_0000 - byteCount, byteCount, protection, flags, -1, 0, label: .stack)
+    let base = memory.map(
+      memory.addresses.stackEnd - byteCount, byteCount, protection, flags, -1, 0, label: .stack)
     guard base > 0 else { return nil }
     var stack = InitialStack(memory: memory, top: UInt64(base) + byteCount - 8)
     guard let name = stack.push(options.path) else { return nil }

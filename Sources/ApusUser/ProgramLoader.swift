@@ -32,8 +32,6 @@ public struct LoadedProgram: Sendable {
 public struct ProgramLoader {
   /// x86-64.
   static let machineHost: UInt16 = 62
-  /// Position-independent programs go here, their interpreters into the mapping area.
-  static let programBase: UInt64 = 0x2a_0000_0000
   private static let maximumHeaderCount = 4096
 
   let memory: UserMemory
@@ -185,7 +183,7 @@ public struct ProgramLoader {
     guard low < high else { throw ProgramError("cannot run \(what): it has no loadable segment") }
     var bias: UInt64 = 0
     if header.type == 3 {
-      let wish = isInterpreter ? 0 : Self.programBase
+      let wish = isInterpreter ? 0 : memory.addresses.program
       let place = memory.map(wish, high - low, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
       guard place > 0 else {
         throw ProgramError("cannot run \(what): there is no room for its \(high - low) bytes")

@@ -23,8 +23,7 @@ public final class UserMemory: @unchecked Sendable {
   public static let pageMask: UInt64 = 4095
   /// Guest addresses end here: Sv39 user space would be smaller, but the host's end is what counts.
   public static let limit: UInt64 = 1 << 47
-  /// Where mappings without a wish begin; far from the emulator, the host's libraries and guest programs.
-  static let mappingBase: UInt64 = 0x40_0000_0000
+  let addresses = AddressChoice()
 
   let lock = Monitor()
   // Guarded by `lock`. Ascending, disjoint.
@@ -32,7 +31,7 @@ public final class UserMemory: @unchecked Sendable {
   private var lastFound = 0
   /// One fence at a time: whoever returns from one relies on what another has begun to drop. Taken before `lock`.
   let fenceLock = Monitor()
-  private var nextMapping = UserMemory.mappingBase
+  private var nextMapping: UInt64
   /// Pages that code was translated from and that may be written, by address.
   var codePages: [UInt64: CodePage] = [:]
   /// System V shared memory: sizes by address.
@@ -43,7 +42,7 @@ public final class UserMemory: @unchecked Sendable {
   public var invalidate: (UInt64, UInt64) -> Bool = { _, _ in false }
   func dropCode(_ start: UInt64, _ end: UInt64) { _ = invalidate(start, end) }
 
-  public init() {}
+  public init() { nextMapping = addresses.mappings }
 
   func whileForking(_ fork: () -> Int) -> Int { lock.withLock(fork) }
 
@@ -136,6 +135,11 @@ public final class UserMemory: @unchecked Sendable {
     return result
   }
 
+  /// What of a range is the guest's, and whether that is all of it.
+  func guestRanges(_ start: UInt64, _ end: UInt64) -> ([(UInt64, UInt64)], isWhole: Bool) {
+    lock.withLock { (parts(start, end, inside: true), parts(start, end, inside: false).isEmpty) }
+  }
+
   // MARK: System calls. Results are the kernel's: an address or a negative errno.
 
   private func hostMap(
@@ -157,7 +161,8 @@ public final class UserMemory: @unchecked Sendable {
     _ wish: UInt64, _ length: UInt64, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int,
     label: Label = .none
   ) -> Int {
-    guard length > 0 else { return -Int(EINVAL) }
+    // The kernel says what is wrong first: the descriptor, or that nothing is asked for.
+    guard length > 0 else { return hostMap(0, 0, protection, flags & ~MAP_FIXED, file, offset) }
     guard length <= Self.limit, wish < Self.limit, wish & Self.pageMask == 0 || flags & MAP_FIXED == 0 else {
       return -Int(wish & Self.pageMask != 0 && flags & MAP_FIXED != 0 ? EINVAL : ENOMEM)
     }
@@ -166,7 +171,8 @@ public final class UserMemory: @unchecked Sendable {
     let base = flags & ~(MAP_FIXED | Self.noReplace | Self.low32)
     var dropped: (UInt64, UInt64)?
     let result = lock.withLock { () -> Int in
-      let address: UInt64
+      var address: UInt64
+      var size = size
       if isFixed {
         guard wish &+ size <= Self.limit, wish &+ size > wish else { return -Int(ENOMEM) }
         if flags & Self.noReplace != 0, !parts(wish, wish + size, inside: true).isEmpty {
@@ -182,7 +188,12 @@ public final class UserMemory: @unchecked Sendable {
         guard let place = findPlace(wish & ~Self.pageMask, size) else { return -Int(ENOMEM) }
         address = place
       }
-      let mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
+      var mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
+      if mapped == -Int(EINVAL), !isFixed, let place = findHugePlace(&size, releasing: address) {
+        // Huge pages, of a file or asked for, want a place of their size.
+        address = place
+        mapped = hostMap(address, size, hostProtection(protection), base | MAP_FIXED, file, offset)
+      }
       guard mapped == Int(address) else {
         // The kernel refused (a bad descriptor, say): give back what the search reserved.
         giveBackHoles(address, address + size)
@@ -213,7 +224,7 @@ public final class UserMemory: @unchecked Sendable {
       return false
     }
     if wish >= 0x10000, reserve(wish) { return wish }
-    for start in [nextMapping, Self.mappingBase] {
+    for start in [nextMapping, addresses.mappings] {
       var address = start
       for _ in 0..<1024 {
         if let taken = regions.first(where: { $0.end > address && $0.start < address + size }) {
@@ -231,20 +242,34 @@ public final class UserMemory: @unchecked Sendable {
     return nil
   }
 
+  /// Gives a place back and finds one that huge pages fit.
+  private func findHugePlace(_ size: inout UInt64, releasing address: UInt64) -> UInt64? {
+    let huge: UInt64 = 2 << 20
+    giveBackHoles(address, address + size)
+    size = (size + huge - 1) & ~(huge - 1)
+    guard let place = findPlace(0, size + huge) else { return nil }
+    let aligned = (place + huge - 1) & ~(huge - 1)
+    giveBackHoles(place, aligned)
+    giveBackHoles(aligned + size, place + size + huge)
+    return aligned
+  }
+
   public func unmap(_ address: UInt64, _ length: UInt64) -> Int {
     guard address & Self.pageMask == 0, length > 0, length < Self.limit, address < Self.limit else {
       return -Int(EINVAL)
     }
     let end = (address + length + Self.pageMask) & ~Self.pageMask
-    lock.withLock {
+    let result = lock.withLock { () -> Int in
       for (low, high) in parts(address, end, inside: true) {
-        munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low))
+        // There may be too many mappings for a hole.
+        if munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low)) != 0 { return -Int(errno) }
+        forget(low, high)
       }
-      forget(address, end)
-      if end == nextMapping { nextMapping = max(address, Self.mappingBase) }
+      if end == nextMapping { nextMapping = max(address, addresses.mappings) }
+      return 0
     }
     dropCode(address, end)
-    return 0
+    return result
   }
 
   public func protect(_ address: UInt64, _ length: UInt64, _ protection: Int32) -> Int {
@@ -355,6 +380,7 @@ public final class UserMemory: @unchecked Sendable {
     )
     let address = flags & round != 0 ? wish & ~Self.pageMask : wish
     guard address & Self.pageMask == 0, address < Self.limit else { return -Int(EINVAL) }
+    if address == 0, wish != 0, flags & remap != 0 { return -Int(EINVAL) }
     var place = address
     let result = lock.withLock { () -> Int in
       if address == 0 {

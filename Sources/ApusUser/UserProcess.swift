@@ -23,6 +23,10 @@ public struct UserOptions: Sendable {
   /// `-g`: the port of the loopback interface to wait for a debugger on.
   public var debuggerPort: UInt16?
   public var logsUnimplemented = false
+  /// A traced program executed this one.
+  public var trace: HandedOnTrace?
+  /// Where the seccomp filters are read from that the program which executed this one had.
+  public var filterFile: Int32?
   public var isa: any UserISA
   public var translate = TranslateOptions()
   /// The emulator's own options, for programs that the guest executes.
@@ -45,6 +49,11 @@ public final class UserProcess: @unchecked Sendable {
   // Guarded by `lock`.
   private var threads: [Int: UserThread] = [:]
   let actions = SignalActions()
+  let tracees = Tracees()
+  private var trace: HandedOnTrace?
+  private var filterFile: Int32?
+  /// Set once a thread is traced: what comes in is for the tracer to see, whatever the guest does about it.
+  var catchesAllSignals = false
   /// Absolute path of the program, for /proc/self/exe.
   let programPath: ByteString
   /// Set before the first thread runs; gone when the debugger is.
@@ -72,6 +81,7 @@ public final class UserProcess: @unchecked Sendable {
 
   public init(_ options: UserOptions) throws(ProgramError) {
     self.options = options
+    (trace, filterFile) = (options.trace, options.filterFile)
     (isa, registers, calls) = (options.isa, options.isa.registers, options.isa.syscalls)
     if options.tracesCalls || options.logsUnimplemented || !options.translate.log.items.isEmpty {
       logDescriptor = HostLog.moveAside()
@@ -106,11 +116,15 @@ public final class UserProcess: @unchecked Sendable {
 
   /// Loads the program and runs it. Returns only if it cannot be loaded.
   public func run() throws(ProgramError) -> Never {
-    for number in [SIGSEGV, SIGBUS] { _ = apus_user_catch(number, 0) }
+    for number in [SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE] {
+      // What was ignored stays so.
+      _ = actions.known(Int(number))
+      _ = apus_user_catch(number, 0)
+    }
     let loader = ProgramLoader(memory: memory, isa: isa) { [self] in resolve($0) }
     let program = try loader.load(options.path, descriptor: options.descriptor)
     _ = options.path.lastComponent.withPointer { apus_set_thread_name($0) }
-    memory.startBreak(program.end)
+    memory.startBreak(program.end + memory.addresses.breakGap)
     let vdso = try mapVDSO()
     let stackByteCount =
       options.stackByteCount == 0 ? InitialStack.defaultByteCount() : options.stackByteCount
@@ -128,6 +142,7 @@ public final class UserProcess: @unchecked Sendable {
     var mask: UInt64 = 0
     _ = apus_user_set_mask(0, nil, &mask)
     thread.mask = mask
+    thread.record.pointee.mask = mask
     if let port = options.debuggerPort {
       let debugger = try UserDebugger(port: port)
       self.debugger = debugger
@@ -163,7 +178,7 @@ public final class UserProcess: @unchecked Sendable {
   private func mapVDSO() throws(ProgramError) -> UInt64 {
     let vdso = isa.vdso
     let page = memory.map(
-      0x3f_0001_0000, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, label: .vdso)
+      0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, label: .vdso)
     guard page > 0, vdso.bytes.withUnsafeBytes({ memory.write(UInt64(page), $0) }) else {
       throw ProgramError("there is no memory for the vDSO")
     }
@@ -204,6 +219,17 @@ public final class UserProcess: @unchecked Sendable {
 
   // MARK: Threads and signals
 
+  /// Once, for the first thread.
+  func takeFilterFile() -> Int32? {
+    defer { filterFile = nil }
+    return filterFile
+  }
+  var threadsByNumber: [(Int, UserThread)] { lock.withLock { threads.map { ($0.key, $0.value) } } }
+  var allThreads: [UserThread] { lock.withLock { Array(threads.values) } }
+  func takeTrace() -> HandedOnTrace? {
+    defer { trace = nil }
+    return trace
+  }
   func add(_ thread: UserThread, _ number: Int) { lock.withLock { threads[number] = thread } }
   func remove(_ number: Int) { _ = lock.withLock { threads.removeValue(forKey: number) } }
   func keepOnly(_ thread: UserThread, _ number: Int) { lock.withLock { threads = [number: thread] } }
@@ -217,7 +243,9 @@ public final class UserProcess: @unchecked Sendable {
   var isMultithreaded: Bool { lock.withLock { threads.count > 1 } }
 
   func whileForking(_ vcpu: TranslatedVCPU, _ fork: () -> Int) -> Int {
-    cache.whileForking(vcpu) { memory.whileForking { actions.whileForking { lock.withLock(fork) } } }
+    cache.whileForking(vcpu) {
+      memory.whileForking { actions.whileForking { tracees.whileForking { lock.withLock(fork) } } }
+    }
   }
 
   func log(_ text: String) { HostLog.write(text) }
@@ -228,13 +256,42 @@ final class SignalActions: @unchecked Sendable {
   private let lock = Monitor()
   // Guarded by `lock`.
   private var actions: [GuestSignalAction]
+  /// The signals whose action was asked for or set, a bit each: before, it is what the process was started with.
+  private var examined: UInt64 = 0
 
   init() { actions = [GuestSignalAction](repeating: GuestSignalAction(), count: 65) }
-  init(copying other: SignalActions) { actions = other.lock.withLock { other.actions } }
+  init(copying other: SignalActions) {
+    (actions, examined) = other.lock.withLock { (other.actions, other.examined) }
+  }
 
   subscript(_ signal: Int) -> GuestSignalAction {
     get { lock.withLock { actions[signal] } }
-    set { lock.withLock { actions[signal] = newValue } }
+    set {
+      lock.withLock {
+        actions[signal] = newValue
+        examined |= 1 << UInt64(signal - 1)
+      }
+    }
+  }
+  /// The same, and whether the process was started with the signal ignored.
+  func known(_ signal: Int) -> GuestSignalAction {
+    lock.withLock {
+      let bit: UInt64 = 1 << UInt64(signal - 1)
+      if examined & bit == 0 {
+        examined |= bit
+        if apus_user_is_ignored(Int32(signal)) != 0 { actions[signal].handler = 1 }
+      }
+      return actions[signal]
+    }
+  }
+  func clearHandlers() {
+    lock.withLock {
+      for signal in 1...64 where actions[signal].handler > 1 { actions[signal] = GuestSignalAction() }
+    }
+  }
+  /// The signals that are ignored, as far as they were examined.
+  var ignored: UInt64 {
+    lock.withLock { (1...64).reduce(0) { actions[$1].handler == 1 ? $0 | 1 << UInt64($1 - 1) : $0 } }
   }
   func whileForking(_ fork: () -> Int) -> Int { lock.withLock(fork) }
 }

@@ -32,7 +32,7 @@ extension UserThread {
     let arguments = CallArguments(
       a: self[register: a], b: self[register: b], c: self[register: c], d: self[register: d],
       e: self[register: e], f: self[register: f])
-    if tracesCalls { return tracedCall(number, arguments) }
+    if interceptsCalls { return interceptedCall(arguments) }
     guard let result = perform(number, arguments) else { return }
     self[register: registers.result] = UInt64(bitPattern: Int64(result))
   }
@@ -77,11 +77,49 @@ extension UserThread {
     return -Int(ENOSYS)
   }
 
-  private func tracedCall(_ number: UInt64, _ arguments: CallArguments) {
-    let trace = calls.row(number).map { traceCall($0, arguments) }
-    guard let result = perform(number, arguments) else { return }
-    if let trace { traceResult(trace, result) }
-    self[register: registers.result] = UInt64(bitPattern: Int64(result))
+  private var currentArguments: CallArguments {
+    let (a, b, c, d, e, f) = registers.arguments
+    return CallArguments(
+      a: self[register: a], b: self[register: b], c: self[register: c], d: self[register: d],
+      e: self[register: e], f: self[register: f])
+  }
+
+  /// A call that is logged, or that a tracer sees before and after.
+  private func interceptedCall(_ arguments: CallArguments) {
+    var arguments = arguments
+    var number = self[register: registers.number]
+    if trace != nil {
+      traceCallStop(entry: true, number: number, arguments, result: -Int(ENOSYS))
+      // The tracer may have changed both.
+      number = self[register: registers.number]
+      arguments = currentArguments
+    }
+    var result: Int?
+    if Int64(bitPattern: number) == -1 {
+      result = -Int(ENOSYS)
+    } else {
+      var verdict = filterCall(number, arguments)
+      if case .traced = verdict {
+        number = self[register: registers.number]
+        arguments = currentArguments
+        verdict = Int64(bitPattern: number) == -1 ? .handled : .allowed
+      }
+      let text = tracesCalls ? calls.row(number).map { traceCall($0, arguments) } : nil
+      switch verdict {
+      case .allowed, .traced: result = perform(number, arguments)
+      case .result(let value): result = value
+      case .handled: result = nil
+      }
+      if let text, let result { traceResult(text, result) }
+    }
+    if let result { self[register: registers.result] = UInt64(bitPattern: Int64(result)) }
+    if trace != nil {
+      // A call that a signal will begin again shows itself as the kernel's do: ERESTARTSYS.
+      let isRestarted = result == -Int(EINTR) && interrupted != nil
+      let shown =
+        result.map { isRestarted ? -512 : $0 } ?? Int(truncatingIfNeeded: self[register: registers.result])
+      traceCallStop(entry: false, number: number, arguments, result: shown)
+    }
   }
 
   /// Calls `body` with the arguments, those that name files replaced by what they stand for.
@@ -107,7 +145,7 @@ extension UserThread {
 
   /// A call that may block; a signal's arrival ends it.
   func blocking(_ number: Int, _ a: CallArguments, restart: SyscallRestart) -> Int {
-    let result = vcpu.whileBlocking {
+    let result = vcpu.whileCallBlocks {
       Int(apus_syscall_interruptible(&record.pointee.pending, number, a.a, a.b, a.c, a.d, a.e, a.f))
     }
     // ERESTARTSYS: not begun.
@@ -150,6 +188,16 @@ extension UserThread {
     case 96:
       clearChildThread = a.a
       return apus_gettid()
+    case 95: return waitID(a)
+    case 117: return ptrace(a)
+    case 260: return wait4(a)
+    case 277: return secureComputing(a.a, a.b, a.c)
+    case 136: return pendingSignals(a.a, a.b)
+    case 137: return waitForSignal(a)
+    case 234:
+      let result = direct(216, a)
+      if result == 0, a.a & 4095 == 0 { process.memory.dropCode(a.a, a.a &+ a.b) }
+      return result
     case 132: return signalStack(a.a, a.b)
     case 133: return signalSuspend(a.a, a.b)
     case 134: return signalAction(a.a, a.b, a.c, a.d)
@@ -226,6 +274,7 @@ extension UserThread {
       0x5961_6d61,
       0x5356_4d41:
       return direct(157, a)
+    case 22: return setSecureComputing(a.b, a.c)
     case 40: return process.memory.write(a.b, clearChildThread) ? 0 : -Int(EFAULT)
     case 0x4155_5856:  // GET_AUXV
       guard a.d == 0, a.e == 0 else { return -Int(EINVAL) }
@@ -277,13 +326,23 @@ extension UserThread {
     return guest.withUnsafeBytes { process.memory.write(a.d, $0) } ? result : -Int(EFAULT)
   }
 
-  /// Advice that changes contents is the host's; the rest is for the emulator to ignore.
+  /// madvise: the host's on what is the guest's of the range.
   private func advise(_ a: CallArguments) -> Int {
-    guard a.a & 4095 == 0 else { return -Int(EINVAL) }
-    switch a.c {
-    case 4, 8, 9, 20:  // DONTNEED, FREE, REMOVE, COLD
-      return direct(28, a)
-    default: return 0
+    guard a.a & 4095 == 0, a.b < UserMemory.limit, a.a < UserMemory.limit else { return -Int(EINVAL) }
+    let end = (a.a &+ a.b &+ 4095) & ~4095
+    let (ranges, isWhole) = process.memory.guestRanges(a.a, end)
+    // Whether there is such advice, the host knows for no bytes, too.
+    if ranges.isEmpty {
+      let result = direct(28, CallArguments(a: a.a, b: 0, c: a.c, d: 0, e: 0, f: 0))
+      return result != 0 || isWhole ? result : -Int(ENOMEM)
     }
+    var result = 0
+    for (low, high) in ranges {
+      let one = direct(28, CallArguments(a: low, b: high - low, c: a.c, d: 0, e: 0, f: 0))
+      if result == 0 { result = one }
+      // DONTNEED, FREE, REMOVE and DONTNEED_LOCKED change what is there.
+      if [4, 8, 9, 24].contains(a.c) { process.memory.dropCode(low, high) }
+    }
+    return result != 0 || isWhole ? result : -Int(ENOMEM)
   }
 }

@@ -30,6 +30,7 @@ extension UserThread {
       isStepping = false
       if process.memory.isExecutable(pc) {
         vcpu.interpretOne()
+        if trace != nil { return stepDone() }
         stopWithSignal(GuestSignal.trap)
       }
     }
@@ -37,6 +38,14 @@ extension UserThread {
       wantsStop = false
       stopWithSignal(GuestSignal.trap)
     }
+  }
+
+  /// A tracer's single step.
+  private func stepDone() {
+    var info = [UInt8](repeating: 0, count: 128)
+    (info[0], info[8]) = (UInt8(GuestSignal.trap), 2)  // TRAP_TRACE
+    let signal = traceSignal(GuestSignal.trap, &info)
+    if signal != 0 { deliverOrAct(signal, info) }
   }
 
   private func stopWithSignal(_ signal: Int) {

@@ -34,11 +34,22 @@ extension UserThread {
       file = try prepare(path, arguments, environment, directory: directory, flags: flags)
     } catch { return -Int(error.number) }
     guard let block = executionBlock else { return -Int(ENOMEM) }
-    // Handlers of the guest's become default by themselves; the mask stays, as it must.
+    // Handlers of the guest's become default by themselves; the mask stays, as it must. What the guest ignores but the host
+    // catches must be ignored then, too.
+    let caught = process.catchesAllSignals ? .max : Self.alwaysCaught
+    let ignored = actions.ignored & caught
+    for signal in 1...64 where ignored & Self.bit(signal) != 0 {
+      _ = apus_user_set_disposition(Int32(signal), 1, 0)
+    }
+    defer {
+      for signal in 1...64 where ignored & Self.bit(signal) != 0 { _ = apus_user_catch(Int32(signal), 0) }
+    }
     execve(block.path, block.arguments, block.environment)
     let error = errno
     freeExecutionBlock()
     if let file { Glibc.close(file) }
+    if let file = filtersForExecution { Glibc.close(file) }
+    filtersForExecution = nil
     return -Int(error)
   }
 
@@ -58,12 +69,19 @@ extension UserThread {
     var program = name
     if name.isEmpty {
       guard flags & Self.emptyPath != 0 else { throw Refusal(number: ENOENT) }
+      guard apus_fcntl(directory, F_GETFD, 0) >= 0 else { throw Refusal(number: EBADF) }
       file = directory
       program = ByteString(text: "/proc/self/fd/\(directory)")
     } else if directory != AT_FDCWD, !name.isAbsolute {
+      guard apus_fcntl(directory, F_GETFD, 0) >= 0 else { throw Refusal(number: EBADF) }
       program = ByteString(text: "/proc/self/fd/\(directory)/") + name
     } else {
       program = process.hostPath(name)
+    }
+    if flags & Self.noFollow != 0, !name.isEmpty {
+      var status = stat()
+      guard program.withPointer({ lstat($0, &status) }) == 0 else { throw Refusal(number: errno) }
+      if status.st_mode & S_IFMT == S_IFLNK { throw Refusal(number: ELOOP) }
     }
     let command = try command(program, name, argumentList, file: file, depth: 0)
     executionBlock = ExecutionBlock(command.path, command.arguments, environmentList)
@@ -82,6 +100,12 @@ extension UserThread {
     // Executable but not readable: the kernel may know what to do.
     guard descriptor >= 0 else { return Command(path: program, arguments: arguments) }
     defer { Glibc.close(descriptor) }
+    // Nobody may be writing to it: a lease for reading says so (EAGAIN).
+    if apus_fcntl(descriptor, 1024, F_RDLCK) == 0 {
+      _ = apus_fcntl(descriptor, 1024, F_UNLCK)
+    } else if errno == EAGAIN {
+      throw Refusal(number: ETXTBSY)
+    }
     var head = [UInt8](repeating: 0, count: 256)
     let count = pread(descriptor, &head, 256, 0)
     if count > 2, head[0] == UInt8(ascii: "#"), head[1] == UInt8(ascii: "!") {
@@ -94,10 +118,15 @@ extension UserThread {
     guard let own = process.ownPath() else { return Command(path: program, arguments: arguments) }
     var words =
       [ByteString(text: "apus-" + process.isa.name)] + process.options.inherited.map { ByteString(text: $0) }
+    filtersForExecution = filterFile()
+    if let filters = filtersForExecution {
+      words += [ByteString("-seccomp"), ByteString(text: "\(filters)")]
+    }
+    if let traceText { words += [ByteString("-traced"), ByteString(text: traceText)] }
     var copy: Int32?
-    if let file {
-      // It may be marked to be closed: the copy is not, and the next emulator closes it.
-      let number = apus_fcntl(file, F_DUPFD, 100)
+    if file != nil {
+      // It may be marked to be closed, or open for its path only: the copy is not, and the next emulator closes it.
+      let number = apus_fcntl(descriptor, F_DUPFD, 100)
       guard number >= 0 else { throw Refusal(number: errno) }
       words += [ByteString("-exec-fd"), ByteString(text: "\(number)")]
       copy = number

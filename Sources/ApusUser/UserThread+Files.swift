@@ -41,11 +41,15 @@ extension UserThread {
 
   /// openat2(directory, path, `struct open_how`, its size).
   func openExtended(_ a: CallArguments) -> Int {
+    // With rules of how to get there, the kernel is to say whether that works.
     if let path = specialPath(a.b), let file = ProcessFile(path),
-      let flags = process.memory.readWord(a.c)
+      let (flags, _, rules) = process.memory.read(a.c, as: (UInt64, UInt64, UInt64).self, default: (0, 0, 0)),
+      a.d >= 24, rules & 2 == 0
     {
       return process.open(file, flags: Int32(truncatingIfNeeded: flags))
     }
+    let rules = a.d >= 24 ? process.memory.readWord(a.c &+ 16) ?? 0 : 0
+    if rules & 2 != 0 { return blocking(437, a, restart: .asFlagged) }
     return withPath(a.b) {
       blocking(437, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: 0, f: 0), restart: .asFlagged)
     }

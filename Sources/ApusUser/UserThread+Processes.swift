@@ -9,9 +9,11 @@ import Glibc
 enum CloneFlag {
   static let vm: UInt64 = 0x100
   static let vfork: UInt64 = 0x4000
+  static let ptrace: UInt64 = 0x2000
   static let pidDescriptor: UInt64 = 0x1000
   static let thread: UInt64 = 0x1_0000
   static let signalHandlers: UInt64 = 0x800
+  static let clearHandlers: UInt64 = 0x1_0000_0000
   static let setTLS: UInt64 = 0x8_0000
   static let parentSetThread: UInt64 = 0x10_0000
   static let childClearThread: UInt64 = 0x20_0000
@@ -31,6 +33,9 @@ struct CloneRequest {
   var childThread: UInt64
   var threadPointer: UInt64
   var pidDescriptor: UInt64
+  /// clone3: an array of ids and its count; a cgroup's descriptor.
+  var chosenIDs: (UInt64, UInt64) = (0, 0)
+  var group: UInt64 = 0
 }
 
 extension UserThread {
@@ -57,15 +62,23 @@ extension UserThread {
     guard words[0] & 0xff == 0, words[4] & ~0xff == 0, (words[5] == 0) == (words[6] == 0) else {
       return -Int(EINVAL)
     }
-    // Chosen ids, cgroups and cleared handlers: callers fall back to clone.
-    guard words[8] == 0, words[9] == 0, words[0] & ~0xffff_ffff == 0 else { return -Int(ENOSYS) }
-    return clone(
-      CloneRequest(
-        flags: words[0] | words[4], stackPointer: words[5] == 0 ? 0 : words[5] &+ words[6],
-        parentThread: words[3], childThread: words[2], threadPointer: words[7], pidDescriptor: words[1]))
+    let request = CloneRequest(
+      flags: words[0] | words[4], stackPointer: words[5] == 0 ? 0 : words[5] &+ words[6],
+      parentThread: words[3], childThread: words[2], threadPointer: words[7], pidDescriptor: words[1],
+      chosenIDs: (words[8], words[9]), group: words[10])
+    // Chosen ids, cgroups and cleared handlers, for processes; callers fall back to clone.
+    guard words[0] & ~0x3_ffff_ffff == 0 else { return -Int(EINVAL) }
+    let isExtended = words[8] != 0 || words[9] != 0 || words[0] & ~0xffff_ffff != 0
+    if isExtended, words[0] & CloneFlag.vm != 0 { return -Int(ENOSYS) }
+    return clone(request)
   }
 
   private func clone(_ request: CloneRequest) -> Int {
+    if request.flags & CloneFlag.pidDescriptor != 0 {
+      guard let pointer = UnsafeMutableRawPointer(bitPattern: UInt(request.pidDescriptor)),
+        apus_guard_probe(pointer) == 0
+      else { return -Int(EFAULT) }
+    }
     blockAllSignals()
     // A signal that came before is for this process alone: it is taken first, and the call begins again.
     if record.pointee.pending != 0 {
@@ -73,6 +86,9 @@ extension UserThread {
       return -Int(EINTR)
     }
     defer { _ = apus_user_set_mask(SIG_SETMASK, &mask, nil) }
+    // A tracer may look at it while the host's clone reports the child.
+    fillTraceRecord()
+    defer { applyTracerChanges() }
     if request.flags & CloneFlag.thread != 0 { return startThread(request) }
     if request.flags & CloneFlag.signalHandlers != 0 { return -Int(EINVAL) }
     if request.flags & CloneFlag.vm != 0 {
@@ -117,12 +133,23 @@ extension UserThread {
       }
       return withUnsafeMutablePointer(to: &descriptor) { pointer in
         let target = UInt64(UInt(bitPattern: pointer))
+        if request.flags >> 32 != 0 || request.chosenIDs.1 != 0 {
+          let block: [UInt64] = [
+            kernelFlags & ~0xff, target, 0, 0, kernelFlags & 0xff, 0, 0, 0, request.chosenIDs.0,
+            request.chosenIDs.1, request.group,
+          ]
+          return block.withUnsafeBytes {
+            apus_syscall(435, UInt64(UInt(bitPattern: $0.baseAddress)), UInt64($0.count), 0, 0, 0, 0)
+          }
+        }
         return apus_syscall(56, kernelFlags & ~0x100_0000, 0, target, 0, 0, 0)
       }
     }
     if child == 0 {
       process.keepOnly(self, apus_gettid())
       isVforkChild = false
+      if request.flags & CloneFlag.clearHandlers != 0 { actions.clearHandlers() }
+      traceInChild(request.flags)
       process.debugger?.leaveChild()
       process.debugger = nil
       enterChild(request)
@@ -145,6 +172,8 @@ extension UserThread {
     actions = SignalActions(copying: actions)
     isVforkChild = true
     pendingRequest = request
+    let outerTrace = trace
+    let outerFilters = (filters, isStrict)
     var descriptor: Int32 = -1
     let kernelFlags = request.flags & ~CloneFlag.ours | CloneFlag.vm | CloneFlag.vfork
     let child = vcpu.whileChildRuns {
@@ -159,11 +188,14 @@ extension UserThread {
     }
     freeExecutionBlock()
     cpu.restoreRegisters(saved)
+    trace = outerTrace
+    (filters, isStrict) = outerFilters
+    updateInterception()
     vforkDepth = depth
     (actions, isVforkChild, clearChildThread, mask) = (
       outer.actions, outer.isVforkChild, outer.clear, outer.mask
     )
-    record.pointee.pending = 0
+    record.pointee.pending &= UInt32(APUS_PENDING_CONTROL)
     record.pointee.fault_signal = 0
     interrupted = nil
     if child > 0, request.flags & CloneFlag.pidDescriptor != 0 {
@@ -177,6 +209,7 @@ extension UserThread {
     if let request = pendingRequest {
       pendingRequest = nil
       enterChild(request)
+      traceInChild(request.flags)
       clearChildThread = 0
     }
     _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
@@ -204,6 +237,13 @@ extension UserThread {
     thread.cpu.enterUserEmulation(pc: pc, stackPointer: stackPointer)
     thread.cpu.restoreRegisters(cpu.saveRegisters())
     thread.mask = mask
+    thread.record.pointee.mask = mask
+    (thread.filters, thread.isStrict) = (filters, isStrict)
+    thread.updateInterception()
+    if let trace, trace.options & ThreadTrace.clone != 0 || request.flags & CloneFlag.ptrace != 0 {
+      thread.trace = ThreadTrace(options: trace.options, isSeized: trace.isSeized)
+      thread.updateInterception()
+    }
     let birth = Birth(thread, request)
     let error = apus_user_start_thread(
       { raw in

@@ -28,6 +28,21 @@ public final class UserThread: @unchecked Sendable {
   let registers: UserRegisters
   let calls: SyscallTable
   let tracesCalls: Bool
+  /// Set while another guest process traces this thread.
+  var trace: ThreadTrace?
+  /// System calls are to be shown, filtered or stopped at.
+  private(set) var interceptsCalls = false
+  func updateInterception() {
+    interceptsCalls = tracesCalls || trace != nil || !filters.isEmpty || isStrict
+  }
+  /// From another thread: what is to be looked at then is behind a lock.
+  func forceInterception() { interceptsCalls = true }
+  /// seccomp: filters, the oldest first; or the mode without any.
+  var filters: [SeccompFilter] = []
+  var isStrict = false
+  let offered = OfferedFilters()
+  /// The descriptor that they are handed on in, while execve goes on.
+  var filtersForExecution: Int32?
   /// What a debugger asked for: a step, or a stop before anything else.
   var isStepping = false
   var wantsStop = false
@@ -92,6 +107,7 @@ public final class UserThread: @unchecked Sendable {
         }
       })
     fillRecord()
+    updateInterception()
   }
 
   deinit {
@@ -145,6 +161,11 @@ public final class UserThread: @unchecked Sendable {
   func run() {
     apus_user_set_thread(record)
     _ = apus_user_set_mask(SIG_SETMASK, &mask, nil)
+    if let file = process.takeFilterFile(), !readFilters(file) {
+      writeStandardError("apus: internal error: the seccomp filters were not handed on\n")
+      _exit(134)
+    }
+    if let handedOn = process.takeTrace() { stopAfterExecution(handedOn) }
     switch vcpu.run() {
     case .requested: break
     case .failed(let reason):
@@ -206,6 +227,7 @@ public final class UserThread: @unchecked Sendable {
   /// Called by the engine outside generated code when an exit was requested.
   private func takeSignals() {
     if record.pointee.fault_signal != 0 { repeatFault() }
+    if record.pointee.pending & UInt32(APUS_PENDING_CONTROL) != 0 { takeControl() }
     if record.pointee.pending != 0 { takePending() }
     if isStepping || wantsStop { takeDebugRequest() }
   }

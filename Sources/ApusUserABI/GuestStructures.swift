@@ -131,6 +131,7 @@ public enum GuestSignal {
   public static let segmentation = 11
   public static let child = 17
   public static let stop = 19
+  public static let system = 31
 
   public static let names = [
     "0", "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL",

@@ -5,12 +5,25 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 static __thread apus_user_thread *current __attribute__((tls_model("local-exec")));
-void apus_user_set_thread(apus_user_thread *thread) { current = thread; }
+// A control message that came before the thread was ready.
+static __thread uint64_t early_control __attribute__((tls_model("local-exec")));
+void apus_user_set_thread(apus_user_thread *thread) {
+  current = thread;
+  if (thread && early_control) {
+    thread->control |= early_control;
+    early_control = 0;
+    __atomic_or_fetch(&thread->pending, APUS_PENDING_CONTROL, __ATOMIC_SEQ_CST);
+    *(volatile uint32_t *)((char *)thread->state + thread->exit_request_offset) = 1;
+  }
+}
 apus_user_thread *apus_user_current(void) { return current; }
 
 // Signals that the emulator itself must always be able to take: faults.
@@ -46,6 +59,58 @@ void apus_user_die(int signal) {
   _exit(128 + signal);
 }
 
+static __thread apus_trace_record *stopping __attribute__((tls_model("local-exec")));
+static int is_trace_record(const void *record) { return record && record == stopping; }
+
+void apus_trace_stop(apus_trace_record *record) {
+  siginfo_t info;
+  memset(&info, 0, sizeof info);
+  info.si_signo = SIGTRAP;
+  info.si_code = SI_QUEUE;
+  info.si_pid = getpid();
+  info.si_value.sival_ptr = record;
+  record->resume = 0;
+  stopping = record;
+  apus_syscall(SYS_rt_tgsigqueueinfo, (uint64_t)getpid(), (uint64_t)syscall(SYS_gettid), SIGTRAP, (uint64_t)&info, 0, 0);
+  stopping = 0;
+}
+long apus_trace_control(int process, int thread, uint64_t value) {
+  siginfo_t info;
+  memset(&info, 0, sizeof info);
+  // One of each kind may be pending.
+  int number = value & APUS_CONTROL_INTERRUPT ? SIGBUS : value & APUS_CONTROL_STOP ? SIGILL : SIGSEGV;
+  info.si_signo = number;
+  info.si_code = SI_QUEUE;
+  info.si_pid = getpid();
+  info.si_value.sival_ptr = (void *)(APUS_CONTROL_MAGIC << 40 | value);
+  return apus_syscall(SYS_rt_tgsigqueueinfo, (uint64_t)process, (uint64_t)thread, (uint64_t)number, (uint64_t)&info, 0, 0);
+}
+long apus_trace_request(long request, int thread, uint64_t address, uint64_t data) {
+  return apus_syscall(SYS_ptrace, (uint64_t)request, (uint64_t)thread, address, data, 0, 0);
+}
+// The number changes with the protocol; that it lies at the same address tells that it is the same program.
+static const char identity[] = "apus-user, tracing protocol 1";
+int apus_trace_is_ours(int process) {
+  char other[sizeof identity];
+  return apus_trace_read(process, other, (uint64_t)identity, sizeof identity) == sizeof identity &&
+         !memcmp(other, identity, sizeof identity);
+}
+extern char _start[];
+int apus_trace_is_at_start(int thread) {
+  struct user_regs_struct registers;
+  return !apus_trace_request(PTRACE_GETREGS, thread, 0, (uint64_t)&registers) && registers.rip == (uint64_t)_start;
+}
+static long transfer(long number, int process, uint64_t here, uint64_t there, size_t count) {
+  struct iovec local = {(void *)here, count}, remote = {(void *)there, count};
+  return apus_syscall(number, (uint64_t)process, (uint64_t)&local, 1, (uint64_t)&remote, 1, 0);
+}
+long apus_trace_read(int process, void *to, uint64_t from, size_t count) {
+  return transfer(SYS_process_vm_readv, process, (uint64_t)to, from, count);
+}
+long apus_trace_write(int process, uint64_t to, const void *from, size_t count) {
+  return transfer(SYS_process_vm_writev, process, (uint64_t)from, to, count);
+}
+
 static void handle(int number, siginfo_t *info, void *frame) {
   ucontext_t *context = frame;
   greg_t *registers = context->uc_mcontext.gregs;
@@ -77,6 +142,21 @@ static void handle(int number, siginfo_t *info, void *frame) {
       return;
     }
   }
+  // A stop that nobody took: the tracer is gone.
+  if (number == SIGTRAP && info->si_code == SI_QUEUE && info->si_pid == getpid() && is_trace_record(info->si_value.sival_ptr))
+    return;
+  if ((number == SIGSEGV || number == SIGBUS || number == SIGILL) && info->si_code == SI_QUEUE && (uint64_t)info->si_value.sival_ptr >> 40 == APUS_CONTROL_MAGIC) {
+    uint64_t value = (uint64_t)info->si_value.sival_ptr & 0xffffffffffull;
+    if (!thread) {
+      early_control |= value;
+      return;
+    }
+    thread->control |= value;
+    __atomic_or_fetch(&thread->pending, APUS_PENDING_CONTROL, __ATOMIC_SEQ_CST);
+    *(volatile uint32_t *)((char *)thread->state + thread->exit_request_offset) = 1;
+    if (rip >= (uint64_t)apus_safe_begin && rip < (uint64_t)apus_safe_end) registers[REG_RIP] = (greg_t)apus_safe_pending;
+    return;
+  }
   if ((number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL || number == SIGTRAP) &&
       (info->si_code > 0 || !thread)) {
     // The emulator's own fault.
@@ -86,8 +166,15 @@ static void handle(int number, siginfo_t *info, void *frame) {
     apus_user_die(number);
   }
   if (!thread) return;
+  uint64_t bit = 1ull << (number - 1);
+  if (FAULTS & bit && thread->mask & bit) {
+    // The guest blocks it: it waits until the guest does not.
+    if (!(thread->deferred & bit)) memcpy(thread->deferred_info[number], info, sizeof thread->deferred_info[number]);
+    thread->deferred |= bit;
+    return;
+  }
   memcpy(thread->pending_info, info, sizeof thread->pending_info);
-  thread->pending = (uint32_t)number;
+  thread->pending = (thread->pending & APUS_PENDING_CONTROL) | (uint32_t)number;
   *(volatile uint32_t *)((char *)thread->state + thread->exit_request_offset) = 1;
   // No other signal until the guest has taken this one.
   uint64_t all = ~FAULTS;
@@ -115,6 +202,13 @@ long apus_user_set_disposition(int signal, int ignored, uint64_t flags) {
   return apus_syscall(SYS_rt_sigaction, (uint64_t)signal, (uint64_t)&action, 0, 8, 0, 0);
 }
 
+int apus_user_is_ignored(int signal) {
+  struct kernel_action action;
+  memset(&action, 0, sizeof action);
+  apus_syscall(SYS_rt_sigaction, (uint64_t)signal, 0, (uint64_t)&action, 8, 0, 0);
+  return (uint64_t)action.handler == 1;
+}
+
 long apus_user_set_mask(int how, const uint64_t *set, uint64_t *old) {
   uint64_t wanted = set ? *set & ~FAULTS : 0;
   return apus_syscall(SYS_rt_sigprocmask, (uint64_t)how, set ? (uint64_t)&wanted : 0, (uint64_t)old, 8, 0, 0);
@@ -135,6 +229,19 @@ long apus_user_describe(const uint64_t addresses[6], const void *auxiliary, size
   } map = {addresses[0], addresses[1], (uint64_t)_end, (uint64_t)_end, (uint64_t)_end, (uint64_t)sbrk(0), addresses[2],
            addresses[3], addresses[4], addresses[4], addresses[5], auxiliary, (uint32_t)byte_count, (uint32_t)-1};
   return apus_syscall(SYS_prctl, 35, 14, (uint64_t)&map, sizeof map, 0, 0);  // PR_SET_MM, PR_SET_MM_MAP
+}
+
+long apus_user_allow_all(uint64_t flags) {
+  struct {
+    uint16_t code;
+    uint8_t jt, jf;
+    uint32_t k;
+  } allow = {6, 0, 0, 0x7fff0000};
+  struct {
+    unsigned short count;
+    void *filter;
+  } program = {1, &allow};
+  return apus_syscall(SYS_seccomp, 1, flags, (uint64_t)&program, 0, 0, 0);
 }
 
 static char **kept_arguments;

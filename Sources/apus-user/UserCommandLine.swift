@@ -61,6 +61,12 @@ struct UserCommandLine {
     Option(
       name: "exec-fd", environment: "", value: "NUMBER",
       help: "the descriptor that PROGRAM is open as; it is closed"),
+    Option(
+      name: "seccomp", environment: "", value: "NUMBER",
+      help: "the descriptor that a program's filters are handed on in"),
+    Option(
+      name: "traced", environment: "", value: "TRACE",
+      help: "what a traced program hands on when it executes another"),
   ]
 
   /// Reads the environment, then the arguments.
@@ -92,7 +98,7 @@ struct UserCommandLine {
         value = next.text
       }
       switch name {
-      case "E", "U", "exec-fd", "g": break
+      case "E", "U", "exec-fd", "g", "traced", "seccomp": break
       // The log goes on in the same file.
       case "D", "append-log": options.inherited += ["-append-log", value]
       default: options.inherited += option.value == nil ? [word] : [word, value]
@@ -151,6 +157,16 @@ struct UserCommandLine {
         throw ProgramError("-exec-fd: '\(value)' is no descriptor", code: 1)
       }
       options.descriptor = number
+    case "seccomp":
+      guard let number = Int32(value), number > 2 else {
+        throw ProgramError("-seccomp: '\(value)' is no descriptor", code: 1)
+      }
+      options.filterFile = number
+    case "traced":
+      guard let trace = HandedOnTrace(value) else {
+        throw ProgramError("-traced: '\(value)' is no such thing; it is for the emulator itself", code: 1)
+      }
+      options.trace = trace
     case "E": set += value.split(separator: ",").map(String.init)
     case "U": unset += value.split(separator: ",").map(String.init)
     case "s": options.stackByteCount = try byteCount(value)

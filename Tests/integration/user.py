@@ -220,13 +220,21 @@ def binfmt():
     script = f"""
 set -u
 binfmt="{ROOT}/scripts/binfmt"
+export APUS_BINFMT_D="{temporary()}/binfmt.d"
 mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
 $binfmt status && exit 10
 $binfmt install --emulator {emulator()} || exit 11
 $binfmt status || exit 12
 (exec -a its-name {root}/hello 3 'a b'); [ $? = 3 ] || exit 13
 chroot {root} /hello 6; [ $? = 6 ] || exit 14
-$binfmt remove || exit 15
+$binfmt install --no-argv0 --systemd --emulator {emulator()} || exit 22
+(exec -a its-name {root}/hello 8); [ $? = 8 ] || exit 23
+grep -q ':F$' "$APUS_BINFMT_D/apus-riscv64.conf" || exit 24
+[ "$($binfmt file --no-argv0 --emulator {emulator()})" = "$(cat "$APUS_BINFMT_D/apus-riscv64.conf")" ] || exit 25
+$binfmt status --isa aarch64 && exit 26
+$binfmt status --isa nonsense && exit 27
+$binfmt remove --systemd || exit 15
+[ -e "$APUS_BINFMT_D/apus-riscv64.conf" ] && exit 28
 $binfmt remove && exit 16
 printf '%s' '{other}' >/proc/sys/fs/binfmt_misc/register
 $binfmt install --emulator {emulator()} && exit 17
@@ -238,7 +246,8 @@ exit 0
 """
     done = run(sys.executable, NAMESPACE, "bash", "-c", script, program=[])
     check(done.returncode == 0, f"ended with {done.returncode}: {done.stdout!r} {done.stderr!r}")
-    check("its-name [3] [a b]" in done.stdout and "/hello [6]" in done.stdout, done.stdout)
+    check("its-name [3] [a b]" in done.stdout and "/hello [6]" in done.stdout and
+          f"{root}/hello [8]" in done.stdout, done.stdout)
 
 
 class Debugger:
@@ -332,6 +341,50 @@ int main(int argc, char **argv) {
         finally:
             process.kill()
             process.wait()
+
+
+@case("core-files")
+def core_files():
+    """A crash leaves a core file of the guest's, and a wait status that says so."""
+    pattern = open("/proc/sys/kernel/core_pattern").read().strip()
+    if pattern.startswith(("|", "/")):
+        raise Skip(f"core files go elsewhere here: {pattern}")
+    program = build("crashing", r"""
+long *volatile nowhere;
+int marked = 4711;
+__attribute__((noinline)) int crash(int value) { *nowhere = value; return value; }
+int main(void) { return crash(20); }
+""", "-static", "-no-pie", "-g")
+    directory = temporary() / "cores"
+    directory.mkdir(exist_ok=True)
+
+    def limits():
+        import resource
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    process = subprocess.Popen([emulator(), program], cwd=directory, preexec_fn=limits)
+    status = os.waitpid(process.pid, 0)[1]
+    process.returncode = 0
+    check(os.WTERMSIG(status) == 11 and os.WCOREDUMP(status), f"the wait status is 0x{status:x}")
+    files = list(directory.iterdir())
+    check(len(files) == 1, f"there are {files}")
+    data = files[0].read_bytes()
+    check(data[:4] == b"\x7fELF" and data[16] == 4 and int.from_bytes(data[18:20], "little") == 243, "it is no riscv64 core file")
+    debugger = shutil.which("gdb-multiarch")
+    if debugger:
+        text = subprocess.run([debugger, "-batch", "-ex", "bt", "-ex", "print marked", program, files[0]], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120 * PATIENCE).stdout
+        check("in crash (" in text and "in main ()" in text and "= 4711" in text and "SIGSEGV" in text, text)
+
+
+@case("addresses")
+def addresses():
+    """Programs lie elsewhere each time, unless the process asked for the same."""
+    program = build("addresses", "#include <stdio.h>\n#include <stdlib.h>\n"
+                    "int main(void) { int x; printf(\"%p %p %p\\n\", (void *)main, (void *)&x, malloc(300000)); }\n", "-pie", "-fPIE")
+    first, second = (run("-L", LIBRARIES, program).stdout.split() for _ in range(2))
+    check(len(first) == 3 and all(a != b for a, b in zip(first, second)), f"{first} {second}")
+    first, second = (run("-R", emulator(), "-L", LIBRARIES, program, program=["setarch"]).stdout for _ in range(2))
+    check(first == second and first, f"{first} {second}")
 
 
 @case("seen-by-others")

@@ -199,6 +199,32 @@ def node():
            "29999994\n11f6ad8ec52a2984abaafd7c3b516503785c2072", 300)
 
 
+@case("strace")
+def strace():
+    """strace in the root, on guest programs."""
+    installed("strace")
+    expect("strace true 2>&1", "+++ exited with 0 +++", 60)
+    text = expect("cd /tmp && strace -f -o calls sh -c 'ls / >/dev/null; echo done' && cat calls", "done", 120)
+    check(text.count("execve(\"") == 2 and "exited with 0" in text and "clone" in text, text[-800:])
+
+
+@case("gdb")
+def gdb():
+    """gdb in the root: a breakpoint, the stack, registers, steps, threads, a core file."""
+    installed("gdb")
+    text = expect("""cd /tmp && cat >g.c <<'END'
+#include <stdio.h>
+int fact(int n) { return n < 2 ? 1 : n * fact(n - 1); }
+int main(int argc, char **argv) { printf("hello %d\\n", fact(5)); return argc > 1 ? *(volatile int *)8 : 3; }
+END
+gcc -g -O0 g.c -o g
+gdb -batch -ex 'break fact' -ex run -ex bt -ex 'info registers' -ex stepi -ex delete -ex c ./g 2>&1
+ulimit -c unlimited; rm -f core*; ./g crash; gdb -batch -ex bt ./g core* 2>&1
+""", "exited with code 03", 200)
+    for wanted in ["fact (n=5)", "in main (argc=1", "a0             0x5", "hello 120", "in main (argc=2", "SIGSEGV"]:
+        check(wanted in text, f"{wanted!r} is missing: {text[-2000:]}")
+
+
 @case("python-tests")
 def python_tests():
     """test_socket is left out where the host has no VSOCK: its two errors there are the host's."""
