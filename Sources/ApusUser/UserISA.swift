@@ -57,8 +57,15 @@ public protocol UserISA: Sendable {
   mutating func select(_ text: String) throws(ProgramError)
   /// Makes a thread's CPU. Its hooks are set before it runs.
   func makeCPU(state: UnsafeMutableRawPointer, engine: any GuestEngine, clock: GuestClock) -> any UserCPU
+  /// The flags of open as the host has them. Its own inverse.
+  func hostOpenFlags(_ flags: UInt64) -> UInt64
   /// A system call that only this architecture has; its row says `.emulated`. `nil`: there is none.
   func call(_ number: Int, _ a: CallArguments, _ thread: UserThread) -> Int?
+}
+
+extension UserISA {
+  /// Those of the generic ABI are the host's.
+  public func hostOpenFlags(_ flags: UInt64) -> UInt64 { flags }
 }
 
 /// A signal on its way to a handler, as its frame needs it.

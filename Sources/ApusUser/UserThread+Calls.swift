@@ -165,7 +165,7 @@ extension UserThread {
     case 22: return epollWait(a, host: 281)
     case 441: return epollWait(a, host: 441)
     case 24: return duplicate(a)
-    case 56: return open(a)
+    case 56: return open(CallArguments(a: a.a, b: a.b, c: process.isa.hostOpenFlags(a.c), d: a.d, e: 0, f: 0))
     case 437: return openExtended(a)
     case 57: return close(a)
     case 436: return closeRange(a)

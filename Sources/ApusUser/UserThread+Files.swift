@@ -41,6 +41,19 @@ extension UserThread {
 
   /// openat2(directory, path, `struct open_how`, its size).
   func openExtended(_ a: CallArguments) -> Int {
+    guard a.d >= 24, a.d <= 4096, process.isa.hostOpenFlags(1 << 14) != 1 << 14 else {
+      return openWithRules(a)
+    }
+    // The structure with the host's flags.
+    return withUnsafeTemporaryAllocation(byteCount: Int(a.d), alignment: 8) { copy in
+      guard process.memory.read(a.c, into: copy) else { return -Int(EFAULT) }
+      let flags = copy.load(as: UInt64.self)
+      copy.storeBytes(of: process.isa.hostOpenFlags(flags), as: UInt64.self)
+      let address = UInt64(UInt(bitPattern: copy.baseAddress))
+      return openWithRules(CallArguments(a: a.a, b: a.b, c: address, d: a.d, e: 0, f: 0))
+    }
+  }
+  private func openWithRules(_ a: CallArguments) -> Int {
     // With rules of how to get there, the kernel is to say whether that works.
     if let path = specialPath(a.b), let file = ProcessFile(path),
       let (flags, _, rules) = process.memory.read(a.c, as: (UInt64, UInt64, UInt64).self, default: (0, 0, 0)),

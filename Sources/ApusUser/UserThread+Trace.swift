@@ -42,7 +42,8 @@ extension UserThread {
       case "p": parts.append(pointer(value))
       case let letter where letter.isUppercase:
         let mask: UInt64 = letter == "C" ? .max : 0xffff_ffff
-        parts.append(SyscallFlags.text(letter, value & mask) ?? "\(value)")
+        let shown = letter == "O" ? process.isa.hostOpenFlags(value) : value
+        parts.append(SyscallFlags.text(letter, shown & mask) ?? "\(value)")
       default: parts.append(value < 10 ? "\(value)" : "0x\(String(value, radix: 16))")
       }
     }
