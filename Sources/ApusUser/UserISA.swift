@@ -42,6 +42,7 @@ public protocol UserISA: Sendable {
   var syscalls: SyscallTable { get }
   /// `struct stat` and what else differs between the 64-bit ABIs.
   var statusLayout: GuestStat.Layout { get }
+  var openFlags: GuestOpenFlags { get }
   var vdso: GuestVDSO { get }
   /// AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ and other entries of its own.
   var auxiliaryEntries: [(UInt64, UInt64)] { get }

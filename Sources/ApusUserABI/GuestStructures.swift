@@ -36,6 +36,21 @@ public enum GuestStat {
   }
 }
 
+/// Flags of open and fcntl where an architecture has its own: ARM's O_DIRECTORY, O_NOFOLLOW, O_DIRECT and O_LARGEFILE are
+/// bits 14, 15, 16 and 17; asm-generic and the host have them at 16, 17, 14 and 15.
+public enum GuestOpenFlags: Sendable {
+  case generic
+  case arm
+
+  /// From the guest's to the host's, and back.
+  public func converted(_ flags: UInt64) -> UInt64 {
+    switch self {
+    case .generic: flags
+    case .arm: flags & ~0x3_c000 | (flags & 0xc000) << 2 | (flags & 0x3_0000) >> 2
+    }
+  }
+}
+
 /// `struct epoll_event`: packed on x86-64 only.
 public enum GuestEpollEvent {
   public static let byteCount = 16
