@@ -373,6 +373,8 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(465, "listxattrat", 465, .direct, "fnxpx"),
   SyscallRow(466, "removexattrat", 466, .direct, "fnxs"),
   SyscallRow(467, "open_tree_attr", 467, .direct, "fnxpx"),
+  SyscallRow(468, "file_getattr", 468, .direct, "fnpxA"),
+  SyscallRow(469, "file_setattr", 469, .direct, "fnpxA"),
 ]
 
 /// What only RISC-V has.
