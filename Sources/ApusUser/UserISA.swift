@@ -42,6 +42,9 @@ public protocol UserISA: Sendable {
   var syscalls: SyscallTable { get }
   /// `struct stat` and what else differs between the 64-bit ABIs.
   var statusLayout: GuestStat.Layout { get }
+  var openFlags: GuestOpenFlags { get }
+  /// `struct sigaction` has a restorer.
+  var hasSignalRestorer: Bool { get }
   var vdso: GuestVDSO { get }
   /// AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ and other entries of its own.
   var auxiliaryEntries: [(UInt64, UInt64)] { get }
@@ -57,15 +60,8 @@ public protocol UserISA: Sendable {
   mutating func select(_ text: String) throws(ProgramError)
   /// Makes a thread's CPU. Its hooks are set before it runs.
   func makeCPU(state: UnsafeMutableRawPointer, engine: any GuestEngine, clock: GuestClock) -> any UserCPU
-  /// The flags of open as the host has them. Its own inverse.
-  func hostOpenFlags(_ flags: UInt64) -> UInt64
   /// A system call that only this architecture has; its row says `.emulated`. `nil`: there is none.
   func call(_ number: Int, _ a: CallArguments, _ thread: UserThread) -> Int?
-}
-
-extension UserISA {
-  /// Those of the generic ABI are the host's.
-  public func hostOpenFlags(_ flags: UInt64) -> UInt64 { flags }
 }
 
 /// A signal on its way to a handler, as its frame needs it.

@@ -29,6 +29,8 @@ extension UserThread {
   }
 
   func open(_ a: CallArguments) -> Int {
+    var a = a
+    a.c = process.isa.openFlags.converted(a.c)
     if let path = specialPath(a.b), let file = ProcessFile(path) {
       return process.open(file, flags: Int32(truncatingIfNeeded: a.c))
     }
@@ -41,18 +43,22 @@ extension UserThread {
 
   /// openat2(directory, path, `struct open_how`, its size).
   func openExtended(_ a: CallArguments) -> Int {
-    guard a.d >= 24, a.d <= 4096, process.isa.hostOpenFlags(1 << 14) != 1 << 14 else {
-      return openWithRules(a)
+    var a = a
+    // struct open_how: flags, mode, rules.
+    var how: (UInt64, UInt64, UInt64) = (0, 0, 0)
+    if process.isa.openFlags != .generic, a.d == 24 {
+      guard let words = process.memory.read(a.c, as: (UInt64, UInt64, UInt64).self, default: how) else {
+        return -Int(EFAULT)
+      }
+      how = (process.isa.openFlags.converted(words.0), words.1, words.2)
+      return withUnsafeBytes(of: &how) { raw in
+        a.c = UInt64(UInt(bitPattern: raw.baseAddress))
+        return openWithRules(a)
+      }
     }
-    // The structure with the host's flags.
-    return withUnsafeTemporaryAllocation(byteCount: Int(a.d), alignment: 8) { copy in
-      guard process.memory.read(a.c, into: copy) else { return -Int(EFAULT) }
-      let flags = copy.load(as: UInt64.self)
-      copy.storeBytes(of: process.isa.hostOpenFlags(flags), as: UInt64.self)
-      let address = UInt64(UInt(bitPattern: copy.baseAddress))
-      return openWithRules(CallArguments(a: a.a, b: a.b, c: address, d: a.d, e: 0, f: 0))
-    }
+    return openWithRules(a)
   }
+
   private func openWithRules(_ a: CallArguments) -> Int {
     // With rules of how to get there, the kernel is to say whether that works.
     if let path = specialPath(a.b), let file = ProcessFile(path),
@@ -66,6 +72,22 @@ extension UserThread {
     return withPath(a.b) {
       blocking(437, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: 0, f: 0), restart: .asFlagged)
     }
+  }
+
+  /// fcntl, pipe2 and open_by_handle_at, which have flags of open's.
+  func descriptorControl(_ a: CallArguments) -> Int {
+    let flags = process.isa.openFlags
+    guard flags != .generic, a.b == 3 || a.b == 4 else { return blocking(72, a, restart: .asFlagged) }
+    var a = a
+    if a.b == 4 { a.c = flags.converted(a.c) }
+    let result = direct(72, a)
+    return a.b == 3 && result > 0 ? Int(flags.converted(UInt64(result))) : result
+  }
+  func makePipe(_ a: CallArguments) -> Int {
+    direct(293, CallArguments(a: a.a, b: process.isa.openFlags.converted(a.b), c: 0, d: 0, e: 0, f: 0))
+  }
+  func openByHandle(_ a: CallArguments) -> Int {
+    direct(304, CallArguments(a: a.a, b: a.b, c: process.isa.openFlags.converted(a.c), d: 0, e: 0, f: 0))
   }
 
   func readLink(_ a: CallArguments) -> Int {

@@ -192,7 +192,8 @@ extension UserThread {
             mask: mask, stackBase: alternateStack.base,
             stackFlags: alternateStack.byteCount == 0 ? 2 : isOnAlternate ? 1 : 0,
             stackByteCount: alternateStack.byteCount),
-          returnAddress: process.signalReturn), process.memory)
+          returnAddress: action.flags & GuestSignalAction.hasRestorer != 0 && process.isa.hasSignalRestorer
+            ? action.restorer : process.signalReturn), process.memory)
     }
     guard isStored else { apus_user_die(SIGSEGV) }
     if process.options.tracesCalls {
@@ -241,18 +242,25 @@ extension UserThread {
     let previous = actions.known(number)
     if new != 0 {
       guard number != GuestSignal.kill, number != GuestSignal.stop else { return -Int(EINVAL) }
-      guard let words = process.memory.read(new, as: (UInt64, UInt64, UInt64).self, default: (0, 0, 0)) else {
-        return -Int(EFAULT)
-      }
+      typealias Words = (UInt64, UInt64, UInt64)
+      let memory = process.memory
+      guard let words = memory.read(new, as: Words.self, default: (0, 0, 0)) else { return -Int(EFAULT) }
       var action = GuestSignalAction()
       (action.handler, action.flags, action.mask) = words
+      if process.isa.hasSignalRestorer {
+        action.restorer = action.mask
+        guard let mask = memory.readWord(new &+ 24) else { return -Int(EFAULT) }
+        action.mask = mask
+      }
       actions[number] = action
       applyDisposition(number, action)
     }
     if old != 0 {
-      guard process.memory.write(old, (previous.handler, previous.flags, previous.mask)) else {
-        return -Int(EFAULT)
-      }
+      let isStored =
+        process.isa.hasSignalRestorer
+        ? process.memory.write(old, (previous.handler, previous.flags, previous.restorer, previous.mask))
+        : process.memory.write(old, (previous.handler, previous.flags, previous.mask))
+      guard isStored else { return -Int(EFAULT) }
     }
     return 0
   }

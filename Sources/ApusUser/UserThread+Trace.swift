@@ -42,7 +42,7 @@ extension UserThread {
       case "p": parts.append(pointer(value))
       case let letter where letter.isUppercase:
         let mask: UInt64 = letter == "C" ? .max : 0xffff_ffff
-        let shown = letter == "O" ? process.isa.hostOpenFlags(value) : value
+        let shown = letter == "O" ? process.isa.openFlags.converted(value) : value
         parts.append(SyscallFlags.text(letter, shown & mask) ?? "\(value)")
       default: parts.append(value < 10 ? "\(value)" : "0x\(String(value, radix: 16))")
       }

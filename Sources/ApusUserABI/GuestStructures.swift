@@ -36,21 +36,38 @@ public enum GuestStat {
   }
 }
 
+/// Flags of open and fcntl where an architecture has its own: ARM's O_DIRECTORY, O_NOFOLLOW, O_DIRECT and O_LARGEFILE are
+/// bits 14, 15, 16 and 17; asm-generic and the host have them at 16, 17, 14 and 15.
+public enum GuestOpenFlags: Sendable {
+  case generic
+  case arm
+
+  /// From the guest's to the host's, and back.
+  public func converted(_ flags: UInt64) -> UInt64 {
+    switch self {
+    case .generic: flags
+    case .arm: flags & ~0x3_c000 | (flags & 0xc000) << 2 | (flags & 0x3_0000) >> 2
+    }
+  }
+}
+
 /// `struct epoll_event`: packed on x86-64 only.
 public enum GuestEpollEvent {
   public static let byteCount = 16
   public static let hostByteCount = 12
 }
 
-/// `struct sigaction` of the generic ABI without a restorer.
+/// `struct sigaction` of the generic ABI: handler, flags, a restorer where the architecture has one, mask.
 public struct GuestSignalAction: Sendable {
   public var handler: UInt64 = 0
   public var flags: UInt64 = 0
+  /// What the handler returns to, with the flag `hasRestorer`.
+  public var restorer: UInt64 = 0
   public var mask: UInt64 = 0
-  public static let byteCount = 24
   public init() {}
 
   public static let noChildStop: UInt64 = 1
+  public static let hasRestorer: UInt64 = 0x0400_0000
   public static let onStack: UInt64 = 0x0800_0000
   public static let restart: UInt64 = 0x1000_0000
   public static let noDefer: UInt64 = 0x4000_0000

@@ -68,7 +68,7 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(22, "epoll_pwait", 281, .emulated, "dpddpx"),
   SyscallRow(23, "dup", 32, .direct, "d"),
   SyscallRow(24, "dup3", 292, .emulated, "ddO"),
-  SyscallRow(25, "fcntl", 72, .blocking, "ddx"),
+  SyscallRow(25, "fcntl", 72, .emulated, "ddx"),
   SyscallRow(26, "inotify_init1", 294, .direct, "x"),
   SyscallRow(27, "inotify_add_watch", 254, .direct, "dnx"),
   SyscallRow(28, "inotify_rm_watch", 255, .direct, "dd"),
@@ -102,7 +102,7 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(56, "openat", 257, .emulated, "fnOo"),
   SyscallRow(57, "close", 3, .emulated, "d"),
   SyscallRow(58, "vhangup", 153, .direct, ""),
-  SyscallRow(59, "pipe2", 293, .direct, "pO"),
+  SyscallRow(59, "pipe2", 293, .emulated, "pO"),
   SyscallRow(60, "quotactl", 179, .direct, "xnxp"),
   SyscallRow(61, "getdents64", 217, .direct, "dpx"),
   SyscallRow(62, "lseek", 8, .direct, "ddS"),
@@ -300,7 +300,7 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(263, "fanotify_mark", 301, .direct, "dxxfn"),
   // Later additions
   SyscallRow(264, "name_to_handle_at", 303, .direct, "fnppx"),
-  SyscallRow(265, "open_by_handle_at", 304, .direct, "dpx"),
+  SyscallRow(265, "open_by_handle_at", 304, .emulated, "dpx"),
   SyscallRow(266, "clock_adjtime", 305, .direct, "xp"),
   SyscallRow(267, "syncfs", 306, .direct, "d"),
   SyscallRow(268, "setns", 308, .direct, "dx"),
@@ -373,6 +373,8 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(465, "listxattrat", 465, .direct, "fnxpx"),
   SyscallRow(466, "removexattrat", 466, .direct, "fnxs"),
   SyscallRow(467, "open_tree_attr", 467, .direct, "fnxpx"),
+  SyscallRow(468, "file_getattr", 468, .direct, "fnpxA"),
+  SyscallRow(469, "file_setattr", 469, .direct, "fnpxA"),
 ]
 
 /// What only RISC-V has.

@@ -85,6 +85,8 @@ static void handler(int number, siginfo_t *info, void *context) {
     siglongjmp(back, 1);
   }
   if (number == SIGILL) u->uc_mcontext.pc += 4;
+  if (number == SIGUSR1) raise(SIGUSR2), printf("first\n");
+  if (number == SIGUSR2) printf("second\n");
   count++;
 }
 int main(void) {
@@ -95,7 +97,12 @@ int main(void) {
   struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
   sigaction(SIGSEGV, &action, 0);
   sigaction(SIGILL, &action, 0);
+  sigaction(SIGUSR2, &action, 0);
+  sigaddset(&action.sa_mask, SIGUSR2);
   sigaction(SIGUSR1, &action, 0);
+  struct sigaction old;
+  sigaction(SIGUSR1, 0, &old);
+  printf("masked %d %d\n", sigismember(&old.sa_mask, SIGUSR2), sigismember(&old.sa_mask, SIGINT));
   if (!sigsetjmp(back, 1)) *(volatile int *)0x10 = 1;
   register double kept __asm__("d9") = 2.5;
   __asm__ volatile("udf #0" : "+w"(kept));
@@ -115,7 +122,7 @@ def threads_and_signals():
     """Atomics of every width by LSE and by exclusive pairs; handlers that read and change their context; fork."""
     for name, flags, cpu in [("lse", ["-march=armv8.1-a"], "max"), ("exclusive", ["-mno-outline-atomics"], "cortex-a72")]:
         done = run("-cpu", cpu, build("threads-" + name, THREADS, "-static", *flags))
-        wanted = "80000 128 43392 80000\nfault at 0x10 1\n2 signals, 2.5\nchild 9\n"
+        wanted = "80000 128 43392 80000\nmasked 1 0\nfault at 0x10 1\nfirst\nsecond\n3 signals, 2.5\nchild 9\n"
         check(done.returncode == 0 and done.stdout == wanted, f"{name}: {done.returncode} {done.stdout!r} {done.stderr!r}")
 
 

@@ -20,13 +20,9 @@ public struct AArch64UserISA: UserISA {
       number: x(8), arguments: (x(0), x(1), x(2), x(3), x(4), x(5)), result: x(0), stackPointer: x(31),
       threadPointer: AArch64State.Field.tpidr.offset, callByteCount: 4)
   }
-  /// Calls whose flags of open files differ.
-  public var syscalls: SyscallTable {
-    SyscallTable.generic([
-      SyscallRow(25, "fcntl", 72, .emulated, "ddx"), SyscallRow(59, "pipe2", 293, .emulated, "pO"),
-      SyscallRow(265, "open_by_handle_at", 304, .emulated, "dpO"),
-    ])
-  }
+  public var syscalls: SyscallTable { SyscallTable.generic([]) }
+  public var openFlags: GuestOpenFlags { .arm }
+  public var hasSignalRestorer: Bool { true }
   public var statusLayout: GuestStat.Layout { .generic }
 
   public var vdso: GuestVDSO {
@@ -94,28 +90,7 @@ public struct AArch64UserISA: UserISA {
     -> any UserCPU
   { AArch64CPU(state: state, features: features, clock: clock, engine: engine) }
 
-  /// O_DIRECTORY and O_NOFOLLOW stand where other ABIs have O_DIRECT and O_LARGEFILE [asm/fcntl.h].
-  public func hostOpenFlags(_ flags: UInt64) -> UInt64 {
-    flags & ~0x3_c000 | (flags & 0xc000) << 2 | (flags & 0x3_0000) >> 2
-  }
-
-  public func call(_ number: Int, _ a: CallArguments, _ thread: UserThread) -> Int? {
-    var a = a
-    switch number {
-    case 25:
-      if a.b == 4 { a.c = hostOpenFlags(a.c) }  // F_SETFL
-      let result = thread.blocking(72, a, restart: .asFlagged)
-      // F_GETFL
-      return a.b == 3 && result > 0 ? Int(hostOpenFlags(UInt64(result))) : result
-    case 59:
-      a.b = hostOpenFlags(a.b)
-      return thread.direct(293, a)
-    case 265:
-      a.c = hostOpenFlags(a.c)
-      return thread.direct(304, a)
-    default: return nil
-    }
-  }
+  public func call(_ number: Int, _ a: CallArguments, _ thread: UserThread) -> Int? { nil }
 
   // MARK: GDB
 

@@ -23,6 +23,8 @@ public struct RISCVUserISA: UserISA {
   }
   public var syscalls: SyscallTable { SyscallTable.generic(riscvSyscalls) }
   public var statusLayout: GuestStat.Layout { .generic }
+  public var openFlags: GuestOpenFlags { .generic }
+  public var hasSignalRestorer: Bool { false }
 
   public var vdso: GuestVDSO {
     /// `li a7, number` is `addi a7, zero, number`.
