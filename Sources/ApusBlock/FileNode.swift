@@ -227,7 +227,8 @@ public final class FileNode: ImageNode {
   public func status(at offset: UInt64, byteCount: UInt64) throws(BlockError) -> BlockStatus {
     let size = self.byteCount
     guard offset < size else {
-      return BlockStatus(byteCount: byteCount, isZero: true, isData: false, isAllocated: true)
+      return BlockStatus(
+        byteCount: byteCount, isZero: true, isData: false, isAllocated: true, hostOffset: offset)
     }
     guard let extent = file.extent(at: offset, fileByteCount: size) else {
       return BlockStatus(

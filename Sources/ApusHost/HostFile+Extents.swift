@@ -76,6 +76,16 @@ public enum HostPath {
     guard let slash = path.lastIndex(of: "/") else { return path }
     return String(path[path.index(after: slash)...])
   }
+  public static func environment(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+  /// Makes an empty file of a new name and returns its path.
+  public static func temporaryFile(in folder: String) throws(HostError) -> String {
+    var name = Array("\(folder)/apus-XXXXXX".utf8CString)
+    let descriptor = mkstemp(&name)
+    guard descriptor >= 0 else { throw .last("make a temporary file in", folder) }
+    close(descriptor)
+    return String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+  public static func remove(_ path: String) { unlink(path) }
   public static func isTerminal(_ descriptor: Int32) -> Bool { isatty(descriptor) == 1 }
   /// `YYYY-MM-DD hh:mm:ss` in the host's zone.
   public static func localDate(_ seconds: Int) -> String {

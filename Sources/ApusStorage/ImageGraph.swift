@@ -18,6 +18,8 @@ public struct OpenOptions: Sendable {
   public var unmaps = true
   /// Fall back to read-only where the host does not allow writing.
   public var isAutoReadOnly = false
+  /// Passphrases and credentials that options refer to.
+  public var objects = StorageObjects()
   /// Backing images are opened for writing, too.
   public var writesBacking = false
   public init() {}
@@ -275,12 +277,11 @@ public struct ImageGraph {
     var settings = Qcow2Image.Options()
     settings.isReadOnly = options.isReadOnly
     settings.isForCheck = options.isForCheck
-    if let text = list.take("l2-cache-size") ?? list.take("cache-size") {
-      guard let size = parseSize(text), size <= 1 << 40 else {
-        throw BlockError(.invalid, "l2-cache-size is '\(text)'")
-      }
-      settings.l2CacheByteCount = Int(size)
+    settings.isWriteThrough = options.cache.isWriteThrough
+    if let size = try Self.cacheByteCount(&list, Qcow2Image.clusterByteCount(of: file)) {
+      settings.l2CacheByteCount = size
     }
+    settings.passphrase = try passphrase(&list, prefix: "encrypt.")
     let external = try Qcow2Image.externalDataFile(of: file)
     var dataFile: (any ImageNode)?
     if external.isNeeded {
@@ -313,8 +314,52 @@ public struct ImageGraph {
     return OpenedImage(image, filename: filename, format: "qcow2", backing: backing, backingFilename: name)
   }
 
+  /// qcow2's cache options, as far as one cache of L2 tables has a use for them. Counts have no limit of their own, and
+  /// tables are kept whole; what is asked for is checked all the same.
+  private static func cacheByteCount(_ list: inout OptionList, _ clusterByteCount: UInt64) throws(BlockError)
+    -> Int?
+  {
+    func size(_ key: String) throws(BlockError) -> UInt64? {
+      guard let text = list.take(key) else { return nil }
+      guard let size = parseSize(text), size <= 1 << 40 else {
+        throw BlockError(.invalid, "\(key) is '\(text)'; it must be a size")
+      }
+      return size
+    }
+    let total = try size("cache-size")
+    let l2 = try size("l2-cache-size")
+    let counts = try size("refcount-cache-size")
+    if let total {
+      guard l2 == nil || counts == nil else {
+        throw BlockError(
+          .invalid,
+          "cache-size, l2-cache-size and refcount-cache-size cannot all be given: one follows from the others"
+        )
+      }
+      guard (l2 ?? 0) <= total, (counts ?? 0) <= total else {
+        throw BlockError(.invalid, "l2-cache-size and refcount-cache-size cannot be larger than cache-size")
+      }
+    }
+    if let entry = try size("l2-cache-entry-size") {
+      guard entry.nonzeroBitCount == 1, entry >= 512, entry <= clusterByteCount else {
+        throw BlockError(
+          .invalid, "l2-cache-entry-size is \(entry); it must be a power of two from 512 to the cluster size")
+      }
+    }
+    return (l2 ?? total.map { $0 - (counts ?? 0) }).map { Int($0) }
+  }
+
   private func checked<R>(_ body: () throws(StorageError) -> R) throws(BlockError) -> R {
     do throws(StorageError) { return try body() } catch { throw BlockError(.invalid, error.description) }
+  }
+
+  /// The passphrase of `key-secret=`.
+  func passphrase(_ list: inout OptionList, prefix: String = "") throws(BlockError) -> [UInt8]? {
+    if let format = list.take(prefix + "format"), format != "luks" {
+      throw BlockError(.unsupported, "\(prefix)format=\(format) is not implemented; luks is")
+    }
+    guard let id = list.take(prefix + "key-secret") else { return nil }
+    return try checked { () throws(StorageError) in try options.objects.secret(id) }
   }
 
   private func openBacking(_ name: String?, _ format: String?, _ filename: String, _ given: OptionList)

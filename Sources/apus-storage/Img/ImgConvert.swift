@@ -85,7 +85,7 @@ extension ImgTool {
       let copier = ImageCopier(from: sources, to: target.node, settings) {
         meter.update($0)
       } complain: {
-        writeStandardError("apus-img: \($0)\n")
+        writeStandardError("\(StorageTools.name): \($0)\n")
       }
       try request("error while converting to '\(output)'") { () throws(BlockError) in
         try copier.run()
@@ -151,6 +151,7 @@ extension ImgTool {
     ) {
       var opening = OpenOptions(writable: true)
       opening.cache = try cacheMode(arguments["cache"], default: .unsafe)
+      opening.objects = try objects(arguments)
       if arguments.has("n") {
         guard !arguments.has("o") else { throw ToolError("-o has no effect when skipping image creation") }
         let target: OpenedImage
@@ -181,7 +182,7 @@ extension ImgTool {
       }
       let creation = ImageCreation(output, format: outputFormat, options: list, byteCount: size)
       let created = try tool { () throws(StorageError) in try creation.create(opening: opening) }
-      return (created.image, true)
+      return (created, true)
     }
 
     private func copyBitmaps(_ source: OpenedImage, _ target: OpenedImage) throws(BlockError) {
@@ -191,7 +192,8 @@ extension ImgTool {
       for bitmap in from.bitmapList {
         if bitmap.wasInUse {
           if arguments.has("skip-broken-bitmaps") {
-            writeStandardError("apus-img: warning: skipping inconsistent bitmap '\(bitmap.name)'\n")
+            writeStandardError(
+              "\(StorageTools.name): warning: skipping inconsistent bitmap '\(bitmap.name)'\n")
             continue
           }
           throw BlockError(
@@ -237,7 +239,9 @@ extension ImgTool {
       ?? source.node.byteCount
     let length = max(end, start) - start
     let creation = ImageCreation(output, format: arguments["O"] ?? "raw", byteCount: length)
-    let target = try tool { () throws(StorageError) in try creation.create() }.image
+    var opening = OpenOptions(writable: true)
+    opening.objects = try objects(arguments)
+    let target = try tool { () throws(StorageError) in try creation.create(opening: opening) }
     try request { () throws(BlockError) in
       let window = OpenedImage(
         try WindowNode(source.node, start, length), filename: input, format: source.format)

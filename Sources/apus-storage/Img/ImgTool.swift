@@ -22,7 +22,8 @@ enum ImgTool {
   static func run(_ arguments: [String]) -> Int32 {
     var arguments = arguments
     guard let name = arguments.first else {
-      writeStandardError("apus-img: not enough arguments\nTry 'apus-img --help' for more information\n")
+      writeStandardError(
+        "\(StorageTools.name): not enough arguments\nTry 'apus-img --help' for more information\n")
       return 1
     }
     arguments.removeFirst()
@@ -37,7 +38,7 @@ enum ImgTool {
     guard let command = commands.first(where: { $0.name == name }) else {
       let known = commands.map(\.name)
       writeStandardError(
-        "apus-img: \(ConfigurationError.unknown("command", name, among: known).description)\n")
+        "\(StorageTools.name): \(ConfigurationError.unknown("command", name, among: known).description)\n")
       return 1
     }
     if arguments.contains("-h") || arguments.contains("--help") {
@@ -49,16 +50,15 @@ enum ImgTool {
         Arguments.Option("", "image-opts"), .init("", "object", value: true),
         .init("T", "trace", value: true),
       ].filter { option in !command.options.contains { $0.short == option.short && !option.short.isEmpty } }
-      let parsed = try Arguments(arguments, command.options + shared, of: command.name)
-      for name in ["object", "trace"] where parsed.has(name) {
-        throw ToolError("\(command.name): --\(name) is not implemented")
-      }
-      if parsed.has("image-opts"), ["create", "commit", "rebase", "amend"].contains(name) {
+      let parsed = try Arguments(
+        arguments, command.options + shared, of: command.name, lastIsOperand: command.name == "resize")
+      if parsed.has("trace") { throw ToolError("\(command.name): --trace is not implemented") }
+      if parsed.has("image-opts"), name == "create" {
         throw ToolError("\(name): --image-opts is not implemented")
       }
       return try command.run(parsed)
     } catch {
-      if !error.message.isEmpty { writeStandardError("apus-img: \(error.message)\n") }
+      if !error.message.isEmpty { writeStandardError("\(StorageTools.name): \(error.message)\n") }
       return error.code
     }
   }
@@ -104,6 +104,7 @@ enum ImgTool {
     throws(ToolError) -> OpenedImage
   {
     var options = options
+    options.objects = try objects(arguments)
     if arguments.has("force-share") {
       guard options.isReadOnly else { throw ToolError("-U works only with images that are opened read-only") }
       options.sharesAll = true
@@ -119,6 +120,13 @@ enum ImgTool {
       }
       return try graph.open(list)
     }
+  }
+
+  /// What `--object` made.
+  static func objects(_ arguments: Arguments) throws(ToolError) -> StorageObjects {
+    var objects = StorageObjects()
+    for text in arguments.all("object") { try tool { () throws(StorageError) in try objects.add(text) } }
+    return objects
   }
 
   static func operand(_ arguments: Arguments, _ what: String) throws(ToolError) -> String {

@@ -63,7 +63,7 @@ enum NBDTool {
       if parsed.has("list") { return try list(parsed) }
       return try serve(parsed)
     } catch {
-      writeStandardError("apus-nbd: \(error.message)\n")
+      writeStandardError("\(StorageTools.name): \(error.message)\n")
       return error.code
     }
   }
