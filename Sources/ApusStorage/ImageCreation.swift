@@ -212,7 +212,9 @@ public struct ImageCreation {
       node = try VPC.open(file)
     default:
       try VMDK.create(size, on: file, isStreamOptimized: kind == "streamOptimized")
-      node = try VMDK.open(file)
+      node = try VMDK.open(file) { (name) throws(BlockError) in
+        throw BlockError(.invalid, "a new image has no extent '\(name)'")
+      }
     }
     return OpenedImage(node, filename: filename, format: format)
   }

@@ -23,7 +23,6 @@ public struct ImageFormat: Sendable {
     @Sendable (_ file: any ImageNode, _ list: inout OptionList, _ graph: ImageGraph, _ filename: String)
       throws(BlockError)
       -> any ImageNode
-  var backingFile: @Sendable (any ImageNode) -> String? = { _ in nil }
 
   public static func named(_ name: String) -> ImageFormat? { all.first { $0.name == name } }
 
@@ -51,7 +50,6 @@ public struct ImageFormat: Sendable {
   /// Formats that are known by their first bytes and not implemented.
   private static func unsupported(_ start: [UInt8]) -> String? {
     let magics = [
-      ("WithoutFreeSpace", "parallels"), ("WithouFreSpacExt", "parallels"), ("QED\0", "qed"),
       ("QFI\u{fb}\0\0\0\u{1}", "qcow"), ("Bochs Virtual HD Image", "bochs"),
     ]
     return magics.first { start.starts(with: $0.0.unicodeScalars.map { UInt8($0.value) }) }?.1
@@ -71,7 +69,9 @@ public struct ImageFormat: Sendable {
 
   static let sizeOption = Option("size", "Virtual disk size")
 
-  public static let all: [ImageFormat] = [raw, qcow2, vdi, vpc, vmdk, vhdx, luks]
+  public static let all: [ImageFormat] = [
+    raw, qcow2, vdi, vpc, vmdk, vhdx, luks, parallels, qed, dmg,
+  ]
 
   static let raw = ImageFormat(
     name: "raw",
@@ -111,12 +111,30 @@ public struct ImageFormat: Sendable {
     ],
     isWritable: true,
     score: { start, _ in VMDK.matches(start) ? 100 : 0 },
-    open: { (file, _, _, _) throws(BlockError) in try VMDK.open(file) })
+    open: { (file, _, graph, filename) throws(BlockError) in
+      try VMDK.open(file) { (name) throws(BlockError) in try graph.openExtent(name, of: filename) }
+    })
 
   static let vhdx = ImageFormat(
     name: "vhdx", options: [sizeOption], isWritable: true,
     score: { start, _ in VHDX.matches(start) ? 100 : 0 },
     open: { (file, _, _, _) throws(BlockError) in try VHDX.open(file) })
+
+  static let parallels = ImageFormat(
+    name: "parallels", options: [], isWritable: false,
+    score: { start, _ in Parallels.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try Parallels.open(file) })
+
+  static let qed = ImageFormat(
+    name: "qed", options: [], isWritable: false,
+    score: { start, _ in QED.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try QED.open(file) })
+
+  /// Known by its end, and by its name.
+  static let dmg = ImageFormat(
+    name: "dmg", options: [], isWritable: false,
+    score: { _, filename in filename.hasSuffix(".dmg") ? 2 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try DMGNode(file) })
 
   static let luks = ImageFormat(
     name: "luks", options: [sizeOption] + encryptionOptions(""), isWritable: true,
@@ -163,9 +181,4 @@ public struct ImageFormat: Sendable {
     ] + encryptionOptions("encrypt."), isWritable: true,
     score: { start, _ in Qcow2Image.matches(start) ? 100 : 0 },
     open: { (file, _, _, _) throws(BlockError) in try Qcow2Image(file) })
-}
-
-/// A format other than qcow2 whose images can have a backing file.
-public protocol BackedImage: ImageNode {
-  func attachBacking(_ node: (any ImageNode)?)
 }

@@ -229,6 +229,17 @@ public struct ImageGraph {
     do throws(BlockError) { return try FileNode(configuration) } catch { throw StorageError(error) }
   }
 
+  /// A file that a descriptor names, seen from the descriptor.
+  func openExtent(_ name: String, of descriptor: String) throws(BlockError) -> any ImageNode {
+    try checked { () throws(StorageError) in
+      // A name of its own protocol in a descriptor could lead anywhere.
+      if name.contains(":"), try FileNames.options(name) != nil {
+        throw StorageError("the extent '\(name)' is no file")
+      }
+      return try openFile(FileNames.resolve(name, from: descriptor), OptionList())
+    }
+  }
+
   // MARK: Formats
 
   /// Opens the format on top of `file`: the one named, or the one that the first bytes tell.
@@ -253,10 +264,13 @@ public struct ImageGraph {
       if driver.name == "qcow2" { return try openQcow2(file, filename, list) }
       var rest = list
       let node = try driver.open(file, &rest, self, filename)
-      let backingName = driver.backingFile(node)
+      let backed = node as? any BackedImage
+      let given = rest.nested("backing")
+      if backed?.backingFile != nil { rest.entries.removeAll { $0.key.hasPrefix("backing.") } }
       try refuse(rest, driver.name)
-      let backing = try openBacking(backingName, nil, filename, OptionList())
-      (node as? any BackedImage)?.attachBacking(backing?.node)
+      let backingName = backed?.backingFile?.name
+      let backing = try openBacking(backingName, backed?.backingFile?.format, filename, given)
+      backed?.attachBacking(backing?.node)
       return OpenedImage(
         node, filename: filename, format: driver.name, backing: backing, backingFilename: backingName)
     } catch {
