@@ -63,6 +63,18 @@ public final class HostStream: Sendable {
     withExtendedLifetime(buffers) {}
   }
 
+  /// For a library that transfers by itself: calls return at once.
+  public func setNonBlocking() {
+    _ = apus_fcntl(descriptor, F_SETFL, apus_fcntl(descriptor, F_GETFL, 0) | O_NONBLOCK)
+  }
+  /// Valid as long as the object lives.
+  public var rawDescriptor: Int32 { descriptor }
+  /// Waits for readiness (or an error, or the end). False after the time, without end if that is negative.
+  public func waitUntilReady(writing: Bool, milliseconds: Int32) -> Bool {
+    var entry = pollfd(fd: descriptor, events: Int16(writing ? POLLOUT : POLLIN), revents: 0)
+    return poll(&entry, 1, milliseconds) > 0
+  }
+
   /// Ends both directions: whoever waits in `receive` returns.
   public func shutDown() { shutdown(descriptor, Int32(SHUT_RDWR)) }
 }

@@ -94,12 +94,15 @@ public final class DMGNode: ImageNode {
       }
       return nil
     }
-    guard let key = find("<key>blkx</key>", 0), let begin = find("<array>", key), let end = find("</array>", begin)
+    guard let key = find("<key>blkx</key>", 0), let begin = find("<array>", key),
+      let end = find("</array>", begin)
     else { throw invalid("the property list has no block tables (blkx)") }
     var result: [[UInt8]] = []
     var position = begin
     while let open = find("<data>", position), open < end, let close = find("</data>", open) {
-      guard let bytes = base64(list[(open + 6)..<close]) else { throw invalid("a block table is no base64 text") }
+      guard let bytes = base64(list[(open + 6)..<close]) else {
+        throw invalid("a block table is no base64 text")
+      }
       result.append(bytes)
       position = close
     }
@@ -158,7 +161,9 @@ public final class DMGNode: ImageNode {
           throw invalid("a chunk is misplaced")
         }
         chunk.offset += dataOffset + offset
-        guard chunk.offset <= size - chunk.byteCount else { throw invalid("a chunk lies behind the file's end") }
+        guard chunk.offset <= size - chunk.byteCount else {
+          throw invalid("a chunk lies behind the file's end")
+        }
         if chunk.type == ChunkType.raw {
           guard chunk.byteCount >= chunk.sectorCount * 512 else { throw invalid("a raw chunk is cut off") }
         } else if chunk.sectorCount * 512 > chunkLimit || chunk.byteCount > chunkLimit {
@@ -176,7 +181,11 @@ public final class DMGNode: ImageNode {
     var (low, high) = (0, chunks.count)
     while low < high {
       let middle = (low + high) / 2
-      if chunks[middle].sector + chunks[middle].sectorCount <= sector { low = middle + 1 } else { high = middle }
+      if chunks[middle].sector + chunks[middle].sectorCount <= sector {
+        low = middle + 1
+      } else {
+        high = middle
+      }
     }
     return low
   }
@@ -250,7 +259,9 @@ public final class DMGNode: ImageNode {
   public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) { throw readOnly }
   public func flush() {}
   public func discard(at offset: UInt64, byteCount: UInt64) throws(BlockError) { throw readOnly }
-  public func writeZeroes(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) { throw readOnly }
+  public func writeZeroes(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) {
+    throw readOnly
+  }
   private var readOnly: BlockError { BlockError(.readOnly, "dmg images are read-only") }
 
   public func status(at offset: UInt64, byteCount: UInt64) throws(BlockError) -> BlockStatus {

@@ -50,7 +50,8 @@ final class JoinedNode: BackedImage, @unchecked Sendable {
   private func index(_ offset: UInt64) -> Int { (starts.lastIndex { $0 <= offset }) ?? 0 }
 
   private func forEachPart(
-    _ offset: UInt64, _ count: UInt64, _ body: (any ImageNode, UInt64, UInt64, UInt64) throws(BlockError) -> Void
+    _ offset: UInt64, _ count: UInt64,
+    _ body: (any ImageNode, UInt64, UInt64, UInt64) throws(BlockError) -> Void
   ) throws(BlockError) {
     var done: UInt64 = 0
     while done < count {

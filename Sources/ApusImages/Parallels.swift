@@ -51,7 +51,9 @@ private final class BlockMap: BlockTable {
   private let map: [UInt64]
 
   init(formatName: String, byteCount: UInt64, blockByteCount: UInt64, _ map: [UInt64]) {
-    (self.formatName, self.byteCount, self.blockByteCount, self.map) = (formatName, byteCount, blockByteCount, map)
+    (self.formatName, self.byteCount, self.blockByteCount, self.map) = (
+      formatName, byteCount, blockByteCount, map
+    )
   }
   func place(_ block: UInt64) throws(BlockError) -> BlockPlace {
     let offset = map[Int(block)]

@@ -44,11 +44,15 @@ extension VHDX {
         run.append(next)
         size += next.byteCount
       }
-      guard let head = run.last, let start = run.firstIndex(where: { $0.position == head.tail }) else { continue }
+      guard let head = run.last, let start = run.firstIndex(where: { $0.position == head.tail }) else {
+        continue
+      }
       if best.last == nil || head.sequence > best.last?.sequence ?? 0 { best = Array(run[start...]) }
     }
     guard let head = best.last else { throw refuse("has no entry that is whole") }
-    guard head.buffer.little64(48) <= file.byteCount else { throw refuse("belongs to a longer file: this one was cut") }
+    guard head.buffer.little64(48) <= file.byteCount else {
+      throw refuse("belongs to a longer file: this one was cut")
+    }
     for entry in best { try carryOut(entry, file) }
     let end = head.buffer.little64(56)
     if end > file.byteCount, end < 1 << 56 { try file.truncate(end, preallocation: .off) }
@@ -56,7 +60,9 @@ extension VHDX {
   }
 
   /// The entry that begins at `position`, put together where it goes around the log's end; `nil` if there is none.
-  private static func entry(_ log: HostBuffer, _ position: UInt64, _ length: UInt64, _ identifier: [UInt8]) -> Entry? {
+  private static func entry(_ log: HostBuffer, _ position: UInt64, _ length: UInt64, _ identifier: [UInt8])
+    -> Entry?
+  {
     let base = Int(position)
     guard log.little32(base) == 0x6567_6f6c, log.array(base + 32, 16) == identifier else { return nil }
     let count = UInt64(log.little32(base + 8))
@@ -73,7 +79,9 @@ extension VHDX {
   }
 
   private static func carryOut(_ entry: Entry, _ file: any ImageNode) throws(BlockError) {
-    func refuse(_ text: String) -> BlockError { BlockError(.invalid, "vhdx image: an entry of the log \(text)") }
+    func refuse(_ text: String) -> BlockError {
+      BlockError(.invalid, "vhdx image: an entry of the log \(text)")
+    }
     let buffer = entry.buffer
     let count = Int(buffer.little32(24))
     let descriptorSectors = (64 + count * 32 + 4095) / 4096

@@ -153,7 +153,8 @@ private final class VHDXTable: BlockTable {
       guard !file.isReadOnly else {
         throw BlockError(
           .invalid,
-          "vhdx image: its log is not empty; open it once for writing, for example with apus-io -c flush, to carry the log out")
+          "vhdx image: its log is not empty; open it once for writing, for example with apus-io -c flush, to carry the log out"
+        )
       }
       try VHDX.replayLog(file, header)
       // Both headers, one after the other: the older one first.

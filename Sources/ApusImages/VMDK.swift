@@ -27,7 +27,9 @@ public enum VMDK {
         file, table, isReadOnly: file.isReadOnly, canCompress: table.isCompressed,
         backingFile: try parent(table.descriptor))
     }
-    guard file.byteCount <= 1 << 20 else { throw BlockError(.invalid, "vmdk image: the descriptor is too long") }
+    guard file.byteCount <= 1 << 20 else {
+      throw BlockError(.invalid, "vmdk image: the descriptor is too long")
+    }
     let text = String(decoding: try file.bytes(at: 0, count: Int(file.byteCount)), as: UTF8.self)
     guard text.hasPrefix("# Disk DescriptorFile") else {
       throw BlockError(.invalid, "vmdk image: it is neither a sparse extent nor a descriptor")
@@ -45,7 +47,8 @@ public enum VMDK {
         let below = try openExtent(line.name)
         let table = try VMDKTable(below)
         guard table.byteCount >= line.sectors * 512 else {
-          throw BlockError(.invalid, "vmdk image: the extent '\(line.name)' is smaller than its descriptor says")
+          throw BlockError(
+            .invalid, "vmdk image: the extent '\(line.name)' is smaller than its descriptor says")
         }
         node = BlockTableImage(below, table, isReadOnly: below.isReadOnly, canCompress: false)
       default:
@@ -70,7 +73,8 @@ public enum VMDK {
       let quoted = line.split(separator: "\"", maxSplits: 2, omittingEmptySubsequences: false)
       let words = quoted[0].split(separator: " ")
       guard words.count == 3, ["RW", "RDONLY", "NOACCESS"].contains(words[0]) else { continue }
-      guard words[0] == "RW" || words[0] == "RDONLY", let sectors = UInt64(words[1]), sectors > 0, sectors < 1 << 40
+      guard words[0] == "RW" || words[0] == "RDONLY", let sectors = UInt64(words[1]), sectors > 0,
+        sectors < 1 << 40
       else { throw BlockError(.invalid, "vmdk image: the extent '\(line)' makes no sense") }
       let offset = quoted.count == 3 ? quoted[2].split(separator: " ").first.map(String.init) ?? "0" : "0"
       guard let place = UInt64(offset), place < 1 << 40, quoted.count == 3 || words[2] == "ZERO" else {
@@ -78,7 +82,8 @@ public enum VMDK {
       }
       result.append(
         ExtentLine(
-          sectors: sectors, type: String(words[2]), name: quoted.count == 3 ? String(quoted[1]) : "", offset: place))
+          sectors: sectors, type: String(words[2]), name: quoted.count == 3 ? String(quoted[1]) : "",
+          offset: place))
       guard result.count <= 4096 else { throw BlockError(.invalid, "vmdk image: it has too many extents") }
     }
     guard !result.isEmpty else { throw BlockError(.invalid, "vmdk image: the descriptor names no extents") }
@@ -88,12 +93,15 @@ public enum VMDK {
   /// The image that this one is a difference to.
   private static func parent(_ descriptor: String) throws(BlockError) -> (name: String, format: String?)? {
     func value(_ key: String) -> String? {
-      for line in descriptor.split(whereSeparator: { $0 == "\n" || $0 == "\r\n" }) where line.hasPrefix(key + "=") {
+      for line in descriptor.split(whereSeparator: { $0 == "\n" || $0 == "\r\n" })
+      where line.hasPrefix(key + "=") {
         return String(line.dropFirst(key.count + 1)).split(separator: "\"").first.map(String.init) ?? ""
       }
       return nil
     }
-    guard let identifier = value("parentCID"), identifier.prefix(8).lowercased() != "ffffffff" else { return nil }
+    guard let identifier = value("parentCID"), identifier.prefix(8).lowercased() != "ffffffff" else {
+      return nil
+    }
     guard let name = value("parentFileNameHint"), !name.isEmpty else {
       throw BlockError(.invalid, "vmdk image: it has a parent, but does not name it")
     }

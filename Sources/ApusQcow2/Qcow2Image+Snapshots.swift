@@ -292,7 +292,14 @@ extension Qcow2Image {
   private func count(_ table: [UInt64], by change: Int) throws(BlockError) {
     func one(_ cluster: UInt64) throws(BlockError) {
       if change > 0 {
-        try setRefcount(cluster, try refcount(cluster) + 1)
+        let present = try refcount(cluster)
+        guard present < maximumRefcount else {
+          throw BlockError(
+            .unsupported,
+            "qcow2 image: a cluster has \(present) references already, and its counts have \(1 << header.refcountOrder) bits"
+          )
+        }
+        try setRefcount(cluster, present + 1)
       } else {
         release(cluster..<cluster + 1)
       }

@@ -318,9 +318,17 @@ extension Qcow2Image {
     var end = offset + byteCount
     // The image's last cluster may be cut off: it counts as whole.
     if end == header.byteCount { end = (end + unit - 1) & ~(unit - 1) }
-    let range = AlignedRange(offset, end - offset, unit: unit)
-    try writeZeroBytes(range.head)
-    try writeZeroBytes(range.tail)
+    // A unit whose other bytes read as zeros is taken as a whole.
+    var start = offset
+    if start & (unit - 1) != 0, try readsAsZeros(start & ~(unit - 1)..<start) { start &= ~(unit - 1) }
+    if end & (unit - 1) != 0 {
+      let next = (end + unit - 1) & ~(unit - 1)
+      if try readsAsZeros(end..<min(next, header.byteCount)) { end = next }
+    }
+    let range = AlignedRange(start, end - start, unit: unit)
+    // Where the end was moved up to the unit's, there is nothing to write behind the image's.
+    try writeZeroBytes(range.head.clamped(to: 0..<header.byteCount))
+    try writeZeroBytes(range.tail.clamped(to: 0..<header.byteCount))
     guard !range.body.isEmpty else { return }
     if header.isDataFileRaw, let dataFile {
       // A raw data file has to read as zeros by itself.
@@ -357,6 +365,25 @@ extension Qcow2Image {
       return true
     } fallback: { (_, _) throws(BlockError) in
     }
+  }
+
+  /// Whether a range reads as zeros, as far as that can be known without reading data.
+  private func readsAsZeros(_ range: Range<UInt64>) throws(BlockError) -> Bool {
+    var position = range.lowerBound
+    while position < range.upperBound {
+      let found = try status(at: position, byteCount: range.upperBound - position)
+      position += found.byteCount
+      if found.isZero { continue }
+      guard !found.isAllocated, let backing = backingNode else { return false }
+      // What shines through.
+      var place = position - found.byteCount
+      while place < min(position, backing.byteCount) {
+        let below = try backing.status(at: place, byteCount: min(position, backing.byteCount) - place)
+        guard below.isZero else { return false }
+        place += below.byteCount
+      }
+    }
+    return true
   }
 
   /// Writes real zeros, unless the range reads as zeros already.

@@ -21,6 +21,8 @@ public struct ImageCreation {
     (self.filename, self.format, self.options, self.byteCount) = (filename, format, options, byteCount)
   }
 
+  /// Where the file lies: a name may say that it is one.
+  private var path: String { filename.hasPrefix("file:") ? String(filename.dropFirst(5)) : filename }
   /// Gets what will be made, as tools show it: the options with their defaults. Before anything is done.
   public var announce: (String) -> Void = { _ in }
 
@@ -122,8 +124,8 @@ public struct ImageCreation {
   {
     let mode = try preallocation(&reader, [.off, .falloc, .full])
     announce("size=\(size)" + (options["preallocation"] == nil ? "" : " preallocation=\(mode.rawValue)"))
-    try FileNode.create(filename)
-    let file = try openFile(filename, opening)
+    try FileNode.create(path)
+    let file = try openFile(path, opening)
     try file.truncate(size, preallocation: mode)
     return OpenedImage(try RawNode(file), filename: filename, format: "raw")
   }
@@ -134,8 +136,8 @@ public struct ImageCreation {
     let size = (size + 511) & ~511
     let encryption = try encryption(&reader, "", opening)
     announce("size=\(size)" + encryption.summary)
-    try FileNode.create(filename)
-    let file = try openFile(filename, opening)
+    try FileNode.create(path)
+    let file = try openFile(path, opening)
     try LUKSNode.create(size, encryption.parameters, on: file)
     let node = try LUKSNode(file, passphrase: encryption.parameters.passphrase)
     return OpenedImage(node, filename: filename, format: "luks")
@@ -197,8 +199,8 @@ public struct ImageCreation {
     }
     announce(
       "size=\(size)" + (isStatic ? " static=on" : "") + (kind.map { " subformat=\($0)" } ?? ""))
-    try FileNode.create(filename)
-    let file = try openFile(filename, opening)
+    try FileNode.create(path)
+    let file = try openFile(path, opening)
     let node: any ImageNode
     switch format {
     case "vdi":
@@ -268,12 +270,12 @@ public struct ImageCreation {
     announce(summary(settings) + encryptionSummary)
     var dataFile: FileNode?
     if let name = settings.dataFile {
-      let path = FileNames.resolve(name, from: filename)
-      try FileNode.create(path)
-      dataFile = try openFile(path, opening)
+      let dataPath = FileNames.resolve(name, from: filename)
+      try FileNode.create(dataPath)
+      dataFile = try openFile(dataPath, opening)
     }
-    try FileNode.create(filename)
-    let image = try Qcow2Image.create(settings, on: try openFile(filename, opening), dataFile: dataFile)
+    try FileNode.create(path)
+    let image = try Qcow2Image.create(settings, on: try openFile(path, opening), dataFile: dataFile)
     var backing: OpenedImage?
     if let name = settings.backingFile, !isUnsafe, !opening.withoutBacking {
       backing = try checked { () throws(StorageError) in

@@ -76,9 +76,12 @@ public struct ImageGraph {
     case "ignore", "off": graph.options.unmaps = false
     case let value?: throw StorageError("\(shown): discard is '\(value)'; it must be ignore or unmap")
     }
-    switch list["detect-zeroes"] {
-    case nil, "off": break
-    case let value?: throw StorageError("\(shown): detect-zeroes=\(value) is not implemented; leave it off")
+    let detection = list["detect-zeroes"]
+    guard [nil, "off", "on", "unmap"].contains(detection) else {
+      throw StorageError("\(shown): detect-zeroes is '\(detection ?? "")'; it must be off, on or unmap")
+    }
+    if detection == "unmap", !graph.options.unmaps {
+      throw StorageError("\(shown): detect-zeroes=unmap needs discard=unmap")
     }
     for key in [
       "read-only", "auto-read-only", "force-share", "cache.direct", "cache.no-flush", "discard",
@@ -86,7 +89,7 @@ public struct ImageGraph {
     ] {
       _ = list.take(key)
     }
-    return try graph.openNode(driver, list, shown)
+    return try graph.openNode(driver, list, shown).detectingZeroes(detection)
   }
 
   private func openNode(_ driver: String?, _ list: OptionList, _ shown: String) throws(StorageError)
@@ -179,9 +182,8 @@ public struct ImageGraph {
     try list.check(
       known: [
         "host", "port", "path", "export", "server.type", "server.host", "server.port", "server.path",
-        "tls-creds",
+        "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "multi-conn",
       ], of: "nbd")
-    if list["tls-creds"] != nil { throw ConfigurationError("nbd: tls-creds is not implemented") }
     let address: HostSocketAddress
     if let path = list["path"] ?? list["server.path"] {
       address = .unix(path: path)
@@ -195,9 +197,21 @@ public struct ImageGraph {
       }
       address = .inet(host: host, port: port)
     }
-    do throws(BlockError) {
-      return try NBDNode(address, export: list["export"] ?? "", isReadOnly: options.isReadOnly)
-    } catch { throw ConfigurationError(error.description) }
+    var configuration = NBDNode.Configuration(address)
+    configuration.export = list["export"] ?? ""
+    configuration.isReadOnly = options.isReadOnly
+    configuration.hostName = list["tls-hostname"]
+    configuration.reconnectSeconds = try list.number("reconnect-delay", of: "nbd", in: 0...1_000_000) ?? 0
+    configuration.openSeconds = try list.number("open-timeout", of: "nbd", in: 0...1_000_000) ?? 0
+    configuration.connectionCount = Int(try list.number("multi-conn", of: "nbd", in: 1...16) ?? 1)
+    if let id = list["tls-creds"] {
+      do throws(StorageError) { configuration.tls = try options.objects.tlsCredentials(id) } catch {
+        throw ConfigurationError(error.description)
+      }
+    }
+    do throws(BlockError) { return try NBDNode(configuration) } catch {
+      throw ConfigurationError(error.description)
+    }
   }
 
   private func openFileChecked(_ path: String, _ list: OptionList) throws(ConfigurationError) -> any ImageNode

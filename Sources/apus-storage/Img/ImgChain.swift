@@ -257,6 +257,10 @@ extension ImgTool {
   private static func change(_ image: Qcow2Image, _ list: OptionList, _ lazy: Bool?, _ bits: Int?)
     throws(BlockError)
   {
+    let isVersion2 = list["compat"] == "0.10" || list["compat"] == "v2"
+    if isVersion2, (bits ?? image.information.refcountBits) != 16 {
+      throw BlockError(.unsupported, "compat=0.10 has refcount_bits=16 only")
+    }
     if let size = list["size"] {
       guard let size = parseSize(size) else { throw BlockError(.invalid, "size is '\(size)'") }
       try image.truncate(size, preallocation: .off)
@@ -270,7 +274,7 @@ extension ImgTool {
     }
     if let bits { try image.setRefcountBits(bits) }
     if let lazy { try image.setLazyRefcounts(lazy) }
-    if list["compat"] == "0.10" || list["compat"] == "v2" { try image.setVersion(2) }
+    if isVersion2 { try image.setVersion(2) }
     if list["backing_file"] != nil || list["backing_fmt"] != nil {
       let name = list["backing_file"] ?? image.backingFileName
       try image.setBackingFile(name == "" ? nil : name, format: list["backing_fmt"] ?? image.backingFormat)

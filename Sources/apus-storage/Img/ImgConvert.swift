@@ -76,6 +76,7 @@ extension ImgTool {
       let options = try copyOptions()
       let (target, isNew) = try openTarget(size, sources)
       var settings = options
+      settings.isTargetNew = isNew
       if isNew { settings.targetIsZero = target.node.isZeroInitialized && target.backingFilename == nil }
       if arguments.has("target-is-zero") { settings.targetIsZero = true }
       if settings.isCompressed, target.node.clusterByteCount == 0 {
