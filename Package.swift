@@ -163,7 +163,8 @@ let package = Package(
     tests(
       "ApusStorageTests",
       [
-        "ApusStorage", "ApusNBD", "ApusImages", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusHost",
+        "ApusStorage", "ApusNBD", "ApusImages", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusCrypto",
+        "ApusHost",
         "ApusTestKit",
       ]),
     tests("ApusQcow2Tests", ["ApusQcow2", "ApusBlock", "ApusHost", "ApusTestKit"]),

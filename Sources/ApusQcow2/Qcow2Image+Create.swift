@@ -227,12 +227,15 @@ extension Qcow2Image {
     let old = self.byteCount
     if isReadOnly { throw BlockError(.readOnly, "the image is open read-only") }
     guard byteCount != old else { return }
-    if let blocker = bitmaps.first {
-      // Their tables would have to change together with the size.
+    if let broken = bitmaps.first(where: { $0.wasInUse }) {
       throw BlockError(
-        .unsupported,
-        "qcow2 image: it has the bitmap '\(blocker.name)' and cannot be resized; remove it first")
+        .invalid,
+        "qcow2 image: its bitmap '\(broken.name)' is inconsistent and cannot follow a new size; remove it first"
+      )
     }
+    // From here until the bitmaps are stored with the new size, other programs see them as in use: after a crash they are
+    // worth nothing, and nobody takes their old tables for those of the new size.
+    try locked { () throws(BlockError) in try beginResizingBitmaps() }
     if byteCount < old {
       guard preallocation == .off else { throw BlockError(.invalid, "a smaller size cannot be preallocated") }
       try shrink(to: byteCount)
@@ -240,6 +243,7 @@ extension Qcow2Image {
       try grow(to: byteCount)
       try preallocate(old..<byteCount, preallocation)
     }
+    try locked { () throws(BlockError) in try endResizingBitmaps() }
     try dataFile.map { (node: any ImageNode) throws(BlockError) in
       if header.isDataFileRaw || node.byteCount < byteCount {
         try node.truncate(byteCount, preallocation: .off)

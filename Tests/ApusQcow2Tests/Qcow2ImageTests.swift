@@ -111,6 +111,8 @@ import Testing
     try image.flush()
     var flushed: [(point: Int, model: [UInt8])] = []
     var model = [UInt8](repeating: 0, count: 2048)
+    // What each block may read as: the value at the last flush, or one that came after it.
+    var history: [(point: Int, block: Int, value: UInt8)] = []
     flushed.append((journal.count, model))
     for step in 0..<60 {
       let block = Int.random(in: 0..<model.count, using: &generator)
@@ -118,10 +120,14 @@ import Testing
       switch step % 6 {
       case 5:
         try image.discard(at: UInt64(block & ~15) * 4096, byteCount: 65536)
-        for index in (block & ~15)..<(block & ~15) + 16 { model[index] = 0 }
+        for index in (block & ~15)..<(block & ~15) + 16 {
+          model[index] = 0
+          history.append((journal.count, index, 0))
+        }
       default:
         try image.write([UInt8](repeating: value, count: 4096), at: UInt64(block) * 4096)
         model[block] = value
+        history.append((journal.count, block, value))
       }
       if step % 7 == 6 {
         try image.flush()
@@ -137,6 +143,17 @@ import Testing
       let reopened = try Qcow2Image(survivor, options: options)
       let result = try reopened.check()
       #expect(result.corruptions == 0, "cut at \(point): \(result.messages.prefix(4))")
+      guard let safe = flushed.last(where: { $0.point <= point }) else { continue }
+      let later = history.filter { $0.point > safe.point }
+      let bytes = try reopened.bytes(at: 0, count: 8 << 20)
+      for (block, value) in safe.model.enumerated() {
+        let found = bytes[block * 4096]
+        let isWhole = bytes[block * 4096..<block * 4096 + 4096].allSatisfy { $0 == found }
+        if found == value && isWhole || later.contains(where: { $0.block == block }) { continue }
+        Issue.record(
+          "cut at \(point), flushed at \(safe.point): block \(block) has \(found) instead of \(value)")
+        break
+      }
     }
   }
 }

@@ -85,6 +85,31 @@ def dirty_bitmap():
             seen(socket)
 
 
+@case("bitmaps-follow-the-size")
+def bitmaps_follow():
+    image, socket = path("bitmap-size.qcow2"), path("bitmap-size.sock")
+    for start, end, change in ((4, 9, []), (9, 4, ["--shrink"]), (1, 3000, [])):
+        for name in ("on", "off"):
+            img("create", "-q", "-f", "qcow2", image, f"{start}M")
+            img("bitmap", "--add", "-g", "64k", image, "b")
+            io(image, "write -q -P 1 0 64k", "write -q -P 1 512k 128k", options=("-f", "qcow2"))
+            if start > 5:
+                io(image, "write -q -P 1 5M 1M", options=("-f", "qcow2"))
+            if name == "off":
+                img("bitmap", "--disable", image, "b")
+            img("resize", "-q", *change, image, f"{end}M")
+            both_check(image)
+            if name == "on":
+                (io if end > 5 else peer_io)(image, f"write -q -P 2 {end - 1}M 64k", options=("-f", "qcow2"))
+            expected = [(0, 65536), (524288, 131072)] + ([((end - 1) << 20, 65536)] if name == "on" else [])
+            for program in (tool("nbd"), peer("nbd")):
+                with server(program, "-t", "-r", "-B", "b", "-k", socket, "-f", "qcow2", image, socket=socket):
+                    entries = json.loads(run(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json",
+                                             f"nbd+unix:///?socket={socket}"))
+                    dirty = [(entry["offset"], entry["length"]) for entry in entries if entry["type"] & 1]
+                    check(dirty == expected, f"from {start}M to {end}M: {dirty} instead of {expected}")
+
+
 def seen(socket):
     uri = f"nbd+unix:///?socket={socket}"
     entries = json.loads(run(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json", uri))
