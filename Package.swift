@@ -128,7 +128,8 @@ let package = Package(
       dependencies: [
         "ApusStorage", "ApusNBD", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusCrypto", "ApusHost",
       ],
-      swiftSettings: common),
+      swiftSettings: common,
+      linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
     .executableTarget(
       name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusDecode", "ApusHost"], swiftSettings: hot),
     // Tests

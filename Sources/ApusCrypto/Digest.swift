@@ -11,6 +11,9 @@ public struct CryptoError: Error, CustomStringConvertible, Equatable {
   }
 }
 
+/// Whether the library could be started; asked before its first use.
+let libraryIsReady = gnutls_global_init() == 0
+
 /// Hash functions by the names that LUKS headers have for them.
 public enum Digest: String, Sendable, CaseIterable {
   case sha1, sha224, sha256, sha384, sha512, ripemd160
@@ -31,6 +34,7 @@ public enum Digest: String, Sendable, CaseIterable {
   public var byteCount: Int { Int(gnutls_hash_get_len(identifier)) }
 
   public func hash(_ bytes: [UInt8]) throws(CryptoError) -> [UInt8] {
+    guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
     var result = [UInt8](repeating: 0, count: byteCount)
     let code = gnutls_hash_fast(identifier, bytes, bytes.count, &result)
     guard code == 0 else { throw CryptoError("cannot compute \(rawValue)", code: code) }
@@ -42,6 +46,7 @@ public enum Digest: String, Sendable, CaseIterable {
     throws(CryptoError)
     -> [UInt8]
   {
+    guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
     var result = [UInt8](repeating: 0, count: byteCount)
     let code = Self.withDatum(password) { key in
       Self.withDatum(salt) { salt in
@@ -64,6 +69,7 @@ public enum Digest: String, Sendable, CaseIterable {
 
 /// Bytes that nobody can guess, for keys and salts.
 public func cryptographicRandomBytes(_ count: Int) throws(CryptoError) -> [UInt8] {
+  guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
   var result = [UInt8](repeating: 0, count: count)
   let code = gnutls_rnd(GNUTLS_RND_KEY, &result, count)
   guard code == 0 else { throw CryptoError("no random bytes", code: code) }

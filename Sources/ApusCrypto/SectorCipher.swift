@@ -59,6 +59,7 @@ public final class SectorCipher: Sendable {
   private let free = Mutex<[Context]>([])
 
   public init(_ algorithm: Algorithm, key: [UInt8]) throws(CryptoError) {
+    guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
     guard algorithm.identifier != nil, key.count == algorithm.keyByteCount else {
       throw CryptoError("AES-\(algorithm.mode.rawValue) with a key of \(key.count) bytes is not possible")
     }

@@ -9,6 +9,9 @@ extension HostFile {
     public var end: UInt64
   }
 
+  /// Tells the file system how large the file's extents should be; one that has no such hint ignores it.
+  public func hintExtents(_ byteCount: UInt32) { _ = apus_set_extent_hint(descriptor, byteCount) }
+
   /// The extent at `offset`, which lies before the file's end; `nil` where the file system cannot say.
   public func extent(at offset: UInt64, fileByteCount: UInt64) -> Extent? {
     guard kind == .regular, offset < fileByteCount else { return nil }

@@ -36,6 +36,15 @@ public final class HostStream: Sendable {
     return true
   }
 
+  /// Receives what there is, at least a byte, into `buffer`; 0 at the stream's end.
+  public func receiveSome(_ buffer: IOBuffer) throws(HostError) -> Int {
+    while true {
+      let count = recv(descriptor, buffer.base, buffer.byteCount, 0)
+      if count >= 0 { return count }
+      guard errno == EINTR else { throw .last("receive from a socket") }
+    }
+  }
+
   /// Sends all of `buffers`.
   public func send(_ buffers: [IOBuffer]) throws(HostError) {
     var vectors = buffers.filter { $0.byteCount > 0 }.map { iovec(iov_base: $0.base, iov_len: $0.byteCount) }

@@ -13,6 +13,10 @@ final class NBDClient: @unchecked Sendable {
     var extents: [(UInt32, UInt32)] = []
     var failure: BlockError?
     var isDone = false
+    /// The connection has ended.
+    var isCut = false
+    /// For the one who waits: others are not woken.
+    let monitor = Monitor()
     init(_ buffers: [IOBuffer], _ startOffset: UInt64) {
       (self.buffers, self.startOffset) = (buffers, startOffset)
     }
@@ -102,8 +106,9 @@ final class NBDClient: @unchecked Sendable {
       sending.unlock()
       fail(BlockError(error))
     }
+    let isKnown = monitor.withLock { broken == nil }
+    waiter.monitor.withLock { while !waiter.isDone && isKnown && !waiter.isCut { waiter.monitor.wait() } }
     monitor.withLock {
-      while !waiter.isDone && broken == nil { monitor.wait() }
       waiters[cookie] = nil
       if !waiter.isDone { waiter.failure = broken }
     }
@@ -112,9 +117,15 @@ final class NBDClient: @unchecked Sendable {
   }
 
   private func fail(_ error: BlockError) {
-    monitor.withLock {
+    let waiting = monitor.withLock {
       if broken == nil { broken = error }
-      monitor.broadcast()
+      return Array(waiters.values)
+    }
+    for waiter in waiting {
+      waiter.monitor.withLock {
+        waiter.isCut = true
+        waiter.monitor.signal()
+      }
     }
     stream.shutDown()
   }
@@ -154,9 +165,9 @@ final class NBDClient: @unchecked Sendable {
   }
 
   private func finish(_ waiter: Waiter) {
-    monitor.withLock {
+    waiter.monitor.withLock {
       waiter.isDone = true
-      monitor.broadcast()
+      waiter.monitor.signal()
     }
   }
 

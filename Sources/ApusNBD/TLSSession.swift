@@ -17,6 +17,7 @@ final class TLSSession: @unchecked Sendable {
   /// - Parameter hostName: whom the server's certificate must name; a client with certificates needs it.
   init(_ socket: HostStream, _ credentials: TLSCredentials, hostName: String?) throws(HostError) {
     self.socket = socket
+    try Self.check(gnutls_global_init(), "start GnuTLS")
     socket.setNonBlocking()
     let kind: UInt32 = (credentials.isServer ? 1 : 2) | 8  // GNUTLS_SERVER or GNUTLS_CLIENT, GNUTLS_NONBLOCK
     try Self.check(gnutls_init(&session, kind), "start TLS")

@@ -56,7 +56,8 @@ extension Qcow2Image {
     opening.passphrase = options.encryption?.passphrase
     let image = try Qcow2Image(file, dataFile: dataFile, options: opening)
     if let dataFile, dataFile.byteCount < options.byteCount {
-      try dataFile.truncate(options.byteCount, preallocation: .off)
+      try dataFile.truncate(
+        options.byteCount, preallocation: options.preallocation == .falloc ? .falloc : .off)
     }
     try image.preallocate(0..<options.byteCount, options.preallocation)
     return image

@@ -107,7 +107,7 @@ public final class ImageCopier: Sendable {
   }
 
   /// Whether a node's bytes come from files of this host.
-  private static func isLocal(_ node: any ImageNode) -> Bool {
+  public static func isLocal(_ node: any ImageNode) -> Bool {
     let children = node.children
     return children.isEmpty ? node is FileNode : children.allSatisfy { isLocal($0.node) }
   }

@@ -23,6 +23,9 @@ public struct ImageCreation {
 
   /// Where the file lies: a name may say that it is one.
   private var path: String { filename.hasPrefix("file:") ? String(filename.dropFirst(5)) : filename }
+  private var extentHint: UInt32? {
+    options["extent_size_hint"].flatMap { parseSize($0) }.flatMap { UInt32(exactly: $0) }
+  }
   /// Gets what will be made, as tools show it: the options with their defaults. Before anything is done.
   public var announce: (String) -> Void = { _ in }
 
@@ -58,10 +61,14 @@ public struct ImageCreation {
       throw StorageError("images of the format '\(format)' cannot be created; it is read-only here")
     }
     do throws(ConfigurationError) {
-      try options.check(known: driver.options.map(\.name), of: "the format '\(format)'")
+      try options.check(
+        known: driver.options.map(\.name) + ["extent_size_hint"], of: "the format '\(format)'")
     } catch { throw StorageError(error) }
     var reader = Reader(list: options, what: "-o")
     let given = try reader.size("size")
+    if let hint = try reader.size("extent_size_hint"), hint > UInt64(UInt32.max) {
+      throw StorageError("-o: extent_size_hint is \(hint); it must be less than 4 GiB")
+    }
     var size = byteCount ?? given
     if let backing = options["backing_file"], !isUnsafe {
       var open = OpenOptions()
@@ -124,7 +131,7 @@ public struct ImageCreation {
   {
     let mode = try preallocation(&reader, [.off, .falloc, .full])
     announce("size=\(size)" + (options["preallocation"] == nil ? "" : " preallocation=\(mode.rawValue)"))
-    try FileNode.create(path)
+    try FileNode.create(path, extentHint: extentHint)
     let file = try openFile(path, opening)
     try file.truncate(size, preallocation: mode)
     return OpenedImage(try RawNode(file), filename: filename, format: "raw")
@@ -136,7 +143,7 @@ public struct ImageCreation {
     let size = (size + 511) & ~511
     let encryption = try encryption(&reader, "", opening)
     announce("size=\(size)" + encryption.summary)
-    try FileNode.create(path)
+    try FileNode.create(path, extentHint: extentHint)
     let file = try openFile(path, opening)
     try LUKSNode.create(size, encryption.parameters, on: file)
     let node = try LUKSNode(file, passphrase: encryption.parameters.passphrase)
@@ -199,7 +206,7 @@ public struct ImageCreation {
     }
     announce(
       "size=\(size)" + (isStatic ? " static=on" : "") + (kind.map { " subformat=\($0)" } ?? ""))
-    try FileNode.create(path)
+    try FileNode.create(path, extentHint: extentHint)
     let file = try openFile(path, opening)
     let node: any ImageNode
     switch format {
@@ -274,7 +281,7 @@ public struct ImageCreation {
       try FileNode.create(dataPath)
       dataFile = try openFile(dataPath, opening)
     }
-    try FileNode.create(path)
+    try FileNode.create(path, extentHint: extentHint)
     let image = try Qcow2Image.create(settings, on: try openFile(path, opening), dataFile: dataFile)
     var backing: OpenedImage?
     if let name = settings.backingFile, !isUnsafe, !opening.withoutBacking {

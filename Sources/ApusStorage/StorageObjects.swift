@@ -103,6 +103,7 @@ public struct StorageObjects: Sendable {
     return padding <= 2 ? result : nil
   }
 
+  func hasSecret(_ id: String) -> Bool { secrets[id] != nil }
   /// The passphrase that `key-secret=` names.
   func secret(_ id: String) throws(StorageError) -> [UInt8] {
     guard let secret = secrets[id] else {

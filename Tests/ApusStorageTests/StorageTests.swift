@@ -95,9 +95,11 @@ final class TemporaryNames {
     let server = NBDServer([export], listener: listener, connectionLimit: 0, isPersistent: true)
     let thread = HostThread.spawn("server") { server.run() }
     var configuration = NBDNode.Configuration(.unix(path: socket))
-    #expect(try NBDNode.list(configuration).map(\.name) == ["disk"])
+    let exports = try NBDNode.list(configuration).map(\.name)
+    #expect(exports == ["disk"])
     configuration.export = "other"
-    #expect(throws: BlockError.self) { [configuration] in try NBDNode(configuration) }
+    let other = configuration
+    #expect(throws: BlockError.self) { try NBDNode(other) }
     configuration.export = "disk"
     configuration.connectionCount = 3
     let node = try NBDNode(configuration)

@@ -27,11 +27,15 @@ enum IOTool {
       -s, --snapshot      write to a temporary overlay      --object OBJECT       a secret or TLS credentials
       --image-opts        FILE is a list of options         -i, --aio threads
 
-    apus-io -c help lists the commands. The exit code is 1 if one failed.
+    apus-io -c help lists the commands, apus-io --completion prints a completion script for bash. The exit code is 1 if one failed.
     """
 
   static func run(_ arguments: [String]) -> Int32 {
     do throws(ToolError) {
+      if arguments == ["--completion"] {
+        printLine(Completion.script("apus-io", options: options))
+        return 0
+      }
       let parsed = try Arguments(arguments, options, of: "apus-io")
       if parsed.has("help") {
         printLine(help)
@@ -57,6 +61,7 @@ enum IOTool {
         throw ToolError("--\(name) is not implemented")
       }
       settings.copiesOnRead = parsed.has("copy-on-read")
+      if settings.copiesOnRead, settings.isReadOnly { throw ToolError("-C and -r exclude each other") }
       if let aio = parsed["aio"], aio != "threads" {
         throw ToolError("aio mode '\(aio)' is not implemented; use threads")
       }

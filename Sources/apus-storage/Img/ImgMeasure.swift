@@ -61,7 +61,8 @@ extension ImgTool {
       let rounded = (size + cluster - 1) / cluster * cluster
       full = metadata + rounded
       let isPreallocated = ["metadata", "falloc", "full"].contains(list["preallocation"] ?? "off")
-      required = isPreallocated ? full : metadata + used
+      // What an overlay can leave to its backing file is not known here.
+      required = isPreallocated || list["backing_file"] != nil ? full : metadata + used
     case "luks":
       try refuseOptions(list, ImageFormat.named("luks")?.options.map(\.name) ?? [])
       full = try encryptionHeaderBytes(list, "") + (size + 511) & ~511
@@ -240,8 +241,10 @@ private final class BenchmarkLoad: @unchecked Sendable {
   }
 
   func run(depth: Int) throws(BlockError) {
-    // A request occupies its thread: more threads than this only wait for each other.
-    let threads = (1..<max(1, min(depth, HostProcess.processorCount * 2))).map { number in
+    // A request occupies its thread. On this host's files more threads than this only wait for each other; on a network
+    // each has a request under way.
+    let limit = ImageCopier.isLocal(node) ? HostProcess.processorCount * 2 : 64
+    let threads = (1..<max(1, min(depth, limit))).map { number in
       HostThread.spawn("bench-\(number)") { [self] in work() }
     }
     work()

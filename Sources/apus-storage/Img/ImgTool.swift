@@ -35,6 +35,11 @@ enum ImgTool {
       printLine(helpText)
       return 0
     }
+    if name == "--completion" {
+      printLine(
+        Completion.script("apus-img", commands: commands.map { ($0.name, $0.options + [objectOption]) }))
+      return 0
+    }
     guard let command = commands.first(where: { $0.name == name }) else {
       let known = commands.map(\.name)
       writeStandardError(
@@ -47,7 +52,7 @@ enum ImgTool {
     }
     do throws(ToolError) {
       let shared = [
-        Arguments.Option("", "image-opts"), .init("", "object", value: true),
+        Arguments.Option("", "image-opts"), objectOption,
         .init("T", "trace", value: true),
       ].filter { option in !command.options.contains { $0.short == option.short && !option.short.isEmpty } }
       let parsed = try Arguments(
@@ -72,13 +77,17 @@ enum ImgTool {
 
       \(lines)
 
-      Sizes take the suffixes K, M, G, T, P (powers of 1024). A FILE is a path, json:{...}, or nbd://HOST/EXPORT.
+      Sizes take the suffixes K, M, G, T, P, E (powers of 1024). A FILE is a path, json:{...}, or nbd://HOST/EXPORT;
+      with --image-opts it is a list like driver=qcow2,file.filename=PATH. --object secret,id=ID,data=TEXT or file=PATH
+      makes a passphrase that encrypt.key-secret=ID refers to; tls-creds-x509 and tls-creds-psk make TLS credentials.
       Formats: \(formats)
+      'apus-img --completion' prints a completion script for bash.
       """
   }
 
   // MARK: What commands share
 
+  static let objectOption = Arguments.Option("", "object", value: true)
   static let format = Arguments.Option("f", "format", value: true)
   static let quiet = Arguments.Option("q", "quiet")
   static let progressOption = Arguments.Option("p", "progress")

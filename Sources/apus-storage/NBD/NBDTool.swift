@@ -50,6 +50,10 @@ enum NBDTool {
 
   static func run(_ arguments: [String]) -> Int32 {
     do throws(ToolError) {
+      if arguments == ["--completion"] {
+        printLine(Completion.script("apus-nbd", options: options))
+        return 0
+      }
       let parsed = try Arguments(arguments, options, of: "apus-nbd")
       if parsed.has("help") {
         printLine(help)
