@@ -37,8 +37,9 @@ def opened(image, format):
 @case("both-ways")
 def both_ways():
     raw = sample("crypto.raw", 5 << 20)
-    for cipher in CIPHERS:
-        for format in ("qcow2", "luks"):
+    for number, cipher in enumerate(CIPHERS):
+        # Both kinds of disk have the same header: a few are enough for the plain one.
+        for format in ("qcow2", "luks")[:2 if number % 2 == 0 else 1]:
             for program in (img, peer_img):
                 image = path("crypto." + format)
                 options = qcow2_options(cipher) if format == "qcow2" else ",".join(filter(None, [QUICK, "key-secret=s0", cipher]))

@@ -260,6 +260,10 @@ extension IOSession {
     }
     let node = try node()
     let state = flags.contains("b") ? try vmState() : nil
+    if node.isReadOnly {
+      writeStandardError("\(StorageTools.name): \(command): the image is open read-only\n")
+      return fail()
+    }
     let (memory, list) = buffers(request)
     try fill(memory, request)
     let job: @Sendable () -> Bool = {

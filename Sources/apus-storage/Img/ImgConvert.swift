@@ -142,7 +142,8 @@ extension ImgTool {
       options.isUnordered = arguments.has("W")
       options.offloadsCopies = arguments.has("C")
       options.salvages = arguments.has("salvage")
-      options.keepsBackingRanges = arguments.has("B")
+      let hasBacking = try optionList(arguments)["backing_file"] != nil
+      options.keepsBackingRanges = arguments.has("B") || hasBacking
       options.rateLimit = try arguments.size("rate-limit") ?? 0
       return options
     }
@@ -177,9 +178,6 @@ extension ImgTool {
       }
       for source in sources where source.filename == output {
         throw ToolError("input and output are the same file '\(output)'")
-      }
-      if let text = list["backing_file"], arguments["B"] == nil {
-        throw ToolError("backing_file=\(text): use -B")
       }
       let creation = ImageCreation(output, format: outputFormat, options: list, byteCount: size)
       let created = try tool { () throws(StorageError) in try creation.create(opening: opening) }

@@ -27,6 +27,7 @@ extension ImgTool {
     if let backingFormat = arguments["F"] { list.entries.append(.init("backing_fmt", backingFormat)) }
     var creation = ImageCreation(arguments.operands[0], format: format, options: list)
     if arguments.operands.count == 2 {
+      guard list["size"] == nil else { throw ToolError("create: -o size= and SIZE exclude each other") }
       guard let size = parseSize(arguments.operands[1]), size < 1 << 63 else {
         throw ToolError(
           "invalid image size '\(arguments.operands[1])': it must be a number with one of the suffixes K, M, G, T, P"

@@ -19,7 +19,7 @@ enum NBDTool {
     .init("A", "allocation-depth"), .init("l", "load-snapshot", value: true), .init("h", "help"),
     .init("V", "version"),
     .init("s", "snapshot"), .init("c", "connect", value: true), .init("d", "disconnect"),
-    .init("", "aio", value: true),
+    .init("", "aio", value: true), .init("v", "verbose"),
     .init("", "detect-zeroes", value: true), .init("", "tls-creds", value: true),
     .init("", "object", value: true),
     .init("", "tls-hostname", value: true), .init("", "tls-authz", value: true),
@@ -42,6 +42,7 @@ enum NBDTool {
       -l, --load-snapshot NAME an internal snapshot       -n, --nocache          past the host's page cache
       --cache MODE             cache mode                 --discard MODE         ignore or unmap
       --fork                   go to the background       --pid-file FILE        write the process id
+      -v, --verbose            tell what is served (not with --fork)
       -L, --list               list a server's exports    -s, --snapshot         write to a temporary overlay
       --object OBJECT          a secret or TLS credentials
       --tls-creds ID           use TLS                    --tls-hostname NAME    whom the server's certificate names
@@ -158,6 +159,9 @@ enum NBDTool {
     do throws(HostError) { try HostProcess.onTermination(loop) { _ in server.stop() } } catch {
       throw ToolError(error.description)
     }
+    if arguments.has("verbose"), daemon == nil {
+      writeStandardError("\(StorageTools.name): serving '\(image.filename)' on \(address)\n")
+    }
     let thread = HostThread.spawn("nbd-signals") { loop.run() }
     if let daemon { HostProcess.finishDaemon(daemon) }
     server.run()
@@ -185,7 +189,12 @@ enum NBDTool {
       let opened = image
       image = try tool { () throws(StorageError) in try ImageCreation.temporaryOverlay(of: opened) }
     }
-    if let key = arguments["load-snapshot"] {
+    if var key = arguments["load-snapshot"] {
+      if key.hasPrefix("snapshot.") {
+        let given = key
+        let list = try ImgTool.parsed { () throws(ConfigurationError) in try OptionList(parsing: given) }
+        key = list["snapshot.id"] ?? list["snapshot.name"] ?? key
+      }
       guard let qcow2 = image.qcow2 else { throw ToolError("'\(image.filename)' has no internal snapshots") }
       let node = try request { () throws(BlockError) in try qcow2.snapshotNode(key) }
       image = OpenedImage(node, filename: image.filename, format: image.format, backing: image.backing)
