@@ -40,7 +40,8 @@ def both_ways():
     for number, cipher in enumerate(CIPHERS):
         # Both kinds of disk have the same header: a few are enough for the plain one.
         for format in ("qcow2", "luks")[:2 if number % 2 == 0 else 1]:
-            for program in (img, peer_img):
+            # qemu-img spends seconds on each header, measuring hashes.
+            for program in (img, peer_img) if number in (0, 2) and (number, format) != (2, "luks") else (img,):
                 image = path("crypto." + format)
                 options = qcow2_options(cipher) if format == "qcow2" else ",".join(filter(None, [QUICK, "key-secret=s0", cipher]))
                 steady(program, "convert", *SECRET, "-f", "raw", "-O", format, "-o", options, raw, image)
