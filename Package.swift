@@ -71,10 +71,14 @@ let package = Package(
     lib("ApusBlock", ["ApusHost"]),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
-    lib("ApusQcow2", ["ApusBlock", "ApusHost", "CZlib", "CZstd", "CDeflate"]),
-    lib("ApusNBD", ["ApusBlock", "ApusHost"]),
-    lib("ApusImages", ["ApusBlock", "ApusHost", "CDeflate"]),
-    lib("ApusStorage", ["ApusBlock", "ApusQcow2", "ApusImages", "ApusNBD", "ApusConfig", "ApusHost"]),
+    .systemLibrary(name: "CGnuTLS", pkgConfig: "gnutls", providers: [.apt(["libgnutls28-dev"])]),
+    lib("ApusCrypto", ["ApusBlock", "ApusHost", "CGnuTLS"]),
+    lib("ApusQcow2", ["ApusBlock", "ApusCrypto", "ApusHost", "CZlib", "CZstd", "CDeflate"]),
+    lib("ApusNBD", ["ApusBlock", "ApusHost", "CGnuTLS"]),
+    lib("ApusImages", ["ApusBlock", "ApusCrypto", "ApusHost", "CDeflate"]),
+    lib(
+      "ApusStorage",
+      ["ApusBlock", "ApusCrypto", "ApusQcow2", "ApusImages", "ApusNBD", "ApusConfig", "ApusHost"]),
     // Network. CSlirp has no pkgConfig: Debian's slirp.pc needs glib's, which the library's users do not.
     .systemLibrary(name: "CSlirp", path: "Sources/CSlirp"),
     lib("ApusNet", ["ApusHost", "ApusDevice", "CSlirp"]),
@@ -125,8 +129,11 @@ let package = Package(
       linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
     .executableTarget(
       name: "apus-storage",
-      dependencies: ["ApusStorage", "ApusNBD", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusHost"],
-      swiftSettings: common),
+      dependencies: [
+        "ApusStorage", "ApusNBD", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusCrypto", "ApusHost",
+      ],
+      swiftSettings: common,
+      linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
     .executableTarget(
       name: "apus-difftest", dependencies: ["ApusISARISCV", "ApusISAAArch64", "ApusDecode", "ApusHost"],
       swiftSettings: hot),
@@ -162,7 +169,8 @@ let package = Package(
     tests(
       "ApusStorageTests",
       [
-        "ApusStorage", "ApusNBD", "ApusImages", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusHost",
+        "ApusStorage", "ApusNBD", "ApusImages", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusCrypto",
+        "ApusHost",
         "ApusTestKit",
       ]),
     tests("ApusQcow2Tests", ["ApusQcow2", "ApusBlock", "ApusHost", "ApusTestKit"]),

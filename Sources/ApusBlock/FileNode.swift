@@ -76,13 +76,16 @@ public final class FileNode: ImageNode {
   }
 
   /// Makes an empty file, or empties the one that is there. Fails if someone uses it.
-  public static func create(_ path: String) throws(BlockError) {
+  ///
+  /// - Parameter extentHint: how large the file's extents should be, in bytes.
+  public static func create(_ path: String, extentHint: UInt32? = nil) throws(BlockError) {
     do throws(HostError) {
       let file = try HostFile(path: path, [.writable, .create])
       if file.kind == .blockDevice { return }
       try ImageLock.acquireForCreation(file)
       // Truncating what is empty already has some file systems write everything out when the file is closed.
       if try file.byteCount() > 0 { try file.truncate(0) }
+      if let extentHint { file.hintExtents(extentHint) }
     } catch {
       throw BlockError(error)
     }
@@ -227,7 +230,8 @@ public final class FileNode: ImageNode {
   public func status(at offset: UInt64, byteCount: UInt64) throws(BlockError) -> BlockStatus {
     let size = self.byteCount
     guard offset < size else {
-      return BlockStatus(byteCount: byteCount, isZero: true, isData: false, isAllocated: true)
+      return BlockStatus(
+        byteCount: byteCount, isZero: true, isData: false, isAllocated: true, hostOffset: offset)
     }
     guard let extent = file.extent(at: offset, fileByteCount: size) else {
       return BlockStatus(

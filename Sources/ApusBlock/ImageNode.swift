@@ -129,6 +129,14 @@ extension ImageNode {
   }
 }
 
+/// A format other than qcow2 whose images can have a backing file.
+public protocol BackedImage: ImageNode {
+  /// The backing file's name and format as the image has them.
+  var backingFile: (name: String, format: String?)? { get }
+  /// Before the first request.
+  func attachBacking(_ node: (any ImageNode)?)
+}
+
 /// Splits `[offset, offset + byteCount)` at multiples of `unit` into a head, whole units and a tail; any may be empty.
 public struct AlignedRange: Equatable, Sendable {
   public var head: Range<UInt64>

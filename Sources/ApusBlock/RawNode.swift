@@ -37,8 +37,8 @@ public final class RawNode: ImageNode {
       throw BlockError(.invalid, "offset \(offset) lies behind the \(size) bytes of the image")
     }
     if let byteCount {
-      guard byteCount & 511 == 0, offset & 511 == 0 else {
-        throw BlockError(.invalid, "offset and size of a raw node must be multiples of 512")
+      guard byteCount & 511 == 0 else {
+        throw BlockError(.invalid, "the size of a raw node must be a multiple of 512")
       }
       guard byteCount <= size - offset else {
         throw BlockError(

@@ -60,7 +60,7 @@ private struct JSONParser {
       guard take("]") else { throw error("no ']'") }
       return .array(elements)
     }
-    if current == UInt8(ascii: "\"") { return .string(try string()) }
+    if isQuote { return .string(try string()) }
     if word("true") { return .bool(true) }
     if word("false") { return .bool(false) }
     if word("null") { return .null }
@@ -76,7 +76,7 @@ private struct JSONParser {
     if take("}") { return [] }
     repeat {
       skipSpace()
-      guard current == UInt8(ascii: "\"") else { throw error("no member name") }
+      guard isQuote else { throw error("no member name") }
       let key = try string()
       guard take(":") else { throw error("no ':'") }
       members.append(.init(key, try value(depth: depth + 1)))
@@ -85,13 +85,17 @@ private struct JSONParser {
     return members
   }
 
+  /// Strings may stand in single quotes, too, as users write them in shells.
+  private var isQuote: Bool { current == UInt8(ascii: "\"") || current == UInt8(ascii: "'") }
+
   private mutating func string() throws(ConfigurationError) -> String {
+    let quote = current
     index += 1
     var result: [UInt8] = []
     while let byte = current {
       index += 1
       switch byte {
-      case UInt8(ascii: "\""): return String(decoding: result, as: UTF8.self)
+      case quote: return String(decoding: result, as: UTF8.self)
       case UInt8(ascii: "\\"): result += try escape()
       case 0..<0x20: throw error("a control character in a string")
       default: result.append(byte)
@@ -109,7 +113,7 @@ private struct JSONParser {
     case UInt8(ascii: "r"): return [0x0d]
     case UInt8(ascii: "b"): return [0x08]
     case UInt8(ascii: "f"): return [0x0c]
-    case UInt8(ascii: "\""), UInt8(ascii: "\\"), UInt8(ascii: "/"): return [byte]
+    case UInt8(ascii: "\""), UInt8(ascii: "'"), UInt8(ascii: "\\"), UInt8(ascii: "/"): return [byte]
     case UInt8(ascii: "u"):
       var scalar = try codeUnit()
       if (0xd800..<0xdc00).contains(scalar), word("\\u") {

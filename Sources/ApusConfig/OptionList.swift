@@ -191,7 +191,7 @@ public func parseNumber(_ text: String) -> UInt64? {
 /// - Parameter unit: what a number without a suffix counts, in bytes.
 public func parseSize(_ text: String, unit: UInt64 = 1) -> UInt64? {
   let suffixes: [Character: UInt64] = [
-    "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50,
+    "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60,
   ]
   var digits = Substring(text)
   var factor = unit

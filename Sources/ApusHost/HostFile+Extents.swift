@@ -9,6 +9,9 @@ extension HostFile {
     public var end: UInt64
   }
 
+  /// Tells the file system how large the file's extents should be; one that has no such hint ignores it.
+  public func hintExtents(_ byteCount: UInt32) { _ = apus_set_extent_hint(descriptor, byteCount) }
+
   /// The extent at `offset`, which lies before the file's end; `nil` where the file system cannot say.
   public func extent(at offset: UInt64, fileByteCount: UInt64) -> Extent? {
     guard kind == .regular, offset < fileByteCount else { return nil }
@@ -76,6 +79,16 @@ public enum HostPath {
     guard let slash = path.lastIndex(of: "/") else { return path }
     return String(path[path.index(after: slash)...])
   }
+  public static func environment(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+  /// Makes an empty file of a new name and returns its path.
+  public static func temporaryFile(in folder: String) throws(HostError) -> String {
+    var name = Array("\(folder)/apus-XXXXXX".utf8CString)
+    let descriptor = mkstemp(&name)
+    guard descriptor >= 0 else { throw .last("make a temporary file in", folder) }
+    close(descriptor)
+    return String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+  public static func remove(_ path: String) { unlink(path) }
   public static func isTerminal(_ descriptor: Int32) -> Bool { isatty(descriptor) == 1 }
   /// `YYYY-MM-DD hh:mm:ss` in the host's zone.
   public static func localDate(_ seconds: Int) -> String {

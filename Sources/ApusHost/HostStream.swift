@@ -36,6 +36,15 @@ public final class HostStream: Sendable {
     return true
   }
 
+  /// Receives what there is, at least a byte, into `buffer`; 0 at the stream's end.
+  public func receiveSome(_ buffer: IOBuffer) throws(HostError) -> Int {
+    while true {
+      let count = recv(descriptor, buffer.base, buffer.byteCount, 0)
+      if count >= 0 { return count }
+      guard errno == EINTR else { throw .last("receive from a socket") }
+    }
+  }
+
   /// Sends all of `buffers`.
   public func send(_ buffers: [IOBuffer]) throws(HostError) {
     var vectors = buffers.filter { $0.byteCount > 0 }.map { iovec(iov_base: $0.base, iov_len: $0.byteCount) }
@@ -61,6 +70,18 @@ public final class HostStream: Sendable {
       }
     }
     withExtendedLifetime(buffers) {}
+  }
+
+  /// For a library that transfers by itself: calls return at once.
+  public func setNonBlocking() {
+    _ = apus_fcntl(descriptor, F_SETFL, apus_fcntl(descriptor, F_GETFL, 0) | O_NONBLOCK)
+  }
+  /// Valid as long as the object lives.
+  public var rawDescriptor: Int32 { descriptor }
+  /// Waits for readiness (or an error, or the end). False after the time, without end if that is negative.
+  public func waitUntilReady(writing: Bool, milliseconds: Int32) -> Bool {
+    var entry = pollfd(fd: descriptor, events: Int16(writing ? POLLOUT : POLLIN), revents: 0)
+    return poll(&entry, 1, milliseconds) > 0
   }
 
   /// Ends both directions: whoever waits in `receive` returns.

@@ -15,7 +15,7 @@ enum BlockPlace: Equatable {
 protocol BlockTable: AnyObject {
   var formatName: String { get }
   var byteCount: UInt64 { get }
-  /// Bytes of a block; a power of two.
+  /// Bytes of a block; a power of two if blocks can be written.
   var blockByteCount: UInt64 { get }
   func place(_ block: UInt64) throws(BlockError) -> BlockPlace
   /// Makes room for a block at the file's end and returns where its data goes; the table does not show it yet.
@@ -48,7 +48,7 @@ extension BlockTable {
 /// An image that is a table of blocks of one size: VDI, VHD, VMDK extents, Parallels, QED.
 ///
 /// Any thread. The lock is held while a block is made; data of blocks that are there moves without it.
-final class BlockTableImage: ImageNode, @unchecked Sendable {
+final class BlockTableImage: BackedImage, @unchecked Sendable {
   // SAFETY: the table is touched with `monitor` held.
   private let monitor = Monitor()
   private let file: any ImageNode
@@ -56,9 +56,14 @@ final class BlockTableImage: ImageNode, @unchecked Sendable {
   let isReadOnly: Bool
   private var backingNode: (any ImageNode)?
   private let canCompress: Bool
+  let backingFile: (name: String, format: String?)?
 
-  init(_ file: any ImageNode, _ table: any BlockTable, isReadOnly: Bool, canCompress: Bool = false) {
+  init(
+    _ file: any ImageNode, _ table: any BlockTable, isReadOnly: Bool, canCompress: Bool = false,
+    backingFile: (name: String, format: String?)? = nil
+  ) {
     (self.file, self.table, self.canCompress) = (file, table, canCompress)
+    self.backingFile = backingFile
     self.isReadOnly = isReadOnly || file.isReadOnly
   }
 
@@ -86,7 +91,7 @@ final class BlockTableImage: ImageNode, @unchecked Sendable {
     let size = table.blockByteCount
     var done: UInt64 = 0
     while done < count {
-      let within = (offset + done) & (size - 1)
+      let within = (offset + done) % size
       let length = min(count - done, size - within)
       try body((offset + done) / size, within, length, done)
       done += length
@@ -204,7 +209,7 @@ final class BlockTableImage: ImageNode, @unchecked Sendable {
   func writeZeroes(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) {
     if let error = writeError(offset, byteCount) { throw error }
     var end = offset + byteCount
-    if end == self.byteCount { end = (end + clusterByteCount - 1) & ~(clusterByteCount - 1) }
+    if end == self.byteCount { end = (end + clusterByteCount - 1) / clusterByteCount * clusterByteCount }
     try forEachBlock(offset, end - offset) { (block, within, length, done) throws(BlockError) in
       let isDone = try locked { () throws(BlockError) -> Bool in
         let place = try table.place(block)
@@ -227,7 +232,7 @@ final class BlockTableImage: ImageNode, @unchecked Sendable {
     if let error = rangeError(offset, byteCount) { throw error }
     let size = table.blockByteCount
     return try locked { () throws(BlockError) in
-      let within = offset & (size - 1)
+      let within = offset % size
       var place = try table.place(offset / size)
       var count = min(byteCount, size - within)
       var status = BlockStatus(byteCount: count, isZero: false, isData: true, isAllocated: true)

@@ -7,8 +7,8 @@ import ApusHost
 ///    0 "vhdxfile"     64 KiB header 1   128 KiB header 2   192, 256 KiB region table and its copy
 ///    1 MiB log         2 MiB metadata     3 MiB block table, then blocks of 8 MiB or more
 /// ```
-/// Not modelled: the log (an image whose log is not empty is refused; entries of the block table are written in place, a
-/// sector at a time), parents.
+/// A log is carried out when an image is opened for writing (`VHDX+Log.swift`). Not modelled: writing a log (entries of the
+/// block table are written in place, a sector at a time), parents.
 public enum VHDX {
   static let megabyte: UInt64 = 1 << 20
   static let blockTableRegion = guid("2DC27766F62342009D64115E9BFD4A08")
@@ -148,13 +148,27 @@ private final class VHDXTable: BlockTable {
     func refuse(_ text: String) -> BlockError { BlockError(.invalid, "vhdx image: \(text)") }
     let current = try Self.readHeader(file)
     guard let header = current else { throw refuse("both headers are damaged") }
-    guard header.array(48, 16).allSatisfy({ $0 == 0 }) else {
-      throw BlockError(
-        .unsupported,
-        "vhdx image: its log is not empty, and replaying it is not implemented; open it with its own program first"
-      )
+    var sequence = header.little64(8)
+    if !header.array(48, 16).allSatisfy({ $0 == 0 }) {
+      guard !file.isReadOnly else {
+        throw BlockError(
+          .invalid,
+          "vhdx image: its log is not empty; open it once for writing, for example with apus-io -c flush, to carry the log out"
+        )
+      }
+      try VHDX.replayLog(file, header)
+      // Both headers, one after the other: the older one first.
+      for place: UInt64 in try Self.isFirstCurrent(file) ? [131072, 65536] : [65536, 131072] {
+        sequence += 1
+        let fresh = VHDX.header(sequence: sequence)
+        fresh.setLittle(68, header.little32(68))
+        fresh.setLittle(72, header.little64(72))
+        fresh.setLittle(4, VHDX.checksum(fresh, at: 4))
+        try file.write(at: place, from: [fresh.io])
+        try file.flush()
+      }
     }
-    sequence = header.little64(8)
+    self.sequence = sequence
     let regions = try Self.readRegions(file)
     guard let table = regions[VHDX.blockTableRegion], let metadata = regions[VHDX.metadataRegion] else {
       throw refuse("a region is missing")
@@ -258,7 +272,15 @@ private final class VHDXTable: BlockTable {
       hasWritten = true
       sequence += 1
       let place: UInt64 = try Self.isFirstCurrent(file) ? 131072 : 65536
-      try file.write(at: place, from: [VHDX.header(sequence: sequence).io])
+      // The log stays where it is.
+      let current: UInt64 = place == 65536 ? 131072 : 65536
+      let old = HostBuffer(byteCount: 4096)
+      try file.read(at: current, into: old.io)
+      let fresh = VHDX.header(sequence: sequence)
+      fresh.setLittle(68, old.little32(68))
+      fresh.setLittle(72, old.little64(72))
+      fresh.setLittle(4, VHDX.checksum(fresh, at: 4))
+      try file.write(at: place, from: [fresh.io])
       try file.flush()
     }
     defer { end += blockByteCount }

@@ -2,10 +2,11 @@ import ApusBlock
 import ApusHost
 import CDeflate
 
-/// VMware virtual disks [VMDK 5.0]: one file with sparse extents (monolithicSparse) or compressed ones (streamOptimized).
+/// VMware virtual disks [VMDK 5.0]: one file with sparse extents (monolithicSparse) or compressed ones (streamOptimized),
+/// or a descriptor with extents in other files (monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat).
 ///
-/// Little endian; grains of 64 KiB are found through grain directory and tables. Not modelled: descriptors in files of
-/// their own with several extents, parents, which are refused.
+/// Little endian; grains of 64 KiB are found through grain directory and tables. A parent is a backing file; that its
+/// content is still the one it had is not checked.
 public enum VMDK {
   static let compressedFlag: UInt32 = 1 << 16
   static let markersFlag: UInt32 = 1 << 17
@@ -15,14 +16,96 @@ public enum VMDK {
     start.starts(with: "KDMV".utf8) || start.starts(with: "# Disk DescriptorFile".utf8)
   }
 
-  public static func open(_ file: any ImageNode) throws(BlockError) -> any ImageNode {
+  /// - Parameter openExtent: opens a file that the descriptor names.
+  public static func open(
+    _ file: any ImageNode, openExtent: (String) throws(BlockError) -> any ImageNode
+  ) throws(BlockError) -> any ImageNode {
     let start = try file.bytes(at: 0, count: 4)
-    guard start == Array("KDMV".utf8) else {
-      throw BlockError(
-        .unsupported, "vmdk image: it is a descriptor with extents in other files, which is not implemented")
+    if start == Array("KDMV".utf8) {
+      let table = try VMDKTable(file)
+      return BlockTableImage(
+        file, table, isReadOnly: file.isReadOnly, canCompress: table.isCompressed,
+        backingFile: try parent(table.descriptor))
     }
-    let table = try VMDKTable(file)
-    return BlockTableImage(file, table, isReadOnly: file.isReadOnly, canCompress: table.isCompressed)
+    guard file.byteCount <= 1 << 20 else {
+      throw BlockError(.invalid, "vmdk image: the descriptor is too long")
+    }
+    let text = String(decoding: try file.bytes(at: 0, count: Int(file.byteCount)), as: UTF8.self)
+    guard text.hasPrefix("# Disk DescriptorFile") else {
+      throw BlockError(.invalid, "vmdk image: it is neither a sparse extent nor a descriptor")
+    }
+    let backing = try parent(text)
+    var parts: [JoinedNode.Part] = []
+    for line in try extents(text) {
+      let node: any ImageNode
+      switch line.type {
+      case "ZERO": node = NullNode(byteCount: line.sectors * 512, readsZeroes: true, isReadOnly: true)
+      case "FLAT", "VMFS":
+        let below = try openExtent(line.name)
+        node = try RawNode(below, offset: line.offset * 512, byteCount: line.sectors * 512)
+      case "SPARSE":
+        let below = try openExtent(line.name)
+        let table = try VMDKTable(below)
+        guard table.byteCount >= line.sectors * 512 else {
+          throw BlockError(
+            .invalid, "vmdk image: the extent '\(line.name)' is smaller than its descriptor says")
+        }
+        node = BlockTableImage(below, table, isReadOnly: below.isReadOnly, canCompress: false)
+      default:
+        throw BlockError(.unsupported, "vmdk image: extents of the type \(line.type) are not implemented")
+      }
+      parts.append(.init(node: node, byteCount: line.sectors * 512))
+    }
+    return JoinedNode("vmdk", file, parts, isReadOnly: file.isReadOnly, backingFile: backing)
+  }
+
+  private struct ExtentLine {
+    var sectors: UInt64
+    var type: String
+    var name: String
+    var offset: UInt64
+  }
+
+  /// `RW 4192256 SPARSE "disk-s001.vmdk"`, `RW 63 FLAT "disk-flat.vmdk" 0`, `RW 63 ZERO`.
+  private static func extents(_ descriptor: String) throws(BlockError) -> [ExtentLine] {
+    var result: [ExtentLine] = []
+    for line in descriptor.split(whereSeparator: { $0 == "\n" || $0 == "\r\n" }) {
+      let quoted = line.split(separator: "\"", maxSplits: 2, omittingEmptySubsequences: false)
+      let words = quoted[0].split(separator: " ")
+      guard words.count == 3, ["RW", "RDONLY", "NOACCESS"].contains(words[0]) else { continue }
+      guard words[0] == "RW" || words[0] == "RDONLY", let sectors = UInt64(words[1]), sectors > 0,
+        sectors < 1 << 40
+      else { throw BlockError(.invalid, "vmdk image: the extent '\(line)' makes no sense") }
+      let offset = quoted.count == 3 ? quoted[2].split(separator: " ").first.map(String.init) ?? "0" : "0"
+      guard let place = UInt64(offset), place < 1 << 40, quoted.count == 3 || words[2] == "ZERO" else {
+        throw BlockError(.invalid, "vmdk image: the extent '\(line)' makes no sense")
+      }
+      result.append(
+        ExtentLine(
+          sectors: sectors, type: String(words[2]), name: quoted.count == 3 ? String(quoted[1]) : "",
+          offset: place))
+      guard result.count <= 4096 else { throw BlockError(.invalid, "vmdk image: it has too many extents") }
+    }
+    guard !result.isEmpty else { throw BlockError(.invalid, "vmdk image: the descriptor names no extents") }
+    return result
+  }
+
+  /// The image that this one is a difference to.
+  private static func parent(_ descriptor: String) throws(BlockError) -> (name: String, format: String?)? {
+    func value(_ key: String) -> String? {
+      for line in descriptor.split(whereSeparator: { $0 == "\n" || $0 == "\r\n" })
+      where line.hasPrefix(key + "=") {
+        return String(line.dropFirst(key.count + 1)).split(separator: "\"").first.map(String.init) ?? ""
+      }
+      return nil
+    }
+    guard let identifier = value("parentCID"), identifier.prefix(8).lowercased() != "ffffffff" else {
+      return nil
+    }
+    guard let name = value("parentFileNameHint"), !name.isEmpty else {
+      throw BlockError(.invalid, "vmdk image: it has a parent, but does not name it")
+    }
+    return (name, "vmdk")
   }
 
   public static func create(_ byteCount: UInt64, on file: any ImageNode, isStreamOptimized: Bool = false)
@@ -91,6 +174,8 @@ private final class VMDKTable: BlockTable {
   let byteCount: UInt64
   let blockByteCount: UInt64
   let isCompressed: Bool
+  /// The text in the file, if there is one.
+  let descriptor: String
   private let file: any ImageNode
   private let perTable: UInt64
   private let directory: [UInt32]
@@ -124,16 +209,12 @@ private final class VMDKTable: BlockTable {
     isCompressed = flags & VMDK.compressedFlag != 0
     guard !isCompressed || header.little16(77) == 1 else { throw refuse("its compression method is unknown") }
     hasZeroGrains = flags & VMDK.zeroGrainFlag != 0
-    if header.little64(28) != 0 {
-      let text = String(
+    descriptor =
+      header.little64(28) != 0 && header.little64(28) < 1 << 40
+      ? String(
         decoding: try file.bytes(
-          at: header.little64(28) * 512, count: Int(min(header.little64(36), 40)) * 512), as: UTF8.self)
-      if let line = text.split(separator: "\n").first(where: { $0.hasPrefix("parentCID=") }),
-        line.dropFirst(10).prefix(8) != "ffffffff"
-      {
-        throw BlockError(.unsupported, "vmdk image: it has a parent, which is not implemented")
-      }
-    }
+          at: header.little64(28) * 512, count: Int(min(header.little64(36), 40)) * 512
+        ).prefix { $0 != 0 }, as: UTF8.self) : ""
     byteCount = sectors * 512
     blockByteCount = grain * 512
     self.file = file

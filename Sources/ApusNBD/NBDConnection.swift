@@ -16,13 +16,17 @@ final class NBDConnection: Sendable {
   }
 
   private static let threadsPerConnection = 4
-  let stream: HostStream
+  let stream: NBDStream
   private let exports: [NBDExport]
   private let receiving = Monitor()
   private let sending = Monitor()
   private let hasEnded = Atomic<Bool>(false)
 
-  init(_ stream: HostStream, _ exports: [NBDExport]) { (self.stream, self.exports) = (stream, exports) }
+  private let tls: TLSCredentials?
+
+  init(_ stream: HostStream, _ exports: [NBDExport], tls: TLSCredentials? = nil) {
+    (self.stream, self.exports, self.tls) = (NBDStream(stream), exports, tls)
+  }
 
   func cut() { stream.shutDown() }
 
@@ -61,6 +65,26 @@ final class NBDConnection: Sendable {
         let option = head.take(UInt32.self), let length = head.take(UInt32.self), length <= 1 << 20,
         let data = try stream.receive(Int(length))
       else { return nil }
+      if option == NBD.Option.startTLS {
+        guard data.bytes.isEmpty, let tls, !stream.isEncrypted else {
+          try refuse(
+            option, tls == nil ? NBD.Reply.policy : NBD.Reply.invalid,
+            tls == nil ? "this server has no TLS" : "TLS cannot start now")
+          continue
+        }
+        try reply(option, NBD.Reply.ack)
+        try stream.startTLS(tls, hostName: nil)
+        // What was asked for in the clear does not count.
+        let omits = terms.omitsZeroes
+        terms = Terms()
+        terms.omitsZeroes = omits
+        continue
+      }
+      if tls != nil, !stream.isEncrypted, option != NBD.Option.abort {
+        guard option != NBD.Option.exportName else { return nil }
+        try refuse(option, NBD.Reply.needsTLS, "this server wants TLS")
+        continue
+      }
       if option == NBD.Option.exportName {
         try sendExport(&terms, String(decoding: data.bytes, as: UTF8.self))
         return terms

@@ -22,7 +22,8 @@ struct NBDNegotiation {
     var text: String { String(decoding: data.bytes, as: UTF8.self) }
   }
 
-  init(_ stream: HostStream) throws(HostError) {
+  /// - Parameter tls: the connection has to be encrypted before anything is asked.
+  init(_ stream: NBDStream, tls: TLSCredentials? = nil, hostName: String? = nil) throws(HostError) {
     guard var greeting = try stream.receive(18), greeting.take(UInt64.self) == NBD.magic,
       greeting.take(UInt64.self) == NBD.optionMagic, let server = greeting.take(UInt16.self), server & 1 != 0
     else {
@@ -32,9 +33,17 @@ struct NBDNegotiation {
     var answer = NBDBytes()
     answer.append(UInt32(omitsZeroes ? 3 : 1))
     try stream.send(answer)
+    guard let tls else { return }
+    try send(stream, NBD.Option.startTLS)
+    let reply = try receive(stream, NBD.Option.startTLS)
+    guard reply.type == NBD.Reply.ack else {
+      throw HostError(
+        "start TLS: the NBD server refused it\(reply.text.isEmpty ? "" : ": " + reply.text)", errno: 71)
+    }
+    try stream.startTLS(tls, hostName: hostName)
   }
 
-  private func send(_ stream: HostStream, _ option: UInt32, _ data: NBDBytes = NBDBytes()) throws(HostError) {
+  private func send(_ stream: NBDStream, _ option: UInt32, _ data: NBDBytes = NBDBytes()) throws(HostError) {
     var message = NBDBytes()
     message.append(NBD.optionMagic)
     message.append(option)
@@ -43,7 +52,7 @@ struct NBDNegotiation {
     try stream.send(message)
   }
 
-  private func receive(_ stream: HostStream, _ option: UInt32) throws(HostError) -> Reply {
+  private func receive(_ stream: NBDStream, _ option: UInt32) throws(HostError) -> Reply {
     guard var head = try stream.receive(20), head.take(UInt64.self) == NBD.optionReplyMagic,
       head.take(UInt32.self) == option, let type = head.take(UInt32.self),
       let length = head.take(UInt32.self),
@@ -52,13 +61,13 @@ struct NBDNegotiation {
     return Reply(type: type, data: data)
   }
 
-  private mutating func askForStructuredReplies(_ stream: HostStream) throws(HostError) {
+  private mutating func askForStructuredReplies(_ stream: NBDStream) throws(HostError) {
     try send(stream, NBD.Option.structuredReply)
     hasStructuredReplies = try receive(stream, NBD.Option.structuredReply).type == NBD.Reply.ack
   }
 
   /// Asks for contexts; returns the names and numbers granted.
-  private func contexts(_ stream: HostStream, _ option: UInt32, _ export: String, _ queries: [String])
+  private func contexts(_ stream: NBDStream, _ option: UInt32, _ export: String, _ queries: [String])
     throws(HostError)
     -> [(String, UInt32)]
   {
@@ -83,7 +92,7 @@ struct NBDNegotiation {
   }
 
   /// Takes an export for transmission. `refusal` says why not.
-  mutating func go(_ stream: HostStream, _ export: String) throws(HostError) {
+  mutating func go(_ stream: NBDStream, _ export: String) throws(HostError) {
     try askForStructuredReplies(stream)
     if hasStructuredReplies {
       context = try contexts(stream, NBD.Option.setMetaContext, export, [NBD.baseAllocation]).first?.1
@@ -101,7 +110,7 @@ struct NBDNegotiation {
   }
 
   /// INFO or GO for an export.
-  private mutating func ask(_ stream: HostStream, _ option: UInt32, _ export: String) throws(HostError) {
+  private mutating func ask(_ stream: NBDStream, _ option: UInt32, _ export: String) throws(HostError) {
     var data = NBDBytes()
     data.append(UInt32(export.utf8.count))
     data.append(export)
@@ -114,7 +123,10 @@ struct NBDNegotiation {
       if reply.isError {
         refusal =
           reply.type == NBD.Reply.unsupported
-          ? "" : reply.text.isEmpty ? "error \(reply.type & 0xffff)" : reply.text
+          ? ""
+          : reply.type == NBD.Reply.needsTLS
+            ? "it wants TLS; give tls-creds="
+            : reply.text.isEmpty ? "error \(reply.type & 0xffff)" : reply.text
         return
       }
       if reply.type == NBD.Reply.ack { return }
@@ -133,12 +145,15 @@ struct NBDNegotiation {
   }
 
   /// What the server offers, with what it says about each.
-  mutating func list(_ stream: HostStream) throws(HostError) -> [NBDNode.Listing] {
+  mutating func list(_ stream: NBDStream) throws(HostError) -> [NBDNode.Listing] {
     try askForStructuredReplies(stream)
     try send(stream, NBD.Option.list)
     var names: [(String, String)] = []
     while true {
       var reply = try receive(stream, NBD.Option.list)
+      if reply.type == NBD.Reply.needsTLS {
+        throw HostError("list the NBD server's exports: it wants TLS; give --tls-creds", errno: 1)
+      }
       guard !reply.isError else { throw HostError("list the NBD server's exports: \(reply.text)", errno: 1) }
       if reply.type == NBD.Reply.ack { break }
       guard reply.type == NBD.Reply.server, let length = reply.data.take(UInt32.self),

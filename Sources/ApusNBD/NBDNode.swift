@@ -4,8 +4,8 @@ import Synchronization
 
 /// An image on an NBD server (`nbd`).
 ///
-/// Any thread; requests of several threads share the connection and are answered in any order.
-/// Not modelled: TLS, several connections, reconnecting, changes of the export's size.
+/// Any thread. Requests go to the connections in turn; one that broke is made anew if `reconnectSeconds` allows it.
+/// Not modelled: changes of the export's size.
 public final class NBDNode: ImageNode, @unchecked Sendable {
   /// An export as a server lists it.
   public struct Listing: Sendable {
@@ -19,226 +19,113 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
     public var contexts: [String]
   }
 
-  private final class Waiter {
-    let buffers: [IOBuffer]
-    /// The export's offset of the first buffer's first byte.
-    let startOffset: UInt64
-    var extents: [(UInt32, UInt32)] = []
-    var failure: BlockError?
-    var isDone = false
-    init(_ buffers: [IOBuffer], _ startOffset: UInt64) {
-      (self.buffers, self.startOffset) = (buffers, startOffset)
+  public struct Configuration: Sendable {
+    public var address: HostSocketAddress
+    public var export = ""
+    public var isReadOnly = false
+    public var tls: TLSCredentials?
+    /// Whom the server's certificate must name, if it is not the host of `address`.
+    public var hostName: String?
+    /// Several are used only if the server says that it keeps them consistent.
+    public var connectionCount = 1
+    /// How long requests wait for a connection that broke to come back; 0: they fail.
+    public var reconnectSeconds: UInt64 = 0
+    /// How long opening waits for the server.
+    public var openSeconds: UInt64 = 0
+    public init(_ address: HostSocketAddress) { self.address = address }
+
+    var certificateName: String? {
+      if let hostName { return hostName }
+      if case .inet(let host, _) = address { return host }
+      return nil
     }
   }
 
-  private let stream: HostStream
-  public let byteCount: UInt64
-  private let flags: UInt16
-  private let hasStructuredReplies: Bool
-  private let hasStatus: Bool
-  private let requestsReadOnly: Bool
-  private let maximumBlock: Int
-  private let sending = Monitor()
+  private let configuration: Configuration
   // SAFETY: what follows is touched with `monitor` held.
   private let monitor = Monitor()
-  private var waiters: [UInt64: Waiter] = [:]
-  private var nextCookie: UInt64 = 1
-  private var broken: BlockError?
+  private var clients: [NBDClient]
+  private var turn = 0
   private var isClosed = false
-  private var receiver: HostThread?
+  public let byteCount: UInt64
+  private let flags: UInt16
+  private let hasStatus: Bool
+  private let maximumBlock: Int
 
   public var driverName: String { "nbd" }
-  public var isReadOnly: Bool { requestsReadOnly || flags & NBD.ExportFlag.readOnly != 0 }
+  public var isReadOnly: Bool { configuration.isReadOnly || flags & NBD.ExportFlag.readOnly != 0 }
   public var transferLimit: Int { maximumBlock }
   public var allocatedByteCount: UInt64 { 0 }
 
-  public init(_ address: HostSocketAddress, export: String = "", isReadOnly: Bool = false) throws(BlockError)
+  public init(_ configuration: Configuration) throws(BlockError) {
+    self.configuration = configuration
+    let first = try Self.connect(configuration, seconds: configuration.openSeconds)
+    (byteCount, flags) = (first.byteCount, first.flags)
+    (hasStatus, maximumBlock) = (first.hasStatus, first.maximumBlock)
+    clients = [first]
+    guard first.flags & NBD.ExportFlag.multiConnection != 0 else { return }
+    while clients.count < configuration.connectionCount {
+      // A server that takes no more has said so early enough: what there is will do.
+      do throws(BlockError) { clients.append(try NBDClient(configuration)) } catch { break }
+    }
+  }
+
+  /// Connects, again and again for a while.
+  private static func connect(_ configuration: Configuration, seconds: UInt64) throws(BlockError) -> NBDClient
   {
-    let opened: (HostStream, NBDNegotiation)
-    do throws(HostError) {
-      let stream = try HostStream(connectingTo: address)
-      opened = (stream, try NBDNegotiation(stream))
-    } catch { throw BlockError(error) }
-    stream = opened.0
-    var negotiation = opened.1
-    do throws(HostError) { try negotiation.go(stream, export) } catch { throw BlockError(error) }
-    if let refusal = negotiation.refusal {
-      throw BlockError(.invalid, "the NBD server \(address) refused the export '\(export)': \(refusal)")
-    }
-    (byteCount, flags) = (negotiation.byteCount, negotiation.flags)
-    (hasStructuredReplies, hasStatus) = (negotiation.hasStructuredReplies, negotiation.context != nil)
-    maximumBlock = max(
-      65536, min(Int(negotiation.maximumBlock ?? UInt32(NBD.maximumPayload)), NBD.maximumPayload))
-    requestsReadOnly = isReadOnly
-    if !isReadOnly, flags & NBD.ExportFlag.readOnly != 0 {
-      throw BlockError(.readOnly, "the NBD server \(address) offers the export '\(export)' read-only")
-    }
-    receiver = HostThread.spawn("nbd-receive") { [weak self, stream] in
-      while let node = self, node.receiveReply(stream) {}
+    let deadline = HostClock.monotonicNanoseconds() + seconds * 1_000_000_000
+    let pause = Monitor()
+    while true {
+      do throws(BlockError) { return try NBDClient(configuration) } catch {
+        let now = HostClock.monotonicNanoseconds()
+        // A refusal is final; a server that is not there may come.
+        guard now < deadline, error.kind == .io else { throw error }
+        let end = min(deadline, now + 200_000_000)
+        pause.withLock { while HostClock.monotonicNanoseconds() < end { pause.wait(until: end) } }
+      }
     }
   }
 
   /// Asks a server for its exports.
-  public static func list(_ address: HostSocketAddress) throws(BlockError) -> [Listing] {
+  public static func list(_ configuration: Configuration) throws(BlockError) -> [Listing] {
     do throws(HostError) {
-      let stream = try HostStream(connectingTo: address)
-      var negotiation = try NBDNegotiation(stream)
+      let stream = try NBDStream(connectingTo: configuration.address)
+      var negotiation = try NBDNegotiation(
+        stream, tls: configuration.tls, hostName: configuration.certificateName)
       return try negotiation.list(stream)
     } catch { throw BlockError(error) }
   }
 
-  // MARK: Requests
+  // MARK: Connections
 
   private func perform(
     _ type: UInt16, _ flags: UInt16, _ offset: UInt64, _ byteCount: UInt64, payload: [IOBuffer] = [],
     into buffers: [IOBuffer] = []
-  ) throws(BlockError) -> Waiter {
-    let waiter = Waiter(buffers, offset)
-    let cookie: UInt64 = monitor.withLock {
-      defer { nextCookie += 1 }
-      waiters[nextCookie] = waiter
-      return nextCookie
-    }
-    var message = NBDBytes()
-    message.append(NBD.requestMagic)
-    message.append(flags)
-    message.append(type)
-    message.append(cookie)
-    message.append(offset)
-    message.append(UInt32(byteCount))
-    sending.lock()
-    do throws(HostError) {
-      try stream.send(message, payload)
-      sending.unlock()
-    } catch {
-      sending.unlock()
-      fail(BlockError(error))
-    }
-    monitor.withLock {
-      while !waiter.isDone && broken == nil { monitor.wait() }
-      waiters[cookie] = nil
-      if !waiter.isDone { waiter.failure = broken }
-    }
-    if let failure = waiter.failure { throw failure }
-    return waiter
-  }
-
-  private func fail(_ error: BlockError) {
-    monitor.withLock {
-      if broken == nil { broken = error }
-      monitor.broadcast()
-    }
-    stream.shutDown()
-  }
-
-  // MARK: Replies
-
-  /// Takes one reply; false when the connection has ended.
-  private func receiveReply(_ stream: HostStream) -> Bool {
-    do throws(HostError) {
-      guard var head = try stream.receive(16) else {
-        fail(BlockError(.io, "the NBD server closed the connection"))
-        return false
+  ) throws(BlockError) -> NBDClient.Waiter {
+    while true {
+      let client = monitor.withLock {
+        turn = (turn + 1) % clients.count
+        return clients[turn]
       }
-      let magic = head.take(UInt32.self)
-      if magic == NBD.simpleReplyMagic {
-        let number = head.take(UInt32.self) ?? 0
-        return try receiveSimple(stream, number, head.take(UInt64.self) ?? 0)
+      do throws(BlockError) {
+        return try client.perform(type, flags, offset, byteCount, payload: payload, into: buffers)
+      } catch {
+        guard client.isBroken, configuration.reconnectSeconds > 0 else { throw error }
+        try replace(client)
       }
-      guard magic == NBD.structuredReplyMagic, hasStructuredReplies, var rest = try stream.receive(4) else {
-        throw HostError("understand the NBD server's reply", errno: 71)
-      }
-      let flags = head.take(UInt16.self) ?? 0
-      let type = head.take(UInt16.self) ?? 0
-      let cookie = head.take(UInt64.self) ?? 0
-      return try receiveChunk(stream, flags, type, cookie, Int(rest.take(UInt32.self) ?? 0))
-    } catch {
-      fail(BlockError(error))
-      return false
     }
   }
 
-  private func waiter(_ cookie: UInt64) throws(HostError) -> Waiter {
-    guard let waiter = monitor.withLock({ waiters[cookie] }) else {
-      throw HostError("understand the NBD server's reply to no request", errno: 71)
+  /// Makes a connection anew that broke. The first who comes does it; the others find it done.
+  private func replace(_ client: NBDClient) throws(BlockError) {
+    monitor.lock()
+    defer { monitor.unlock() }
+    guard !isClosed, let index = clients.firstIndex(where: { $0 === client }) else { return }
+    let fresh = try Self.connect(configuration, seconds: configuration.reconnectSeconds)
+    guard fresh.byteCount == byteCount, fresh.flags == flags, fresh.hasStatus == hasStatus else {
+      throw BlockError(.io, "the NBD server came back with another export")
     }
-    return waiter
-  }
-
-  private func finish(_ waiter: Waiter) {
-    monitor.withLock {
-      waiter.isDone = true
-      monitor.broadcast()
-    }
-  }
-
-  private func receiveSimple(_ stream: HostStream, _ number: UInt32, _ cookie: UInt64) throws(HostError)
-    -> Bool
-  {
-    let waiter = try waiter(cookie)
-    if number != 0 {
-      waiter.failure = NBD.error(number, "carry out a request")
-    } else {
-      for buffer in waiter.buffers where try !stream.receive(buffer) {
-        throw HostError("receive data", errno: 104)
-      }
-    }
-    finish(waiter)
-    return true
-  }
-
-  private func receiveChunk(
-    _ stream: HostStream, _ flags: UInt16, _ type: UInt16, _ cookie: UInt64, _ length: Int
-  )
-    throws(HostError) -> Bool
-  {
-    let waiter = try waiter(cookie)
-    guard length <= NBD.maximumPayload + 16 else {
-      throw HostError("take an NBD reply of \(length) bytes", errno: 71)
-    }
-    switch type {
-    case NBD.Chunk.none: _ = try stream.receive(length)
-    case NBD.Chunk.data:
-      guard length >= 8, var start = try stream.receive(8), let offset = start.take(UInt64.self) else {
-        throw HostError("understand the NBD server's data", errno: 71)
-      }
-      for buffer in try target(waiter, offset, length - 8) where try !stream.receive(buffer) {
-        throw HostError("receive data", errno: 104)
-      }
-    case NBD.Chunk.hole:
-      guard var body = try stream.receive(length), let offset = body.take(UInt64.self),
-        let count = body.take(UInt32.self)
-      else {
-        throw HostError("understand the NBD server's hole", errno: 71)
-      }
-      for buffer in try target(waiter, offset, Int(count)) { buffer.clear() }
-    case NBD.Chunk.blockStatus:
-      guard var body = try stream.receive(length), body.take(UInt32.self) != nil else {
-        throw HostError("understand the NBD server's status", errno: 71)
-      }
-      while let count = body.take(UInt32.self), let value = body.take(UInt32.self) {
-        waiter.extents.append((count, value))
-      }
-    default:
-      guard type & 1 << 15 != 0, var body = try stream.receive(length) else {
-        throw HostError("understand a chunk of type \(type)", errno: 71)
-      }
-      let number = body.take(UInt32.self) ?? NBD.Errno.io
-      let text = body.take(UInt16.self).flatMap { body.takeText(Int($0)) } ?? ""
-      waiter.failure = NBD.error(number, "carry out a request" + (text.isEmpty ? "" : ": \(text)"))
-    }
-    if flags & NBD.Chunk.done != 0 { finish(waiter) }
-    return true
-  }
-
-  /// The waiter's buffers for bytes at the export's `offset`.
-  private func target(_ waiter: Waiter, _ offset: UInt64, _ count: Int) throws(HostError) -> [IOBuffer] {
-    let start = Int(clamping: offset &- waiter.startOffset)
-    let total = waiter.buffers.totalByteCount
-    guard offset >= waiter.startOffset, count <= total, start <= total - count else {
-      throw HostError("take NBD data that nobody asked for", errno: 71)
-    }
-    return waiter.buffers.slice(offset: start, count: count)
+    clients[index] = fresh
   }
 
   // MARK: ImageNode
@@ -333,17 +220,11 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
       return !isClosed
     }
     guard isFirst else { return }
+    let clients = monitor.withLock { self.clients }
     do throws(BlockError) { try flush() } catch {
-      stream.shutDown()
+      for client in clients { client.close() }
       throw error
     }
-    var message = NBDBytes()
-    message.append(NBD.requestMagic)
-    message.append(UInt16(0))
-    message.append(NBD.Command.disconnect)
-    message.bytes += [UInt8](repeating: 0, count: 20)
-    // The server may be gone already.
-    do throws(HostError) { try stream.send(message) } catch {}
-    stream.shutDown()
+    for client in clients { client.close() }
   }
 }

@@ -30,7 +30,9 @@ enum NBD {
     static let info: UInt32 = 3
     static let metaContext: UInt32 = 4
     static let unsupported: UInt32 = 1 << 31 | 1
+    static let policy: UInt32 = 1 << 31 | 2
     static let invalid: UInt32 = 1 << 31 | 3
+    static let needsTLS: UInt32 = 1 << 31 | 5
     static let unknown: UInt32 = 1 << 31 | 6
     static let tooBig: UInt32 = 1 << 31 | 9
   }
@@ -143,16 +145,4 @@ struct NBDBytes {
     return String(decoding: bytes[position..<position + count], as: UTF8.self)
   }
   var isAtEnd: Bool { position == bytes.count }
-}
-
-extension HostStream {
-  /// Receives `count` bytes; `nil` at the stream's end.
-  func receive(_ count: Int) throws(HostError) -> NBDBytes? {
-    if count == 0 { return NBDBytes() }
-    let buffer = HostBuffer(byteCount: count)
-    return try receive(buffer.io) ? NBDBytes(buffer.array()) : nil
-  }
-  func send(_ message: NBDBytes, _ payload: [IOBuffer] = []) throws(HostError) {
-    try send([HostBuffer(message.bytes).io(0, message.bytes.count)] + payload)
-  }
 }

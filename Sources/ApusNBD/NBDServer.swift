@@ -18,13 +18,16 @@ public final class NBDServer: Sendable {
   private let connectionLimit: Int
   /// Goes on when the last client has left.
   private let isPersistent: Bool
+  /// Clients have to encrypt their connections.
+  private let tls: TLSCredentials?
   private let state = Mutex(State())
   private let idle = Monitor()
 
   public init(
-    _ exports: [NBDExport], listener: HostListener, connectionLimit: Int = 1, isPersistent: Bool = false
+    _ exports: [NBDExport], listener: HostListener, connectionLimit: Int = 1, isPersistent: Bool = false,
+    tls: TLSCredentials? = nil
   ) {
-    (self.exports, self.listener) = (exports, listener)
+    (self.exports, self.listener, self.tls) = (exports, listener, tls)
     (self.connectionLimit, self.isPersistent) = (connectionLimit, isPersistent)
   }
 
@@ -40,7 +43,7 @@ public final class NBDServer: Sendable {
         }
       }
       guard !state.withLock({ $0.isStopping }), let stream = listener.accept() else { break }
-      let connection = NBDConnection(stream, exports)
+      let connection = NBDConnection(stream, exports, tls: tls)
       state.withLock { $0.connections.append(connection) }
       HostThread.spawn("nbd-client") { [self] in
         let wasUsed = connection.serve()

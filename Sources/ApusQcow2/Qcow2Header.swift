@@ -67,7 +67,7 @@ struct Qcow2Header: Equatable {
   var isDataFileRaw: Bool { autoclear & Autoclear.rawDataFile != 0 }
 
   subscript(text type: UInt32) -> String? {
-    get { extensions.first { $0.type == type }.map { String(decoding: $0.data, as: UTF8.self) } }
+    get { extensions.last { $0.type == type }.map { String(decoding: $0.data, as: UTF8.self) } }
     set { setExtension(type, newValue.map { Array($0.utf8) }) }
   }
   var backingFormat: String? {
@@ -79,12 +79,27 @@ struct Qcow2Header: Equatable {
     set { self[text: ExtensionType.dataFile] = newValue }
   }
 
-  mutating func setExtension(_ type: UInt32, _ data: [UInt8]?) {
-    let index = extensions.firstIndex { $0.type == type }
-    guard let data else {
-      if let index { extensions.remove(at: index) }
-      return
+  /// Where the LUKS header lies.
+  var encryptionHeader: (offset: UInt64, byteCount: UInt64)? {
+    get {
+      guard let data = extensions.first(where: { $0.type == ExtensionType.encryption })?.data,
+        data.count >= 16
+      else { return nil }
+      func big64(_ start: Int) -> UInt64 { (0..<8).reduce(0) { $0 << 8 | UInt64(data[start + $1]) } }
+      return (big64(0), big64(8))
     }
+    set {
+      func bytes(_ value: UInt64) -> [UInt8] {
+        (0..<8).map { UInt8(truncatingIfNeeded: value >> UInt64(56 - 8 * $0)) }
+      }
+      setExtension(ExtensionType.encryption, newValue.map { bytes($0.offset) + bytes($0.byteCount) })
+    }
+  }
+
+  mutating func setExtension(_ type: UInt32, _ data: [UInt8]?) {
+    // The last of several counts.
+    let index = extensions.lastIndex { $0.type == type }
+    guard let data else { return extensions.removeAll { $0.type == type } }
     if let index {
       extensions[index].data = data
     } else {
@@ -191,12 +206,19 @@ struct Qcow2Header: Equatable {
       }
       throw BlockError(.unsupported, "qcow2 image: unknown features: \(names.joined(separator: ", "))")
     }
-    guard encryption == 0 else {
-      let kind =
-        encryption == 1 ? "the legacy AES encryption" : encryption == 2 ? "LUKS encryption" : "encryption"
+    guard encryption != 1 else {
       throw BlockError(
         .unsupported,
-        "qcow2 image: it uses \(kind), which is not implemented; convert it to a plain image first")
+        "qcow2 image: it uses the legacy AES encryption, which is broken and not implemented; convert it with the "
+          + "program that made it, to a plain image or to LUKS")
+    }
+    guard encryption == 0 || encryption == 2 else {
+      throw Self.invalid("its encryption method \(encryption) is unknown; 0 (none) and 2 (LUKS) are")
+    }
+    if encryption == 2 {
+      guard let place = encryptionHeader, place.byteCount >= 592, place.byteCount <= 64 << 20,
+        place.offset & (clusterByteCount - 1) == 0, place.offset != 0, place.offset < 1 << 56
+      else { throw Self.invalid("the place of its LUKS header is missing or makes no sense") }
     }
     guard compressionType <= 1 else {
       throw Self.invalid("compression type \(compressionType) is unknown; 0 (zlib) and 1 (zstd) are")
@@ -244,7 +266,14 @@ struct Qcow2Header: Equatable {
     func room(_ list: [Extension]) -> Int {
       list.reduce(length + 8 + names.count) { $0 + 8 + ($1.data.count + 7) & ~7 }
     }
-    var extensions = self.extensions
+    // Known ones first, those of others as they came.
+    let order = [
+      ExtensionType.backingFormat, ExtensionType.dataFile, ExtensionType.encryption,
+      ExtensionType.featureNames,
+      ExtensionType.bitmaps,
+    ]
+    var extensions = order.flatMap { type in self.extensions.filter { $0.type == type } }
+    extensions += self.extensions.filter { !order.contains($0.type) }
     if room(extensions) > cluster { extensions.removeAll { $0.type == ExtensionType.featureNames } }
     guard room(extensions) <= cluster else {
       throw BlockError(

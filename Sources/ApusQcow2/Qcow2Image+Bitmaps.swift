@@ -161,13 +161,20 @@ extension Qcow2Image {
   func storeBitmaps() throws(BlockError) {
     guard bitmapsAreInUse else { return }
     bitmapsAreInUse = false
+    let before = pendingFrees
+    pendingFrees = []
     for index in bitmaps.indices where !bitmaps[index].wasInUse {
       if bitmaps[index].flags & PersistentBitmap.inUseFlag != 0 {
         bitmaps[index].flags &= ~PersistentBitmap.inUseFlag
         try storeBits(index)
       }
     }
+    // The old tables' clusters go only after the directory on disk leads to the new ones.
+    let frees = pendingFrees
+    pendingFrees = before
     try replaceDirectory()
+    pendingFrees += frees
+    try flushMetadata(isFinal: true)
   }
 
   /// Writes the bits of bitmap `index` to new clusters; the directory has to follow.
@@ -224,6 +231,35 @@ extension Qcow2Image {
     try file.flush()
     if let old { release(clusters(old.offset, old.byteCount)) }
     try flushMetadata(isFinal: true)
+  }
+
+  // MARK: Resizing
+
+  /// Loads all bitmaps and marks them as in use.
+  func beginResizingBitmaps() throws(BlockError) {
+    guard !bitmaps.isEmpty else { return }
+    bitmapsAreInUse = true
+    for index in bitmaps.indices {
+      _ = try load(index)
+      bitmaps[index].flags |= PersistentBitmap.inUseFlag
+    }
+    guard let directory else { return }
+    try file.write(encodedDirectory(), at: directory.offset)
+    try file.flush()
+  }
+
+  /// Fits the bits to the size that the image has now, and stores them. What is new is clean.
+  func endResizingBitmaps() throws(BlockError) {
+    for index in bitmaps.indices {
+      let bits = bitCount(bitmaps[index])
+      var words = bitmaps[index].words ?? []
+      let count = (bits + 63) / 64
+      if words.count > count { words.removeLast(words.count - count) }
+      words += [UInt64](repeating: 0, count: count - words.count)
+      if bits % 64 != 0, let last = words.indices.last { words[last] &= (1 << UInt64(bits % 64)) - 1 }
+      bitmaps[index].words = words
+    }
+    try storeBitmaps()
   }
 
   // MARK: Operations

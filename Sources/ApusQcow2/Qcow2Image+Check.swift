@@ -59,8 +59,10 @@ extension Qcow2Image {
       if repair != .none, result.corruptions == 0, result.checkErrors == 0 {
         try file.flush()
         let flags = Qcow2Header.Incompatible.dirty | Qcow2Header.Incompatible.corrupt
-        if header.incompatible & flags != 0 {
+        let unknown = header.autoclear & ~Qcow2Header.Autoclear.known
+        if header.incompatible & flags != 0 || unknown != 0 {
           header.incompatible &= ~flags
+          header.autoclear &= ~unknown
           try writeHeader()
         }
       }
@@ -129,6 +131,7 @@ extension Qcow2Image {
       try collectTree(
         try readL1(snapshot), isActive: false, &counts, &result, repair: repair, fileClusters)
     }
+    if header.encryption != 0, let place = header.encryptionHeader { add(place.offset, place.byteCount) }
     for range in try bitmapRanges(&result) { add(range.offset, range.byteCount) }
   }
 

@@ -1,4 +1,5 @@
 import ApusBlock
+import ApusCrypto
 import ApusHost
 
 /// New images.
@@ -16,6 +17,8 @@ extension Qcow2Image {
     public var preallocation = Preallocation.off
     public var dataFile: String?
     public var isDataFileRaw = false
+    /// LUKS encryption.
+    public var encryption: LUKSHeader.Parameters?
     public init(byteCount: UInt64) { self.byteCount = byteCount }
   }
 
@@ -48,9 +51,13 @@ extension Qcow2Image {
       header.setExtension(Qcow2Header.ExtensionType.featureNames, Qcow2Header.featureNames)
     }
     try writeTables(&header, file)
-    let image = try Qcow2Image(file, dataFile: dataFile)
+    if let encryption = options.encryption { try addEncryption(encryption, file, dataFile) }
+    var opening = Options()
+    opening.passphrase = options.encryption?.passphrase
+    let image = try Qcow2Image(file, dataFile: dataFile, options: opening)
     if let dataFile, dataFile.byteCount < options.byteCount {
-      try dataFile.truncate(options.byteCount, preallocation: .off)
+      try dataFile.truncate(
+        options.byteCount, preallocation: options.preallocation == .falloc ? .falloc : .off)
     }
     try image.preallocate(0..<options.byteCount, options.preallocation)
     return image
@@ -69,6 +76,7 @@ extension Qcow2Image {
       if options.refcountBits != 16 { throw refuse("compat=0.10 has refcount_bits=16 only; use compat=1.1") }
       if options.lazyRefcounts { throw refuse("compat=0.10 has no lazy_refcounts; use compat=1.1") }
       if options.extendedL2 { throw refuse("compat=0.10 has no extended_l2; use compat=1.1") }
+      if options.encryption != nil { throw refuse("compat=0.10 has no LUKS encryption; use compat=1.1") }
       if options.dataFile != nil { throw refuse("compat=0.10 has no data_file; use compat=1.1") }
       if options.compression != .zlib {
         throw refuse("compat=0.10 has compression_type=zlib only; use compat=1.1")
@@ -98,7 +106,7 @@ extension Qcow2Image {
   private static func writeTables(_ header: inout Qcow2Header, _ file: any ImageNode) throws(BlockError) {
     let cluster = header.clusterByteCount
     let l1Entries = (header.byteCount + header.l1Coverage - 1) / header.l1Coverage
-    let l1Clusters = max(1, (l1Entries * 8 + cluster - 1) / cluster)
+    let l1Clusters = (l1Entries * 8 + cluster - 1) / cluster
     header.l1Size = Int(l1Entries)
     let perBlock = (cluster * 8) >> UInt64(header.refcountOrder)
     var blocks: UInt64 = 1
@@ -113,7 +121,7 @@ extension Qcow2Image {
     let total = 1 + tableClusters + blocks + l1Clusters
     header.refcountTableOffset = cluster
     header.refcountTableClusters = Int(tableClusters)
-    header.l1Offset = (1 + tableClusters + blocks) * cluster
+    header.l1Offset = l1Entries == 0 ? 0 : (1 + tableClusters + blocks) * cluster
     // The header comes last: until then the file is no qcow2 image.
     try file.truncate(0, preallocation: .off)
     try file.truncate(total * cluster, preallocation: .off)
@@ -132,6 +140,27 @@ extension Qcow2Image {
     }
     try file.write(at: cluster, from: table.io)
     try file.write(header.encoded(), at: 0)
+  }
+
+  /// Puts a LUKS header into a new image.
+  private static func addEncryption(
+    _ parameters: LUKSHeader.Parameters, _ file: any ImageNode, _ dataFile: (any ImageNode)?
+  ) throws(BlockError) {
+    let bytes: [UInt8]
+    do throws(CryptoError) { bytes = try LUKSHeader.make(parameters).bytes } catch {
+      throw BlockError(.io, error.description)
+    }
+    let image = try Qcow2Image(file, dataFile: dataFile)
+    try image.locked { () throws(BlockError) in
+      let count = (UInt64(bytes.count) + image.clusterSize - 1) >> image.clusterBits
+      let place = try image.allocate(count, exactly: true)
+      try file.write(bytes, at: place.lowerBound << image.clusterBits)
+      try image.flushMetadata(isFinal: true)
+      try file.flush()
+      image.header.encryptionHeader = (place.lowerBound << image.clusterBits, UInt64(bytes.count))
+      image.header.encryption = 2
+      try image.writeHeader()
+    }
   }
 
   // MARK: Preallocation and resizing
@@ -199,12 +228,15 @@ extension Qcow2Image {
     let old = self.byteCount
     if isReadOnly { throw BlockError(.readOnly, "the image is open read-only") }
     guard byteCount != old else { return }
-    if let blocker = bitmaps.first {
-      // Their tables would have to change together with the size.
+    if let broken = bitmaps.first(where: { $0.wasInUse }) {
       throw BlockError(
-        .unsupported,
-        "qcow2 image: it has the bitmap '\(blocker.name)' and cannot be resized; remove it first")
+        .invalid,
+        "qcow2 image: its bitmap '\(broken.name)' is inconsistent and cannot follow a new size; remove it first"
+      )
     }
+    // From here until the bitmaps are stored with the new size, other programs see them as in use: after a crash they are
+    // worth nothing, and nobody takes their old tables for those of the new size.
+    try locked { () throws(BlockError) in try beginResizingBitmaps() }
     if byteCount < old {
       guard preallocation == .off else { throw BlockError(.invalid, "a smaller size cannot be preallocated") }
       try shrink(to: byteCount)
@@ -212,6 +244,7 @@ extension Qcow2Image {
       try grow(to: byteCount)
       try preallocate(old..<byteCount, preallocation)
     }
+    try locked { () throws(BlockError) in try endResizingBitmaps() }
     try dataFile.map { (node: any ImageNode) throws(BlockError) in
       if header.isDataFileRaw || node.byteCount < byteCount {
         try node.truncate(byteCount, preallocation: .off)
@@ -244,10 +277,10 @@ extension Qcow2Image {
     }
   }
 
-  private func growL1(_ count: Int) throws(BlockError) {
+  func growL1(_ count: Int) throws(BlockError) {
     guard count > l1.count else { return }
     try flushMetadata(isFinal: true)
-    let old = clusters(header.l1Offset, max(1, l1.count * 8))
+    let old = l1.isEmpty ? 0..<0 : clusters(header.l1Offset, l1.count * 8)
     l1 += [UInt64](repeating: 0, count: count - l1.count)
     let wanted = (UInt64(count) * 8 + clusterSize - 1) >> clusterBits
     if wanted > UInt64(old.count) {

@@ -201,7 +201,7 @@ extension Qcow2Image {
 
   private func read(_ mapping: Mapping, _ offset: UInt64, _ buffers: [IOBuffer]) throws(BlockError) {
     switch mapping.kind {
-    case .data: try (dataFile ?? file).read(at: mapping.hostOffset, into: buffers)
+    case .data: try readData(at: mapping.hostOffset, into: buffers)
     case .zero, .zeroAllocated: for buffer in buffers { buffer.clear() }
     case .unallocated: try readBacking(offset, buffers)
     case .compressed:

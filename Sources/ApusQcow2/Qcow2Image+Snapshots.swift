@@ -3,6 +3,35 @@ import ApusHost
 
 /// Internal snapshots: copies of the L1 table whose clusters are counted once more.
 extension Qcow2Image {
+  /// Where the VM state lies: behind the disk, from an L2 table of its own on.
+  private var vmStateOffset: UInt64 {
+    (header.byteCount + header.l1Coverage - 1) / header.l1Coverage * header.l1Coverage
+  }
+
+  /// Writes to the VM state area, whose bytes the next snapshot keeps.
+  public func writeVMState(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
+    let start = try locked { () throws(BlockError) in
+      try checkUsable()
+      let start = vmStateOffset
+      let end = start + offset + UInt64(buffers.totalByteCount)
+      let entries = (end + header.l1Coverage - 1) / header.l1Coverage
+      guard offset < 1 << 56, entries <= 32 << 20 / 8 else {
+        throw BlockError(.outOfRange, "qcow2 image: the VM state would be too large")
+      }
+      if Int(entries) > l1.count {
+        try quiesce()
+        try growL1(Int(entries))
+        try writeHeader()
+      }
+      return start
+    }
+    try writeUnchecked(start + offset, buffers)
+  }
+  public func readVMState(at offset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
+    guard offset < 1 << 56 else { throw BlockError(.outOfRange, "qcow2 image: there is no such VM state") }
+    try readUnchecked(monitor.withLock { vmStateOffset } + offset, buffers)
+  }
+
   /// An entry of the snapshot table.
   public struct Snapshot: Sendable, Equatable {
     public var id = ""
@@ -263,7 +292,14 @@ extension Qcow2Image {
   private func count(_ table: [UInt64], by change: Int) throws(BlockError) {
     func one(_ cluster: UInt64) throws(BlockError) {
       if change > 0 {
-        try setRefcount(cluster, try refcount(cluster) + 1)
+        let present = try refcount(cluster)
+        guard present < maximumRefcount else {
+          throw BlockError(
+            .unsupported,
+            "qcow2 image: a cluster has \(present) references already, and its counts have \(1 << header.refcountOrder) bits"
+          )
+        }
+        try setRefcount(cluster, present + 1)
       } else {
         release(cluster..<cluster + 1)
       }

@@ -7,6 +7,7 @@ extension Qcow2Image {
     let total = UInt64(buffers.totalByteCount)
     if let error = writeError(offset, total) { throw error }
     try writeUnchecked(offset, buffers)
+    if isWriteThrough { try flush() }
   }
 
   func writeUnchecked(_ offset: UInt64, _ buffers: [IOBuffer]) throws(BlockError) {
@@ -114,7 +115,8 @@ extension Qcow2Image {
       let host = try allocate(count)
       allocation.clusters = first..<first + UInt64(host.count)
       allocation.hostOffset = host.lowerBound << clusterBits
-      allocation.readsZeroes = allocation.hostOffset >= file.byteCount && file.isZeroInitialized
+      allocation.readsZeroes =
+        allocation.hostOffset >= file.byteCount && file.isZeroInitialized && header.encryption == 0
     }
     let stop = min(end, allocation.clusters.upperBound << clusterBits)
     setCopies(&allocation, table, offset, stop)
@@ -171,13 +173,12 @@ extension Qcow2Image {
   // MARK: Carrying out
 
   private func perform(_ step: Step, _ offset: UInt64, _ buffers: [IOBuffer]) throws(BlockError) {
-    let target = dataFile ?? file
     guard let allocation = step.allocation else {
       defer { endTransfer(nil) }
-      return try target.write(at: step.hostOffset, from: buffers)
+      return try writeData(at: step.hostOffset, from: buffers)
     }
     do throws(BlockError) {
-      try transfer(allocation, step, buffers, target)
+      try transfer(allocation, step, buffers)
       try locked { () throws(BlockError) in
         try link(allocation, offset..<offset + step.byteCount)
       }
@@ -207,7 +208,7 @@ extension Qcow2Image {
 
   /// Writes the guest's bytes with those around them that come along, in one request.
   private func transfer(
-    _ allocation: Allocation, _ step: Step, _ buffers: [IOBuffer], _ target: any ImageNode
+    _ allocation: Allocation, _ step: Step, _ buffers: [IOBuffer]
   ) throws(BlockError) {
     var list = buffers
     var start = step.hostOffset
@@ -221,7 +222,7 @@ extension Qcow2Image {
       list.append(tail.io)
       copies.append(tail)
     }
-    try target.write(at: start, from: list)
+    try writeData(at: start, from: list)
     withExtendedLifetime(copies) {}
   }
 
@@ -308,13 +309,26 @@ extension Qcow2Image {
   public func writeZeroes(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) {
     if let error = writeError(offset, byteCount) { throw error }
     guard byteCount > 0 else { return }
+    try writeZeroesUnflushed(at: offset, byteCount: byteCount, mayUnmap: mayUnmap)
+    if isWriteThrough { try flush() }
+  }
+
+  private func writeZeroesUnflushed(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) {
     let unit = UInt64(1) << unitBits
     var end = offset + byteCount
     // The image's last cluster may be cut off: it counts as whole.
     if end == header.byteCount { end = (end + unit - 1) & ~(unit - 1) }
-    let range = AlignedRange(offset, end - offset, unit: unit)
-    try writeZeroBytes(range.head)
-    try writeZeroBytes(range.tail)
+    // A unit whose other bytes read as zeros is taken as a whole.
+    var start = offset
+    if start & (unit - 1) != 0, try readsAsZeros(start & ~(unit - 1)..<start) { start &= ~(unit - 1) }
+    if end & (unit - 1) != 0 {
+      let next = (end + unit - 1) & ~(unit - 1)
+      if try readsAsZeros(end..<min(next, header.byteCount)) { end = next }
+    }
+    let range = AlignedRange(start, end - start, unit: unit)
+    // Where the end was moved up to the unit's, there is nothing to write behind the image's.
+    try writeZeroBytes(range.head.clamped(to: 0..<header.byteCount))
+    try writeZeroBytes(range.tail.clamped(to: 0..<header.byteCount))
     guard !range.body.isEmpty else { return }
     if header.isDataFileRaw, let dataFile {
       // A raw data file has to read as zeros by itself.
@@ -353,6 +367,25 @@ extension Qcow2Image {
     }
   }
 
+  /// Whether a range reads as zeros, as far as that can be known without reading data.
+  private func readsAsZeros(_ range: Range<UInt64>) throws(BlockError) -> Bool {
+    var position = range.lowerBound
+    while position < range.upperBound {
+      let found = try status(at: position, byteCount: range.upperBound - position)
+      position += found.byteCount
+      if found.isZero { continue }
+      guard !found.isAllocated, let backing = backingNode else { return false }
+      // What shines through.
+      var place = position - found.byteCount
+      while place < min(position, backing.byteCount) {
+        let below = try backing.status(at: place, byteCount: min(position, backing.byteCount) - place)
+        guard below.isZero else { return false }
+        place += below.byteCount
+      }
+    }
+    return true
+  }
+
   /// Writes real zeros, unless the range reads as zeros already.
   private func writeZeroBytes(_ range: Range<UInt64>) throws(BlockError) {
     var position = range.lowerBound
@@ -386,7 +419,7 @@ extension Qcow2Image {
         while conflicts(cluster..<cluster + 1) { monitor.wait() }
         try checkUsable()
         // An empty table without a backing file reads as zeros: pass it.
-        if backingNode == nil, dataFile == nil, l1[l1Index(position)] & Entry.offsetMask == 0 {
+        if readsHolesAsZeros, dataFile == nil, l1[l1Index(position)] & Entry.offsetMask == 0 {
           let coverage = UInt64(1) << (clusterBits + l2Bits)
           position = min(range.upperBound, (position / coverage + 1) * coverage)
           return true
@@ -415,14 +448,14 @@ extension Qcow2Image {
   {
     let old = entry(table, index)
     guard isVersion3 else {
-      guard backingNode == nil else { return false }
+      guard readsHolesAsZeros else { return false }
       if old.descriptor == 0 { return true }
       setEntry(table, index, L2Entry(descriptor: 0))
       release(old)
       return true
     }
     let isWhole = UInt64(units.count) == unitsPerCluster
-    if old.descriptor == 0, old.bitmap == 0, backingNode == nil, dataFile == nil { return true }
+    if old.descriptor == 0, old.bitmap == 0, readsHolesAsZeros, dataFile == nil { return true }
     var new = old
     if isWhole {
       let keeps = keepsPlace(old) && (!mayUnmap || dataFile != nil)
@@ -445,9 +478,11 @@ extension Qcow2Image {
   // MARK: Compressed clusters
 
   public func compress(_ input: IOBuffer) throws(BlockError) -> [UInt8]? {
-    guard dataFile == nil else {
+    guard dataFile == nil, header.encryption == 0 else {
       throw BlockError(
-        .unsupported, "qcow2 image: an image with an external data file cannot hold compressed clusters")
+        .unsupported,
+        "qcow2 image: an image \(dataFile == nil ? "that is encrypted" : "with an external data file") cannot hold "
+          + "compressed clusters")
     }
     if UInt64(input.byteCount) == clusterSize { return compression.compress(input) }
     let padded = HostBuffer(byteCount: Int(clusterSize))

@@ -1,4 +1,5 @@
 import ApusBlock
+import ApusCrypto
 import ApusHost
 
 /// A qcow2 image [qcow2]: clusters found through two levels of tables, counted references, snapshots, compression.
@@ -15,6 +16,13 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   public let isReadOnly: Bool
   var header: Qcow2Header
   var backingNode: (any ImageNode)?
+  /// Zeros are entered even where nothing shines through yet: a backing file is about to come.
+  var expectsBacking = false
+  var readsHolesAsZeros: Bool { backingNode == nil && !expectsBacking }
+
+  /// What encrypts guest data and how; no store without the passphrase.
+  public let encryption: LUKSHeader?
+  var encryptedStore: EncryptedStore?
 
   /// L1 entries in host byte order.
   var l1: [UInt64]
@@ -45,6 +53,7 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   // Set while the dirty bit is ours: refcounts on disk may be behind.
   var refcountsAreLazy = false
   let recursesIntoFile: Bool
+  let isWriteThrough: Bool
 
   /// A second-level table as it is on disk (big endian).
   final class L2Table {
@@ -74,6 +83,10 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     public var isForCheck = false
     /// Bytes of L2 tables that stay in memory.
     public var l2CacheByteCount = 32 << 20
+    /// Each write is durable, with the tables that lead to it, before it completes.
+    public var isWriteThrough = false
+    /// Opens an image's LUKS encryption.
+    public var passphrase: [UInt8]?
     public init() {}
   }
 
@@ -94,7 +107,7 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   public var supportsBacking: Bool { true }
   public var clusterByteCount: UInt64 { clusterSize }
   public var isZeroInitialized: Bool { dataFile == nil || header.isDataFileRaw == false }
-  public var hasWriteCache: Bool { file.hasWriteCache }
+  public var hasWriteCache: Bool { !isWriteThrough && file.hasWriteCache }
   public var children: [(role: String, node: any ImageNode)] {
     var result: [(role: String, node: any ImageNode)] = [("file", file)]
     if let dataFile { result.append(("data-file", dataFile)) }
@@ -118,6 +131,10 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     return (header.usesDataFile, header.dataFileName)
   }
 
+  public static func clusterByteCount(of file: any ImageNode) throws(BlockError) -> UInt64 {
+    try Qcow2Header(reading: file).clusterByteCount
+  }
+
   // MARK: Opening
 
   /// - Parameters:
@@ -139,13 +156,32 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     self.dataFile = dataFile
     backingNode = backing
     isReadOnly = options.isReadOnly || file.isReadOnly
+    isWriteThrough = options.isWriteThrough
     clusterBits = UInt64(header.clusterBits)
     entryByteCount = header.hasExtendedL2 ? 16 : 8
     l2Bits = clusterBits - (header.hasExtendedL2 ? 4 : 3)
     unitBits = header.hasExtendedL2 ? clusterBits - 5 : clusterBits
     l2CacheLimit = max(8, options.l2CacheByteCount >> header.clusterBits)
     let fileSize = file.byteCount
-    recursesIntoFile = file.allocatedByteCount < fileSize / 10 * 9
+    // An encrypted hole does not read as zeros.
+    recursesIntoFile = file.allocatedByteCount < fileSize / 10 * 9 && header.encryption == 0
+    if header.encryption != 0, let place = header.encryptionHeader {
+      let luks = try LUKSHeader.read(file, at: place.offset)
+      encryption = luks
+      if let passphrase = options.passphrase {
+        encryptedStore = EncryptedStore(dataFile ?? file, try luks.unlock(passphrase, file, at: place.offset))
+      } else if !options.isForCheck {
+        throw BlockError(
+          .invalid,
+          "qcow2 image: it is encrypted; give its passphrase with --object secret,... and encrypt.key-secret="
+        )
+      }
+    } else {
+      encryption = nil
+      if options.passphrase != nil {
+        throw BlockError(.invalid, "qcow2 image: a passphrase was given, but it is not encrypted")
+      }
+    }
     l1 = try Self.readTable(file, header.l1Offset, header.l1Size)
     refcountTable = try Self.readTable(
       file, header.refcountTableOffset, header.refcountTableClusters << (header.clusterBits - 3))
@@ -207,10 +243,31 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     for entry in l1 where entry & Entry.offsetMask != 0 { add(entry & Entry.offsetMask, 1) }
     for entry in refcountTable where entry & Entry.offsetMask != 0 { add(entry & Entry.offsetMask, 1) }
     if header.snapshotCount > 0 { add(header.snapshotsOffset, 1) }
+    if header.encryption != 0, let place = header.encryptionHeader { add(place.offset, place.byteCount) }
   }
 
   /// The backing file, opened by someone else; before the first request.
   public func attachBacking(_ node: (any ImageNode)?) { monitor.withLock { backingNode = node } }
+
+  /// For a change of the backing file: from now on zeros that are written stay zeros whatever comes behind them.
+  public func expectBacking() { monitor.withLock { expectsBacking = true } }
+
+  // MARK: Guest data
+
+  func readData(at hostOffset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
+    if header.encryption == 0 { return try (dataFile ?? file).read(at: hostOffset, into: buffers) }
+    try store().read(at: hostOffset, into: buffers)
+  }
+  func writeData(at hostOffset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
+    if header.encryption == 0 { return try (dataFile ?? file).write(at: hostOffset, from: buffers) }
+    try store().write(at: hostOffset, from: buffers)
+  }
+  private func store() throws(BlockError) -> EncryptedStore {
+    guard let encryptedStore else {
+      throw invalid("it is encrypted, and was opened without its passphrase")
+    }
+    return encryptedStore
+  }
 
   // MARK: Failure
 

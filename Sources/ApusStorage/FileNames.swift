@@ -17,6 +17,13 @@ public enum FileNames {
     if name.hasPrefix("file:") {
       return OptionList([.init("driver", "file"), .init("filename", String(name.dropFirst(5)))])
     }
+    if name.hasPrefix("blkdebug:") {
+      let parts = name.dropFirst(9).split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
+      guard parts.count == 2, parts[0].isEmpty else {
+        throw StorageError("'\(name)': blkdebug's configuration files are not implemented; use its options")
+      }
+      return OptionList([.init("driver", "blkdebug"), .init("image.filename", String(parts[1]))])
+    }
     // Letters before a colon name a protocol, unless a slash comes first.
     if let colon = name.firstIndex(of: ":"), !name[..<colon].contains("/"), !HostDescriptor.exists(name) {
       throw StorageError(

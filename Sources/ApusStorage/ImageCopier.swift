@@ -12,6 +12,8 @@ public final class ImageCopier: Sendable {
     public var sparseByteCount: UInt64 = 4096
     /// The target reads as zeros before the copy.
     public var targetIsZero = false
+    /// The target was just made: what is not written reads as its backing file, and as zeros behind that one's end.
+    public var isTargetNew = false
     /// The target has a backing file: ranges that the source's front image leaves open are left open.
     public var keepsBackingRanges = false
     public var workerCount = 8
@@ -105,7 +107,7 @@ public final class ImageCopier: Sendable {
   }
 
   /// Whether a node's bytes come from files of this host.
-  private static func isLocal(_ node: any ImageNode) -> Bool {
+  public static func isLocal(_ node: any ImageNode) -> Bool {
     let children = node.children
     return children.isEmpty ? node is FileNode : children.allSatisfy { isLocal($0.node) }
   }
@@ -167,12 +169,20 @@ public final class ImageCopier: Sendable {
   }
 
   private func nextLocked() throws(BlockError) -> Task? {
-    var position = state.withLock { $0.failure == nil ? $0.position : byteCount }
+    let position = state.withLock { $0.failure == nil ? $0.position : byteCount }
     guard position < byteCount,
       let index = sources.lastIndex(where: { $0.start <= position && $0.image.node.byteCount > 0 })
     else { return nil }
     let (image, start) = sources[index]
-    let sourceEnd = start + image.node.byteCount
+    var sourceEnd = start + image.node.byteCount
+    if sourceEnd < byteCount, sourceEnd % granularity != 0 {
+      // The target's cluster in which this source ends belongs to several: it is copied as a whole.
+      let boundary = sourceEnd / granularity * granularity
+      if position >= boundary {
+        return task(image, start, position, min(byteCount, boundary + granularity), .data)
+      }
+      sourceEnd = boundary
+    }
     let run: (kind: Kind, end: UInt64)
     if let known = state.withLock({ $0.run }), known.end > position {
       run = known
@@ -185,15 +195,19 @@ public final class ImageCopier: Sendable {
       // Whole chunks of the target, so that no cluster is written twice.
       end = min(end, (position / chunkByteCount + 1) * chunkByteCount)
     }
-    let task = state.withLock { state in
+    return task(image, start, position, end, run.kind)
+  }
+
+  private func task(_ image: OpenedImage, _ start: UInt64, _ position: UInt64, _ end: UInt64, _ kind: Kind)
+    -> Task
+  {
+    state.withLock { state in
       state.position = end
       state.nextNumber += 1
       return Task(
         number: state.nextNumber - 1, source: image, sourceOffset: position - start, offset: position,
-        byteCount: end - position, kind: run.kind)
+        byteCount: end - position, kind: kind)
     }
-    position = end
-    return task
   }
 
   /// The run of like ranges from `offset` on; its end is in the target's offsets.
@@ -235,7 +249,7 @@ public final class ImageCopier: Sendable {
         if !status.isAllocated {
           // Behind the end of the target's backing file there is nothing to fall back on.
           let size = target.backing?.byteCount ?? .max
-          if offset >= size { return (.zero, status.byteCount) }
+          if offset >= size { return (options.isTargetNew ? .keep : .zero, status.byteCount) }
           return (.keep, min(status.byteCount, size - offset))
         }
         return (status.isZero ? .zero : .data, status.byteCount)
@@ -265,7 +279,11 @@ public final class ImageCopier: Sendable {
       try target.writeZeroes(at: task.offset, byteCount: task.byteCount, mayUnmap: true)
       return
     case .data:
-      if options.offloadsCopies, try offload(task) { return }
+      if options.offloadsCopies, task.sourceOffset + task.byteCount <= task.source.node.byteCount,
+        try offload(task)
+      {
+        return
+      }
       try read(task, buffer)
       if options.isCompressed { try writeCompressed(task, buffer) } else { try writeData(task, buffer) }
       return
@@ -273,14 +291,33 @@ public final class ImageCopier: Sendable {
     _ = waitForTurn(task)
   }
 
+  /// A task's bytes, which may go on in the sources behind its own.
   private func read(_ task: Task, _ buffer: HostBuffer) throws(BlockError) {
+    var task = task
+    var filled = 0
+    while task.byteCount > 0 {
+      let here = min(task.byteCount, task.source.node.byteCount - task.sourceOffset)
+      var part = task
+      part.byteCount = here
+      try readPart(part, buffer, filled)
+      filled += Int(here)
+      task.offset += here
+      task.byteCount -= here
+      guard task.byteCount > 0,
+        let next = sources.last(where: { $0.start <= task.offset && $0.image.node.byteCount > 0 })
+      else { break }
+      (task.source, task.sourceOffset) = (next.image, task.offset - next.start)
+    }
+  }
+
+  private func readPart(_ task: Task, _ buffer: HostBuffer, _ place: Int) throws(BlockError) {
     do throws(BlockError) {
-      try task.source.node.read(at: task.sourceOffset, into: [buffer.io(0, Int(task.byteCount))])
+      try task.source.node.read(at: task.sourceOffset, into: [buffer.io(place, Int(task.byteCount))])
     } catch {
       guard options.salvages else { throw error }
       // Sector by sector: only what cannot be read is lost.
       for offset in stride(from: 0, to: task.byteCount, by: 512) {
-        let piece = buffer.io(Int(offset), Int(min(512, task.byteCount - offset)))
+        let piece = buffer.io(place + Int(offset), Int(min(512, task.byteCount - offset)))
         do throws(BlockError) {
           try task.source.node.read(at: task.sourceOffset + offset, into: [piece])
         } catch {
@@ -298,7 +335,13 @@ public final class ImageCopier: Sendable {
     var done: UInt64 = 0
     while done < task.byteCount {
       let count = min(task.byteCount - done, UInt64(buffer.byteCount))
-      try target.write(at: task.offset + done, from: [buffer.io(0, Int(count))])
+      var part = task
+      (part.offset, part.byteCount) = (task.offset + done, count)
+      if options.isCompressed {
+        try compressRuns(part, buffer)
+      } else {
+        try target.write(at: part.offset, from: [buffer.io(0, Int(count))])
+      }
       done += count
     }
   }
@@ -343,6 +386,10 @@ public final class ImageCopier: Sendable {
   }
 
   private func writeCompressed(_ task: Task, _ buffer: HostBuffer) throws(BlockError) {
+    try compressRuns(task, buffer, waits: isOrdered)
+  }
+
+  private func compressRuns(_ task: Task, _ buffer: HostBuffer, waits: Bool = false) throws(BlockError) {
     var pieces: [(start: UInt64, count: UInt64, isZero: Bool, bytes: [UInt8]?)] = []
     let cluster = max(target.clusterByteCount, 512)
     try forEachRun(task, buffer) { (isZero, start, count) throws(BlockError) in
@@ -357,7 +404,7 @@ public final class ImageCopier: Sendable {
         position += length
       }
     }
-    if isOrdered, !waitForTurn(task) { return }
+    if waits, !waitForTurn(task) { return }
     for piece in pieces {
       if piece.isZero {
         if !options.targetIsZero {

@@ -1,5 +1,6 @@
 import ApusBlock
 import ApusConfig
+import ApusCrypto
 import ApusHost
 import ApusImages
 import ApusQcow2
@@ -20,11 +21,13 @@ public struct ImageCreation {
     (self.filename, self.format, self.options, self.byteCount) = (filename, format, options, byteCount)
   }
 
-  /// Option values in the order in which they are shown, with defaults.
-  public struct Created {
-    public var image: OpenedImage
-    public var summary: String
+  /// Where the file lies: a name may say that it is one.
+  private var path: String { filename.hasPrefix("file:") ? String(filename.dropFirst(5)) : filename }
+  private var extentHint: UInt32? {
+    options["extent_size_hint"].flatMap { parseSize($0) }.flatMap { UInt32(exactly: $0) }
   }
+  /// Gets what will be made, as tools show it: the options with their defaults. Before anything is done.
+  public var announce: (String) -> Void = { _ in }
 
   /// Reads options that are there, and refuses what is left.
   private struct Reader {
@@ -49,7 +52,7 @@ public struct ImageCreation {
   }
 
   /// Makes the image and opens it for writing. `backingFile` and `backingFormat` stand in `options`.
-  public func create(opening: OpenOptions = OpenOptions(writable: true)) throws(StorageError) -> Created {
+  public func create(opening: OpenOptions = OpenOptions(writable: true)) throws(StorageError) -> OpenedImage {
     guard let driver = ImageFormat.named(format) else {
       throw StorageError(
         ConfigurationError.unknown("image format", format, among: ImageFormat.all.map(\.name)).description)
@@ -58,14 +61,20 @@ public struct ImageCreation {
       throw StorageError("images of the format '\(format)' cannot be created; it is read-only here")
     }
     do throws(ConfigurationError) {
-      try options.check(known: driver.options.map(\.name), of: "the format '\(format)'")
+      try options.check(
+        known: driver.options.map(\.name) + ["extent_size_hint"], of: "the format '\(format)'")
     } catch { throw StorageError(error) }
     var reader = Reader(list: options, what: "-o")
     let given = try reader.size("size")
+    if let hint = try reader.size("extent_size_hint"), hint > UInt64(UInt32.max) {
+      throw StorageError("-o: extent_size_hint is \(hint); it must be less than 4 GiB")
+    }
     var size = byteCount ?? given
     if let backing = options["backing_file"], !isUnsafe {
       var open = OpenOptions()
       open.sharesAll = opening.sharesAll
+      open.objects = opening.objects
+      open.isForCheck = true
       let image = try ImageGraph(open).open(
         FileNames.resolve(backing, from: filename), format: options["backing_fmt"])
       if options["backing_fmt"] == nil {
@@ -76,7 +85,7 @@ public struct ImageCreation {
       if size == nil { size = image.node.byteCount }
     }
     guard let size else { throw StorageError("the image's size is missing") }
-    guard size < 1 << 62 else { throw StorageError("a size of \(size) bytes is too large") }
+    guard size < 1 << 63 - 511 else { throw StorageError("a size of \(size) bytes is too large") }
     do throws(BlockError) {
       let created = try make(size, &reader, opening)
       return created
@@ -84,10 +93,11 @@ public struct ImageCreation {
   }
 
   private func make(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
-    -> Created
+    -> OpenedImage
   {
     switch format {
     case "raw": return try makeRaw(size, &reader, opening)
+    case "luks": return try makeLUKS(size, &reader, opening)
     case "vdi", "vpc", "vmdk", "vhdx": return try makeForeign(size, &reader, opening)
     default: return try makeQcow2(size, &reader, opening)
     }
@@ -117,21 +127,74 @@ public struct ImageCreation {
   }
 
   private func makeRaw(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
-    -> Created
+    -> OpenedImage
   {
     let mode = try preallocation(&reader, [.off, .falloc, .full])
-    try FileNode.create(filename)
-    let file = try openFile(filename, opening)
+    announce("size=\(size)" + (options["preallocation"] == nil ? "" : " preallocation=\(mode.rawValue)"))
+    try FileNode.create(path, extentHint: extentHint)
+    let file = try openFile(path, opening)
     try file.truncate(size, preallocation: mode)
-    let image = OpenedImage(try RawNode(file), filename: filename, format: "raw")
-    var summary = "size=\(size)"
-    if mode != .off { summary += " preallocation=\(mode.rawValue)" }
-    return Created(image: image, summary: summary)
+    return OpenedImage(try RawNode(file), filename: filename, format: "raw")
+  }
+
+  private func makeLUKS(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
+    -> OpenedImage
+  {
+    let size = (size + 511) & ~511
+    let encryption = try encryption(&reader, "", opening)
+    announce("size=\(size)" + encryption.summary)
+    try FileNode.create(path, extentHint: extentHint)
+    let file = try openFile(path, opening)
+    try LUKSNode.create(size, encryption.parameters, on: file)
+    let node = try LUKSNode(file, passphrase: encryption.parameters.passphrase)
+    return OpenedImage(node, filename: filename, format: "luks")
+  }
+
+  /// LUKS's options, and how they are shown.
+  private func encryption(_ reader: inout Reader, _ prefix: String, _ opening: OpenOptions) throws(BlockError)
+    -> (parameters: LUKSHeader.Parameters, summary: String)
+  {
+    guard let id = reader.text(prefix + "key-secret") else {
+      throw BlockError(
+        .invalid, "\(prefix)key-secret= is missing; it names a secret made with --object secret,...")
+    }
+    let passphrase = try checked { () throws(StorageError) in try opening.objects.secret(id) }
+    var parameters = LUKSHeader.Parameters(passphrase: passphrase)
+    var summary = " \(prefix)key-secret=\(id)"
+    func choice<T>(_ key: String, _ known: [(String, T)]) throws(BlockError) -> T? {
+      guard let text = reader.text(prefix + key) else { return nil }
+      guard let found = known.first(where: { $0.0 == text }) else {
+        throw BlockError(
+          .unsupported,
+          "\(prefix)\(key) is '\(text)'; here are: \(known.map(\.0).joined(separator: ", "))")
+      }
+      summary += " \(prefix)\(key)=\(text)"
+      return found.1
+    }
+    let digests = Digest.allCases.map { ($0.rawValue, $0) }
+    let bits = try choice("cipher-alg", [("aes-128", 128), ("aes-192", 192), ("aes-256", 256)]) ?? 256
+    let mode = try choice("cipher-mode", [("xts", SectorCipher.Algorithm.Mode.xts), ("cbc", .cbc)]) ?? .xts
+    let vector = try choice("ivgen-alg", ["plain64", "plain", "essiv"].map { ($0, $0) }) ?? "plain64"
+    let vectorDigest = try choice("ivgen-hash-alg", digests)
+    parameters.digest = try choice("hash-alg", digests) ?? .sha256
+    guard mode == .cbc || bits != 192 else { throw BlockError(.unsupported, "aes-192 has no mode xts here") }
+    parameters.algorithm = SectorCipher.Algorithm(
+      mode, keyByteCount: mode == .xts ? bits / 4 : bits / 8,
+      vector: vector == "plain" ? .plain : vector == "essiv" ? .essiv(vectorDigest ?? .sha256) : .plain64)
+    if let text = reader.text(prefix + "iter-time") {
+      guard let time = Int(text), (1...600_000).contains(time) else {
+        throw BlockError(
+          .invalid, "\(prefix)iter-time is '\(text)'; it must be milliseconds from 1 to 600000")
+      }
+      parameters.iterationMilliseconds = time
+      summary += " \(prefix)iter-time=\(time)"
+    }
+    return (parameters, summary)
   }
 
   /// Images of other programs' formats.
   private func makeForeign(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
-    -> Created
+    -> OpenedImage
   {
     let size = (size + 511) & ~511
     let isStatic = try checked { () throws(StorageError) in try reader.bool("static") } ?? false
@@ -141,8 +204,10 @@ public struct ImageCreation {
     if let kind, !known.contains(kind) {
       throw BlockError(.invalid, "subformat is '\(kind)'; here are: \(known.joined(separator: ", "))")
     }
-    try FileNode.create(filename)
-    let file = try openFile(filename, opening)
+    announce(
+      "size=\(size)" + (isStatic ? " static=on" : "") + (kind.map { " subformat=\($0)" } ?? ""))
+    try FileNode.create(path, extentHint: extentHint)
+    let file = try openFile(path, opening)
     let node: any ImageNode
     switch format {
     case "vdi":
@@ -156,16 +221,15 @@ public struct ImageCreation {
       node = try VPC.open(file)
     default:
       try VMDK.create(size, on: file, isStreamOptimized: kind == "streamOptimized")
-      node = try VMDK.open(file)
+      node = try VMDK.open(file) { (name) throws(BlockError) in
+        throw BlockError(.invalid, "a new image has no extent '\(name)'")
+      }
     }
-    var summary = "size=\(size)"
-    if isStatic { summary += " static=on" }
-    if let kind { summary += " subformat=\(kind)" }
-    return Created(image: OpenedImage(node, filename: filename, format: format), summary: summary)
+    return OpenedImage(node, filename: filename, format: format)
   }
 
   private func makeQcow2(_ size: UInt64, _ reader: inout Reader, _ opening: OpenOptions) throws(BlockError)
-    -> Created
+    -> OpenedImage
   {
     var settings = Qcow2Image.CreateOptions(byteCount: size)
     switch reader.text("compat") {
@@ -194,32 +258,73 @@ public struct ImageCreation {
       settings.compression = type
     }
     settings.preallocation = try preallocation(&reader, [.off, .metadata, .falloc, .full])
+    var encryptionSummary = ""
+    if let old = reader.text("encryption"), !["off", "no", "false"].contains(old) {
+      throw BlockError(.unsupported, "the legacy AES encryption is broken; use encrypt.format=luks")
+    }
+    switch reader.text("encrypt.format") {
+    case nil:
+      if let entry = options.entries.first(where: { $0.key.hasPrefix("encrypt.") }) {
+        throw BlockError(.invalid, "\(entry.key) needs encrypt.format=luks")
+      }
+    case "luks":
+      let encryption = try encryption(&reader, "encrypt.", opening)
+      settings.encryption = encryption.parameters
+      encryptionSummary = " encrypt.format=luks" + encryption.summary
+    case let format?:
+      throw BlockError(.unsupported, "encrypt.format is '\(format)'; luks is implemented")
+    }
+    announce(summary(settings) + encryptionSummary)
     var dataFile: FileNode?
     if let name = settings.dataFile {
-      let path = FileNames.resolve(name, from: filename)
-      try FileNode.create(path)
-      dataFile = try openFile(path, opening)
+      let dataPath = FileNames.resolve(name, from: filename)
+      try FileNode.create(dataPath)
+      dataFile = try openFile(dataPath, opening)
     }
-    try FileNode.create(filename)
-    let image = try Qcow2Image.create(settings, on: try openFile(filename, opening), dataFile: dataFile)
+    try FileNode.create(path, extentHint: extentHint)
+    let image = try Qcow2Image.create(settings, on: try openFile(path, opening), dataFile: dataFile)
     var backing: OpenedImage?
     if let name = settings.backingFile, !isUnsafe, !opening.withoutBacking {
       backing = try checked { () throws(StorageError) in
-        try ImageGraph(OpenOptions()).open(
+        try ImageGraph(backingOptions(opening)).open(
           FileNames.resolve(name, from: filename), format: settings.backingFormat)
       }
       image.attachBacking(backing?.node)
     }
-    let opened = OpenedImage(
+    return OpenedImage(
       image, filename: filename, format: "qcow2", backing: backing, backingFilename: settings.backingFile)
-    return Created(image: opened, summary: Self.summary(settings))
   }
 
-  private static func summary(_ settings: Qcow2Image.CreateOptions) -> String {
+  /// An overlay that nobody else sees: writes go there, and it is gone when it is closed.
+  public static func temporaryOverlay(of image: OpenedImage) throws(StorageError) -> OpenedImage {
+    do throws(HostError) {
+      let path = try HostPath.temporaryFile(in: HostPath.environment("TMPDIR") ?? "/var/tmp")
+      do throws(BlockError) {
+        var configuration = FileNode.Configuration(path: path)
+        configuration.cache = .unsafe
+        configuration.isLocked = false
+        let file = try FileNode(configuration)
+        HostPath.remove(path)
+        let overlay = try Qcow2Image.create(.init(byteCount: image.node.byteCount), on: file)
+        overlay.attachBacking(image.node)
+        return OpenedImage(
+          overlay, filename: image.filename, format: "qcow2", backing: image, backingFilename: image.filename)
+      } catch { throw HostError("make a temporary overlay: \(error.description)", path, errno: 5) }
+    } catch { throw StorageError(error.description) }
+  }
+
+  private func backingOptions(_ opening: OpenOptions) -> OpenOptions {
+    var options = OpenOptions()
+    options.objects = opening.objects
+    options.isForCheck = true
+    return options
+  }
+
+  private func summary(_ settings: Qcow2Image.CreateOptions) -> String {
     var parts = [
       "cluster_size=\(settings.clusterByteCount)", "extended_l2=\(settings.extendedL2 ? "on" : "off")",
     ]
-    if settings.preallocation != .off { parts.append("preallocation=\(settings.preallocation.rawValue)") }
+    if options["preallocation"] != nil { parts.append("preallocation=\(settings.preallocation.rawValue)") }
     if settings.version == 2 { parts.append("compat=0.10") }
     parts += ["compression_type=\(settings.compression.name)", "size=\(settings.byteCount)"]
     if let name = settings.backingFile { parts.append("backing_file=\(name)") }

@@ -1,5 +1,6 @@
 import ApusBlock
 import ApusConfig
+import ApusCrypto
 import ApusImages
 import ApusQcow2
 
@@ -22,7 +23,6 @@ public struct ImageFormat: Sendable {
     @Sendable (_ file: any ImageNode, _ list: inout OptionList, _ graph: ImageGraph, _ filename: String)
       throws(BlockError)
       -> any ImageNode
-  var backingFile: @Sendable (any ImageNode) -> String? = { _ in nil }
 
   public static func named(_ name: String) -> ImageFormat? { all.first { $0.name == name } }
 
@@ -50,8 +50,7 @@ public struct ImageFormat: Sendable {
   /// Formats that are known by their first bytes and not implemented.
   private static func unsupported(_ start: [UInt8]) -> String? {
     let magics = [
-      ("WithoutFreeSpace", "parallels"), ("WithouFreSpacExt", "parallels"), ("QED\0", "qed"),
-      ("LUKS\u{ba}\u{be}", "luks"), ("QFI\u{fb}\0\0\0\u{1}", "qcow"), ("Bochs Virtual HD Image", "bochs"),
+      ("QFI\u{fb}\0\0\0\u{1}", "qcow"), ("Bochs Virtual HD Image", "bochs"),
     ]
     return magics.first { start.starts(with: $0.0.unicodeScalars.map { UInt8($0.value) }) }?.1
   }
@@ -70,7 +69,9 @@ public struct ImageFormat: Sendable {
 
   static let sizeOption = Option("size", "Virtual disk size")
 
-  public static let all: [ImageFormat] = [raw, qcow2, vdi, vpc, vmdk, vhdx]
+  public static let all: [ImageFormat] = [
+    raw, qcow2, vdi, vpc, vmdk, vhdx, luks, parallels, qed, dmg,
+  ]
 
   static let raw = ImageFormat(
     name: "raw",
@@ -110,12 +111,55 @@ public struct ImageFormat: Sendable {
     ],
     isWritable: true,
     score: { start, _ in VMDK.matches(start) ? 100 : 0 },
-    open: { (file, _, _, _) throws(BlockError) in try VMDK.open(file) })
+    open: { (file, _, graph, filename) throws(BlockError) in
+      try VMDK.open(file) { (name) throws(BlockError) in try graph.openExtent(name, of: filename) }
+    })
 
   static let vhdx = ImageFormat(
     name: "vhdx", options: [sizeOption], isWritable: true,
     score: { start, _ in VHDX.matches(start) ? 100 : 0 },
     open: { (file, _, _, _) throws(BlockError) in try VHDX.open(file) })
+
+  static let parallels = ImageFormat(
+    name: "parallels", options: [], isWritable: false,
+    score: { start, _ in Parallels.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try Parallels.open(file) })
+
+  static let qed = ImageFormat(
+    name: "qed", options: [], isWritable: false,
+    score: { start, _ in QED.matches(start) ? 100 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try QED.open(file) })
+
+  /// Known by its end, and by its name.
+  static let dmg = ImageFormat(
+    name: "dmg", options: [], isWritable: false,
+    score: { _, filename in filename.hasSuffix(".dmg") ? 2 : 0 },
+    open: { (file, _, _, _) throws(BlockError) in try DMGNode(file) })
+
+  static let luks = ImageFormat(
+    name: "luks", options: [sizeOption] + encryptionOptions(""), isWritable: true,
+    score: { start, _ in LUKSHeader.matches(start) ? 100 : 0 },
+    open: { (file, list, graph, _) throws(BlockError) in
+      let passphrase = try graph.passphrase(&list)
+      guard passphrase != nil || graph.options.isForCheck else {
+        throw BlockError(
+          .invalid, "it is encrypted; give its passphrase with --object secret,... and key-secret=")
+      }
+      return try LUKSNode(file, passphrase: passphrase)
+    })
+
+  /// What `create` takes for LUKS, with the format's prefix.
+  static func encryptionOptions(_ prefix: String) -> [Option] {
+    [
+      Option(prefix + "key-secret", "ID of the secret with the passphrase"),
+      Option(prefix + "cipher-alg", "Encryption cipher: aes-256 (default), aes-192, aes-128"),
+      Option(prefix + "cipher-mode", "Cipher mode: xts (default), cbc"),
+      Option(prefix + "ivgen-alg", "Initialization vectors: plain64 (default), plain, essiv"),
+      Option(prefix + "ivgen-hash-alg", "Hash of essiv"),
+      Option(prefix + "hash-alg", "Hash of passphrases: sha256 (default), sha1, sha224, sha384, sha512"),
+      Option(prefix + "iter-time", "Milliseconds that trying a passphrase takes (2000)"),
+    ]
+  }
 
   static let qcow2 = ImageFormat(
     name: "qcow2",
@@ -132,12 +176,9 @@ public struct ImageFormat: Sendable {
       Option("refcount_bits", "Width of a reference count entry in bits"),
       Option("extended_l2", "Extended L2 tables"),
       Option("compression_type", "Compression method used for image cluster compression (zlib, zstd)"),
-    ], isWritable: true,
+      Option("encrypt.format", "Encryption of the image's data: luks"),
+      Option("encryption", "Legacy encryption; only off"),
+    ] + encryptionOptions("encrypt."), isWritable: true,
     score: { start, _ in Qcow2Image.matches(start) ? 100 : 0 },
     open: { (file, _, _, _) throws(BlockError) in try Qcow2Image(file) })
-}
-
-/// A format other than qcow2 whose images can have a backing file.
-public protocol BackedImage: ImageNode {
-  func attachBacking(_ node: (any ImageNode)?)
 }

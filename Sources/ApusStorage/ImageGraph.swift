@@ -20,6 +20,8 @@ public struct OpenOptions: Sendable {
   public var unmaps = true
   /// Fall back to read-only where the host does not allow writing.
   public var isAutoReadOnly = false
+  /// Passphrases and credentials that options refer to.
+  public var objects = StorageObjects()
   /// Backing images are opened for writing, too.
   public var writesBacking = false
   public init() {}
@@ -76,9 +78,12 @@ public struct ImageGraph {
     case "ignore", "off": graph.options.unmaps = false
     case let value?: throw StorageError("\(shown): discard is '\(value)'; it must be ignore or unmap")
     }
-    switch list["detect-zeroes"] {
-    case nil, "off": break
-    case let value?: throw StorageError("\(shown): detect-zeroes=\(value) is not implemented; leave it off")
+    let detection = list["detect-zeroes"]
+    guard [nil, "off", "on", "unmap"].contains(detection) else {
+      throw StorageError("\(shown): detect-zeroes is '\(detection ?? "")'; it must be off, on or unmap")
+    }
+    if detection == "unmap", !graph.options.unmaps {
+      throw StorageError("\(shown): detect-zeroes=unmap needs discard=unmap")
     }
     for key in [
       "read-only", "auto-read-only", "force-share", "cache.direct", "cache.no-flush", "discard",
@@ -86,7 +91,7 @@ public struct ImageGraph {
     ] {
       _ = list.take(key)
     }
-    return try graph.openNode(driver, list, shown)
+    return try graph.openNode(driver, list, shown).detectingZeroes(detection)
   }
 
   private func openNode(_ driver: String?, _ list: OptionList, _ shown: String) throws(StorageError)
@@ -179,9 +184,8 @@ public struct ImageGraph {
     try list.check(
       known: [
         "host", "port", "path", "export", "server.type", "server.host", "server.port", "server.path",
-        "tls-creds",
+        "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "multi-conn",
       ], of: "nbd")
-    if list["tls-creds"] != nil { throw ConfigurationError("nbd: tls-creds is not implemented") }
     let address: HostSocketAddress
     if let path = list["path"] ?? list["server.path"] {
       address = .unix(path: path)
@@ -195,9 +199,21 @@ public struct ImageGraph {
       }
       address = .inet(host: host, port: port)
     }
-    do throws(BlockError) {
-      return try NBDNode(address, export: list["export"] ?? "", isReadOnly: options.isReadOnly)
-    } catch { throw ConfigurationError(error.description) }
+    var configuration = NBDNode.Configuration(address)
+    configuration.export = list["export"] ?? ""
+    configuration.isReadOnly = options.isReadOnly
+    configuration.hostName = list["tls-hostname"]
+    configuration.reconnectSeconds = try list.number("reconnect-delay", of: "nbd", in: 0...1_000_000) ?? 0
+    configuration.openSeconds = try list.number("open-timeout", of: "nbd", in: 0...1_000_000) ?? 0
+    configuration.connectionCount = Int(try list.number("multi-conn", of: "nbd", in: 1...16) ?? 1)
+    if let id = list["tls-creds"] {
+      do throws(StorageError) { configuration.tls = try options.objects.tlsCredentials(id) } catch {
+        throw ConfigurationError(error.description)
+      }
+    }
+    do throws(BlockError) { return try NBDNode(configuration) } catch {
+      throw ConfigurationError(error.description)
+    }
   }
 
   private func openFileChecked(_ path: String, _ list: OptionList) throws(ConfigurationError) -> any ImageNode
@@ -230,6 +246,17 @@ public struct ImageGraph {
     do throws(BlockError) { return try FileNode(configuration) } catch { throw StorageError(error) }
   }
 
+  /// A file that a descriptor names, seen from the descriptor.
+  func openExtent(_ name: String, of descriptor: String) throws(BlockError) -> any ImageNode {
+    try checked { () throws(StorageError) in
+      // A name of its own protocol in a descriptor could lead anywhere.
+      if name.contains(":"), try FileNames.options(name) != nil {
+        throw StorageError("the extent '\(name)' is no file")
+      }
+      return try openFile(FileNames.resolve(name, from: descriptor), OptionList())
+    }
+  }
+
   // MARK: Formats
 
   /// Opens the format on top of `file`: the one named, or the one that the first bytes tell.
@@ -254,10 +281,13 @@ public struct ImageGraph {
       if driver.name == "qcow2" { return try openQcow2(file, filename, list) }
       var rest = list
       let node = try driver.open(file, &rest, self, filename)
-      let backingName = driver.backingFile(node)
+      let backed = node as? any BackedImage
+      let given = rest.nested("backing")
+      if backed?.backingFile != nil { rest.entries.removeAll { $0.key.hasPrefix("backing.") } }
       try refuse(rest, driver.name)
-      let backing = try openBacking(backingName, nil, filename, OptionList())
-      (node as? any BackedImage)?.attachBacking(backing?.node)
+      let backingName = backed?.backingFile?.name
+      let backing = try openBacking(backingName, backed?.backingFile?.format, filename, given)
+      backed?.attachBacking(backing?.node)
       return OpenedImage(
         node, filename: filename, format: driver.name, backing: backing, backingFilename: backingName)
     } catch {
@@ -278,12 +308,11 @@ public struct ImageGraph {
     var settings = Qcow2Image.Options()
     settings.isReadOnly = options.isReadOnly
     settings.isForCheck = options.isForCheck
-    if let text = list.take("l2-cache-size") ?? list.take("cache-size") {
-      guard let size = parseSize(text), size <= 1 << 40 else {
-        throw BlockError(.invalid, "l2-cache-size is '\(text)'")
-      }
-      settings.l2CacheByteCount = Int(size)
+    settings.isWriteThrough = options.cache.isWriteThrough
+    if let size = try Self.cacheByteCount(&list, Qcow2Image.clusterByteCount(of: file)) {
+      settings.l2CacheByteCount = size
     }
+    settings.passphrase = try passphrase(&list, prefix: "encrypt.")
     let external = try Qcow2Image.externalDataFile(of: file)
     var dataFile: (any ImageNode)?
     if external.isNeeded {
@@ -316,8 +345,54 @@ public struct ImageGraph {
     return OpenedImage(image, filename: filename, format: "qcow2", backing: backing, backingFilename: name)
   }
 
+  /// qcow2's cache options, as far as one cache of L2 tables has a use for them. Counts have no limit of their own, and
+  /// tables are kept whole; what is asked for is checked all the same.
+  private static func cacheByteCount(_ list: inout OptionList, _ clusterByteCount: UInt64) throws(BlockError)
+    -> Int?
+  {
+    func size(_ key: String) throws(BlockError) -> UInt64? {
+      guard let text = list.take(key) else { return nil }
+      guard let size = parseSize(text), size <= 1 << 40 else {
+        throw BlockError(.invalid, "\(key) is '\(text)'; it must be a size")
+      }
+      return size
+    }
+    let total = try size("cache-size")
+    let l2 = try size("l2-cache-size")
+    let counts = try size("refcount-cache-size")
+    if let total {
+      guard l2 == nil || counts == nil else {
+        throw BlockError(
+          .invalid,
+          "cache-size, l2-cache-size and refcount-cache-size cannot all be given: one follows from the others"
+        )
+      }
+      guard (l2 ?? 0) <= total, (counts ?? 0) <= total else {
+        throw BlockError(.invalid, "l2-cache-size and refcount-cache-size cannot be larger than cache-size")
+      }
+    }
+    if let entry = try size("l2-cache-entry-size") {
+      guard entry.nonzeroBitCount == 1, entry >= 512, entry <= clusterByteCount else {
+        throw BlockError(
+          .invalid, "l2-cache-entry-size is \(entry); it must be a power of two from 512 to the cluster size")
+      }
+    }
+    return (l2 ?? total.map { $0 - (counts ?? 0) }).map { Int($0) }
+  }
+
   private func checked<R>(_ body: () throws(StorageError) -> R) throws(BlockError) -> R {
     do throws(StorageError) { return try body() } catch { throw BlockError(.invalid, error.description) }
+  }
+
+  /// The passphrase of `key-secret=`.
+  func passphrase(_ list: inout OptionList, prefix: String = "") throws(BlockError) -> [UInt8]? {
+    if let format = list.take(prefix + "format"), format != "luks" {
+      throw BlockError(.unsupported, "\(prefix)format=\(format) is not implemented; luks is")
+    }
+    guard let id = list.take(prefix + "key-secret") else { return nil }
+    // Looking at an image needs no passphrase.
+    if options.isForCheck, !options.objects.hasSecret(id) { return nil }
+    return try checked { () throws(StorageError) in try options.objects.secret(id) }
   }
 
   private func openBacking(_ name: String?, _ format: String?, _ filename: String, _ given: OptionList)

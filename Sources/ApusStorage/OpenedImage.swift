@@ -22,7 +22,15 @@ public final class OpenedImage: Sendable {
     (self.backing, self.backingFilename) = (backing, backingFilename)
   }
 
-  public var qcow2: Qcow2Image? { node as? Qcow2Image }
+  public var qcow2: Qcow2Image? { ((node as? DetectZeroesNode)?.file ?? node) as? Qcow2Image }
+
+  /// The image with `detect-zeroes=` on top: `on`, `unmap`, or `off` or `nil`, which change nothing.
+  public func detectingZeroes(_ mode: String?) -> OpenedImage {
+    guard let mode, mode != "off" else { return self }
+    return OpenedImage(
+      DetectZeroesNode(node, mayUnmap: mode == "unmap"), filename: filename, format: format, backing: backing,
+      backingFilename: backingFilename)
+  }
   /// This image and those behind it, the front one first.
   public var chain: [OpenedImage] {
     var result = [self]

@@ -42,8 +42,13 @@ struct Arguments {
   private(set) var values: [(name: String, value: String)] = []
   private(set) var operands: [String] = []
 
-  init(_ arguments: [String], _ options: [Option], of what: String) throws(ToolError) {
+  /// - Parameter lastIsOperand: the last word is no option even if it begins with `-`, such as a size to take away.
+  init(_ arguments: [String], _ options: [Option], of what: String, lastIsOperand: Bool = false)
+    throws(ToolError)
+  {
     var rest = arguments[...]
+    let last = lastIsOperand ? rest.popLast() : nil
+    defer { if let last { operands.append(last) } }
     while let argument = rest.popFirst() {
       if argument == "--" {
         operands += rest
@@ -105,7 +110,7 @@ struct Arguments {
 
   func size(_ name: String) throws(ToolError) -> UInt64? {
     guard let text = self[name] else { return nil }
-    guard let size = parseSize(text), size < 1 << 62 else {
+    guard let size = parseSize(text), size < 1 << 63 else {
       throw ToolError("invalid value '\(text)' of \(name): it must be a size like 4096, 64K or 10G")
     }
     return size

@@ -1,5 +1,6 @@
 import ApusBlock
 import ApusConfig
+import ApusCrypto
 import ApusHost
 import ApusImages
 import ApusNBD
@@ -23,7 +24,7 @@ final class TemporaryNames {
   @Test func graphOfOptions() throws {
     let names = TemporaryNames()
     let path = names("a.qcow2")
-    let created = try ImageCreation(path, format: "qcow2", byteCount: 1 << 20).create().image
+    let created = try ImageCreation(path, format: "qcow2", byteCount: 1 << 20).create()
     try created.node.write([1, 2, 3], at: 5)
     try created.node.close()
     let probed = try ImageGraph().open(path)
@@ -50,7 +51,7 @@ final class TemporaryNames {
   @Test func probedRawStaysRaw() throws {
     let names = TemporaryNames()
     let path = names("a.img")
-    try ImageCreation(path, format: "raw", byteCount: 1 << 20).create().image.node.close()
+    try ImageCreation(path, format: "raw", byteCount: 1 << 20).create().node.close()
     var options = OpenOptions()
     options.isReadOnly = false
     let probed = try ImageGraph(options).open(path)
@@ -93,9 +94,15 @@ final class TemporaryNames {
     let listener = try HostListener(.unix(path: socket))
     let server = NBDServer([export], listener: listener, connectionLimit: 0, isPersistent: true)
     let thread = HostThread.spawn("server") { server.run() }
-    #expect(try NBDNode.list(.unix(path: socket)).map(\.name) == ["disk"])
-    #expect(throws: BlockError.self) { try NBDNode(.unix(path: socket), export: "other") }
-    let node = try NBDNode(.unix(path: socket), export: "disk")
+    var configuration = NBDNode.Configuration(.unix(path: socket))
+    let exports = try NBDNode.list(configuration).map(\.name)
+    #expect(exports == ["disk"])
+    configuration.export = "other"
+    let other = configuration
+    #expect(throws: BlockError.self) { try NBDNode(other) }
+    configuration.export = "disk"
+    configuration.connectionCount = 3
+    let node = try NBDNode(configuration)
     #expect(node.byteCount == 4 << 20)
     // Several threads share the connection.
     let threads = (0..<4).map { number in
@@ -146,7 +153,7 @@ final class TemporaryNames {
       do { try stream.send([HostBuffer(bytes).io]) } catch { continue }
       stream.shutDown()
     }
-    let node = try NBDNode(.unix(path: socket))
+    let node = try NBDNode(NBDNode.Configuration(.unix(path: socket)))
     #expect(try node.bytes(at: 0, count: 10) == [UInt8](repeating: 0, count: 10))
     try node.close()
     server.stop()
@@ -179,13 +186,144 @@ final class TemporaryNames {
         case "vdi": node = try VDI.open(file)
         case "vpc": node = try VPC.open(file)
         case "vhdx": node = try VHDX.open(file)
-        default: node = try VMDK.open(file)
+        default: node = try VMDK.open(file) { (_) throws(BlockError) in MemoryNode(byteCount: 1 << 20) }
         }
       } catch { continue }
       let count = Int(min(node.byteCount, 1 << 18))
       _ = try? node.bytes(at: 0, count: count)
       if node.byteCount > 4096 { _ = try? node.write([1, 2, 3], at: node.byteCount - 4096) }
       _ = try? node.status(at: 0, byteCount: node.byteCount)
+      _ = try? node.close()
+    }
+  }
+
+  // MARK: Fuzzing
+
+  /// Images of formats that are only read: a small one of each, made by hand.
+  static func parallels() -> [UInt8] {
+    let buffer = HostBuffer(byteCount: 3 * 65536)
+    for (index, byte) in "WithoutFreeSpace".utf8.enumerated() { buffer.bytes[index] = byte }
+    buffer.setLittle(16, UInt32(2))
+    buffer.setLittle(28, UInt32(128))
+    buffer.setLittle(32, UInt32(4))
+    buffer.setLittle(36, UInt64(512))
+    buffer.setLittle(64, UInt32(128))
+    buffer.setLittle(72, UInt32(256))
+    return buffer.array()
+  }
+  static func qed() -> [UInt8] {
+    let buffer = HostBuffer(byteCount: 5 * 65536)
+    for (index, byte) in [0x51, 0x45, 0x44, 0].enumerated() { buffer.bytes[index] = UInt8(byte) }
+    buffer.setLittle(4, UInt32(65536))
+    buffer.setLittle(8, UInt32(1))
+    buffer.setLittle(12, UInt32(1))
+    buffer.setLittle(40, UInt64(65536))
+    buffer.setLittle(48, UInt64(4 << 20))
+    buffer.setLittle(65536, UInt64(131_072))
+    buffer.setLittle(131_072, UInt64(196_608))
+    buffer.setLittle(131_080, UInt64(1))
+    return buffer.array()
+  }
+  static func descriptor() -> [UInt8] {
+    Array(
+      """
+      # Disk DescriptorFile
+      version=1
+      CID=12345678
+      parentCID=ffffffff
+      createType="twoGbMaxExtentSparse"
+      RW 1024 FLAT "a.vmdk" 0
+      RW 512 ZERO
+      RW 1024 FLAT "b.vmdk" 16
+      """.utf8)
+  }
+
+  /// Damage of any kind to what parsers read: an error or another image, never a crash, and never much memory or time.
+  @Test(arguments: ["parallels", "qed", "dmg", "descriptor", "luks", "log"]) func fuzz(format: String) throws
+  {
+    var generator = SeededGenerator(seed: UInt64(format.utf8.reduce(0) { $0 &* 31 &+ Int($1) }))
+    let rounds = 150 * (Int(HostPath.environment("APUS_FUZZ_FACTOR") ?? "") ?? 1)
+    var pristine: [UInt8]
+    switch format {
+    case "parallels": pristine = Self.parallels()
+    case "qed": pristine = Self.qed()
+    case "descriptor": pristine = Self.descriptor()
+    case "luks":
+      var parameters = LUKSHeader.Parameters(passphrase: [1, 2, 3])
+      parameters.iterationMilliseconds = 1
+      pristine = try LUKSHeader.make(parameters).bytes
+    case "dmg":
+      pristine = [UInt8](repeating: 0, count: 2048)
+      let table = HostBuffer(byteCount: 204 + 80)
+      for (index, byte) in "mish".utf8.enumerated() { table.bytes[index] = byte }
+      table.setBig(200, UInt32(2))
+      table.setBig(204, UInt32(1))
+      table.setBig(220, UInt64(2))
+      table.setBig(236, UInt64(1024))
+      table.setBig(244, UInt32(0xffff_ffff))
+      let letters = Array("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".utf8)
+      let bytes = table.array() + [0]
+      var text: [UInt8] = []
+      for start in stride(from: 0, to: bytes.count - 2, by: 3) {
+        let value = UInt32(bytes[start]) << 16 | UInt32(bytes[start + 1]) << 8 | UInt32(bytes[start + 2])
+        text += [18, 12, 6, 0].map { letters[Int(value >> UInt32($0) & 63)] }
+      }
+      let list =
+        Array("<key>blkx</key><array><dict><data>".utf8) + text + Array("</data></dict></array>".utf8)
+      let trailer = HostBuffer(byteCount: 512)
+      for (index, byte) in "koly".utf8.enumerated() { trailer.bytes[index] = byte }
+      trailer.setBig(8, UInt32(512))
+      trailer.setBig(0xd8, UInt64(2048))
+      trailer.setBig(0xe0, UInt64(list.count))
+      trailer.setBig(492, UInt64(2))
+      let padding = [UInt8](repeating: 32, count: (512 - list.count % 512) % 512)
+      pristine += list + padding + trailer.array()
+    default:
+      let file = MemoryNode()
+      try VHDX.create(3 << 20, on: file)
+      pristine = try file.bytes(at: 0, count: Int(file.byteCount))
+      // A log that is named, with an entry's signature and random bytes.
+      for header in [65536, 131_072] {
+        pristine.replaceSubrange(header + 48..<header + 64, with: Array(1...16))
+      }
+      pristine.replaceSubrange(1 << 20..<1 << 20 + 4, with: Array("loge".utf8))
+    }
+    for round in 0..<rounds {
+      var copy = pristine
+      if round > 0 {
+        for _ in 0..<generator.below(5) + 1 {
+          let limit = format == "log" ? 8192 : min(copy.count, format == "luks" ? 592 : 70_000)
+          let base = format == "log" ? 1 << 20 : Bool.random(using: &generator) ? 0 : copy.count - limit
+          copy[base + generator.below(min(limit, 600))] = UInt8(truncatingIfNeeded: generator.next())
+          if format == "luks" {
+            // Iterations cost time, as they are meant to.
+            for place in [164] + (0..<8).map({ 212 + 48 * $0 }) { (copy[place], copy[place + 1]) = (0, 0) }
+          }
+        }
+        if generator.below(6) == 0 { copy.removeLast(generator.below(copy.count)) }
+      }
+      let file = try MemoryNode(copy)
+      let node: any ImageNode
+      do {
+        switch format {
+        case "parallels": node = try Parallels.open(file)
+        case "qed": node = try QED.open(file)
+        case "dmg": node = try DMGNode(file)
+        case "luks": node = try LUKSNode(file, passphrase: [1, 2, 3])
+        case "descriptor":
+          node = try VMDK.open(file) { (_) throws(BlockError) in MemoryNode(byteCount: 1 << 20) }
+        default: node = try VHDX.open(file)
+        }
+      } catch {
+        if round == 0, format != "log" { Issue.record("\(format): \(error)") }
+        continue
+      }
+      let size = node.byteCount
+      if size > 0 {
+        _ = try? node.bytes(at: 0, count: Int(min(size, 1 << 18)))
+        _ = try? node.bytes(at: size - min(size, 4096), count: Int(min(size, 4096)))
+        _ = try? node.status(at: size / 2, byteCount: size - size / 2)
+      }
       _ = try? node.close()
     }
   }

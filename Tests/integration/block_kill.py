@@ -9,7 +9,7 @@ import time
 from block import img, output_json, path, peer, run, tool
 from harness import case, check, main, report
 
-ROUNDS = int(os.environ.get("APUS_KILLS", "40"))
+ROUNDS = int(os.environ.get("APUS_KILLS", "160"))
 
 
 def consistent(image, lazy):
@@ -23,7 +23,7 @@ def consistent(image, lazy):
 
 @case("writer")
 def writer():
-    """Numbered patterns with a flush after each round; the last acknowledged one is read back."""
+    """Numbered patterns, discards and growing sizes, with a flush after each round; the last acknowledged one is read back."""
     generator = random.Random(int(os.environ.get("APUS_SEEDS", "3")))
     acknowledged = 0
     for number in range(ROUNDS):
@@ -40,6 +40,8 @@ def writer():
             lines.append((f"write -q -P {pattern} {block * 65000} 65000", block, pattern))
             if step % 5 == 4:
                 lines.append((f"discard -q {62 << 20} 1M", None, 0))
+            if step % 20 == 7:
+                lines.append((f"truncate {64 + step}M", None, 0))
             if step % 3 == 2:
                 lines.append(("flush", None, 0))
                 # A command after the flush whose output says that the flush is through.
@@ -56,7 +58,7 @@ def writer():
         process.kill()
         output = process.stdout.read()
         process.wait()
-        done = output.count("64 MiB")
+        done = output.count(" MiB\n")
         acknowledged += done
         seen = 0
         for line, block, pattern in lines:
@@ -92,18 +94,25 @@ def tools():
     img("snapshot", "-c", "first", source)
     run(tool("io"), "-f", "qcow2", "-c", "write -q -P 3 1M 2M", source)
     jobs = [["snapshot", "-c", "second"], ["snapshot", "-a", "first"], ["snapshot", "-d", "first"],
-            ["bitmap", "--add"], ["resize", "-q"]]
+            ["bitmap", "--add"], ["resize", "-q"], ["resize", "-q", "--shrink"], ["amend", "-o", "refcount_bits=32"],
+            ["bitmap", "--clear"], ["check", "-r", "all"]]
+    # Resizing moves bitmaps, too.
+    img("bitmap", "--add", source, "kept")
+    small = path("kill-small.qcow2")
+    shutil.copy(source, small)
+    img("snapshot", "-d", "first", small)
     for number in range(ROUNDS // 2):
         image = path("kill-tool.qcow2")
-        shutil.copy(source, image)
         job = jobs[number % len(jobs)]
-        extra = ["b"] if job[0] == "bitmap" else ["80M"] if job[0] == "resize" else []
+        shutil.copy(small if "--shrink" in job else source, image)
+        extra = {"--add": ["b"], "--clear": ["kept"], "--shrink": ["50M"], "-q": ["80M"]}.get(job[-1], [])
         process = subprocess.Popen([tool("img"), *job, image, *extra], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         time.sleep(generator.random() * 0.06)
         process.kill()
         process.communicate()
         consistent(image, False)
         run(tool("io"), "-f", "qcow2", "-c", "read -q -P 2 40M 8M", "-c", "read -q -P 1 8M 8M", image)
+    report(f"{ROUNDS // 2} kills")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,31 @@ def dirty_bitmap():
             seen(socket)
 
 
+@case("bitmaps-follow-the-size")
+def bitmaps_follow():
+    image, socket = path("bitmap-size.qcow2"), path("bitmap-size.sock")
+    for start, end, change in ((4, 9, []), (9, 4, ["--shrink"]), (1, 3000, [])):
+        for name in ("on", "off"):
+            img("create", "-q", "-f", "qcow2", image, f"{start}M")
+            img("bitmap", "--add", "-g", "64k", image, "b")
+            io(image, "write -q -P 1 0 64k", "write -q -P 1 512k 128k", options=("-f", "qcow2"))
+            if start > 5:
+                io(image, "write -q -P 1 5M 1M", options=("-f", "qcow2"))
+            if name == "off":
+                img("bitmap", "--disable", image, "b")
+            img("resize", "-q", *change, image, f"{end}M")
+            both_check(image)
+            if name == "on":
+                (io if end > 5 else peer_io)(image, f"write -q -P 2 {end - 1}M 64k", options=("-f", "qcow2"))
+            expected = [(0, 65536), (524288, 131072)] + ([((end - 1) << 20, 65536)] if name == "on" else [])
+            for program in (tool("nbd"), peer("nbd")):
+                with server(program, "-t", "-r", "-B", "b", "-k", socket, "-f", "qcow2", image, socket=socket):
+                    entries = json.loads(run(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json",
+                                             f"nbd+unix:///?socket={socket}"))
+                    dirty = [(entry["offset"], entry["length"]) for entry in entries if entry["type"] & 1]
+                    check(dirty == expected, f"from {start}M to {end}M: {dirty} instead of {expected}")
+
+
 def seen(socket):
     uri = f"nbd+unix:///?socket={socket}"
     entries = json.loads(run(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json", uri))
@@ -136,6 +161,148 @@ def client_of_peers():
         uri = f"nbd+unix:///?socket={socket}"
         io(uri, "write -q -P 5 1M 3M", "read -q -P 5 1M 3M", "read -q -P 0 8M 1M", options=("-f", "raw"))
         img("info", uri)
+
+
+def certificates():
+    """A folder with an authority, a server's and a client's certificate, shared keys, and another authority's client."""
+    folder = path("tls")
+    if os.path.exists(folder):
+        return folder
+    os.mkdir(folder)
+    os.mkdir(f"{folder}/stranger")
+    openssl = need("openssl")
+    for place, who in ((folder, ("server", "client")), (f"{folder}/stranger", ("client",))):
+        ca = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        run(openssl, "req", "-x509", *ca, "-days", "7", "-subj", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign",
+            "-keyout", f"{place}/ca-key.pem", "-out", f"{place}/ca-cert.pem")
+        for name in who:
+            run(openssl, "req", *ca, "-subj", f"/CN={name}", "-keyout", f"{place}/{name}-key.pem", "-out", f"{place}/{name}.csr")
+            open(f"{place}/{name}.ext", "w").write("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+            run(openssl, "x509", "-req", "-days", "7", "-in", f"{place}/{name}.csr", "-CA", f"{place}/ca-cert.pem", "-CAkey",
+                f"{place}/ca-key.pem", "-CAcreateserial", "-extfile", f"{place}/{name}.ext", "-out", f"{place}/{name}-cert.pem")
+    # The stranger trusts the server, which does not trust the stranger.
+    shutil.copy(f"{folder}/ca-cert.pem", f"{folder}/stranger/ca-cert.pem")
+    open(f"{folder}/keys.psk", "w").write("qemu:0123456789abcdef0123456789abcdef\nalice:fedcba9876543210fedcba9876543210\n")
+    return folder
+
+
+@case("tls-certificates")
+def tls_certificates():
+    folder = certificates()
+    raw = sample("tls.raw", 3 << 20)
+    server_object = f"tls-creds-x509,id=tls0,dir={folder},endpoint=server,verify-peer=yes"
+    client_object = f"tls-creds-x509,id=tls0,dir={folder},endpoint=client"
+    stranger = f"tls-creds-x509,id=tls0,dir={folder}/stranger,endpoint=client"
+    for program in (tool("nbd"), peer("nbd")):
+        port = free_port()
+        image = f"driver=raw,file.driver=nbd,file.host=localhost,file.port={port},file.tls-creds=tls0"
+        with server(program, "-t", "-e", "4", "--object", server_object, "--tls-creds", "tls0", "-p", port, "-b", "127.0.0.1", "-f",
+                    "raw", raw, port=port):
+            for reader in (img, peer_img):
+                reader("compare", "-U", "--object", client_object, "--image-opts", image, f"driver=raw,file.filename={raw}")
+            io(image, "write -q -P 7 1M 64k", "flush", "read -q -P 7 1M 64k", options=("--object", client_object, "--image-opts"))
+            run(tool("nbd"), "-L", "--object", client_object, "--tls-creds", "tls0", "-b", "localhost", "-p", port)
+            # Without TLS, and with a certificate that nobody trusts.
+            img("info", f"nbd://localhost:{port}", code=1)
+            img("info", "--object", stranger, "--image-opts", image, code=1)
+            facts = run(need("nbdinfo"), f"nbds://localhost:{port}/?tls-certificates={folder}")
+            check("protocol: newstyle-fixed with TLS" in facts, f"nbdinfo says {facts}")
+            run(need("nbdcopy"), f"nbds://localhost:{port}/?tls-certificates={folder}", path("tls-copy.raw"))
+            check(open(raw, "rb").read() == open(path("tls-copy.raw"), "rb").read(), "nbdcopy read something else")
+
+
+@case("tls-shared-keys")
+def tls_shared_keys():
+    folder = certificates()
+    raw = sample("psk.raw", 2 << 20)
+    socket = path("psk.sock")
+    keys = f"{folder}/keys.psk"
+    client_object = f"tls-creds-psk,id=tls0,dir={folder},endpoint=client,username=alice"
+    image = f"driver=raw,file.driver=nbd,file.path={socket},file.tls-creds=tls0"
+    servers = [[program, "-t", "-e", "4", "--object", f"tls-creds-psk,id=tls0,dir={folder},endpoint=server", "--tls-creds", "tls0",
+                "-k", socket, "-f", "raw", raw] for program in (tool("nbd"), peer("nbd"))]
+    servers.append([need("nbdkit"), "-f", "-U", socket, "--tls=require", f"--tls-psk={keys}", "file", raw])
+    for command in servers:
+        with server(*command, socket=socket):
+            for reader in (img, peer_img):
+                reader("compare", "-U", "--object", client_object, "--image-opts", image, f"driver=raw,file.filename={raw}")
+            facts = run(need("nbdinfo"), f"nbds+unix://alice@/?socket={socket}&tls-psk-file={keys}")
+            check("with TLS" in facts, f"nbdinfo says {facts}")
+            img("info", "--object", client_object.replace("alice", "bob"), "--image-opts", image, code=1)
+            img("info", f"nbd+unix:///?socket={socket}", code=1)
+
+
+@case("reconnects")
+def reconnects():
+    """A server that goes and comes back: requests wait for it, and none is lost."""
+    raw = path("reconnect.raw")
+    img("create", "-q", "-f", "raw", raw, "8M")
+    socket = path("reconnect.sock")
+    image = f"driver=raw,file.driver=nbd,file.path={socket},file.reconnect-delay=60"
+    words = [word for number in range(40) for word in ("-c", f"write -q -P {number + 1} {number * 100}k 100k", "-c", "sleep 25")]
+    command = [tool("nbd"), "-t", "-k", socket, "-f", "raw", raw]
+    with server(*command, socket=socket) as first:
+        client = subprocess.Popen([tool("io"), "--image-opts", *words, "-c", "flush", image], stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT)
+        time.sleep(0.3)
+        first.kill()
+        first.wait()
+    with server(*command, socket=socket):
+        output = client.communicate(timeout=60 * PATIENCE)[0]
+        check(client.returncode == 0, f"the client ended with {client.returncode}: {output}")
+    io(raw, *(f"read -q -P {number + 1} {number * 100}k 100k" for number in range(40)), options=("-f", "raw"))
+    # Without the option it fails, and soon.
+    img("info", f"nbd+unix:///?socket={socket}", code=1)
+    started = time.monotonic()
+    io(f"driver=raw,file.driver=nbd,file.path={socket},file.open-timeout=1", "quit", code=1, options=("--image-opts",))
+    check(time.monotonic() - started >= 1, "opening did not wait")
+
+
+@case("several-connections")
+def several_connections():
+    raw = sample("multi.raw", 4 << 20)
+    socket = path("multi.sock")
+    image = f"driver=raw,file.driver=nbd,file.path={socket},file.multi-conn=4"
+    for command in ([tool("nbd"), "-t", "-e", "8", "-k", socket, "-f", "raw", raw],
+                    [need("nbdkit"), "-f", "-U", socket, "file", raw]):
+        with server(*command, socket=socket) as process:
+            client = subprocess.Popen([tool("io"), "--image-opts", image, "-c", "write -q -P 9 1M 1M", "-c", "flush", "-c", "sleep 1500"])
+            deadline = time.monotonic() + 20 * PATIENCE
+            while True:
+                with open("/proc/net/unix") as table:
+                    count = sum(line.rstrip().endswith(" " + socket) and line.split()[3] != "00010000" for line in table)
+                if count >= 4:
+                    break
+                check(time.monotonic() < deadline and client.poll() is None, f"{count} connections")
+                time.sleep(0.02)
+            check(client.wait(30 * PATIENCE) == 0, "the client failed")
+            io(image, "read -q -P 9 1M 1M", options=("--image-opts",))
+
+
+@case("temporary-writes")
+def temporary_writes():
+    raw = sample("snapshot.raw", 2 << 20)
+    before = open(raw, "rb").read()
+    socket = path("snapshot.sock")
+    uri = f"nbd+unix:///?socket={socket}"
+    with server(tool("nbd"), "-t", "-s", "-k", socket, "-f", "raw", raw, socket=socket):
+        peer_io(uri, "write -q -P 7 0 1M", "flush", "read -q -P 7 0 1M", options=("-f", "raw"))
+        peer_io(uri, "read -q -P 7 0 1M", options=("-f", "raw"))
+    check(open(raw, "rb").read() == before, "the image has changed")
+
+
+@case("zero-detection")
+def zero_detection():
+    image, socket = path("zeroes.qcow2"), path("zeroes.sock")
+    img("create", "-q", "-f", "qcow2", image, "8M")
+    io(image, "write -q -P 1 0 4M")
+    with server(tool("nbd"), "-t", "--detect-zeroes=unmap", "-k", socket, "-f", "qcow2", image, socket=socket):
+        peer_io(f"nbd+unix:///?socket={socket}", "write -q -P 0 1M 2M", "write -q -P 3 5M 64k", "flush", options=("-f", "raw"))
+    both_check(image)
+    io(image, "read -q -P 1 0 1M", "read -q -P 0 1M 2M", "read -q -P 1 3M 1M", "read -q -P 3 5M 64k")
+    data = sum(entry["length"] for entry in json.loads(img("map", "--output=json", image)) if entry["data"])
+    check(data == (2 << 20) + 65536, f"{data} bytes are stored")
+    run(tool("nbd"), "--detect-zeroes=maybe", "-k", socket, image, code=1)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ extern const int apus_FALLOC_FL_KEEP_SIZE, apus_FALLOC_FL_PUNCH_HOLE, apus_FALLO
 int64_t apus_block_device_size(int fd);
 // BLKDISCARD (operation 0) or BLKZEROOUT (1) on a block device.
 int apus_block_range(int fd, int operation, uint64_t offset, uint64_t length);
+// Tells the file system how large extents of a file should be, in bytes. -1: it has no such hint.
+int apus_set_extent_hint(int fd, uint32_t size);
 // Open file description lock on one byte: operation 0 shared, 1 exclusive, 2 unlock; 3: 1 if an exclusive lock would
 // meet someone else's lock, else 0. Returns -1 with errno when a lock is refused.
 int apus_ofd_lock(int fd, int64_t byte, int operation);

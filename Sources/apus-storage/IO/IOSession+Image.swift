@@ -30,7 +30,7 @@ extension IOSession {
       (session, words) throws(ToolError) in try session.truncate(words)
     },
     .init(
-      name: "open", aliases: ["o"], usage: "[-rnU] [-t cache] [-d discard] [-o options] [path]",
+      name: "open", aliases: ["o"], usage: "[-rsCnU] [-t cache] [-d discard] [-o options] [path]",
       help: "opens a file"
     ) {
       (session, words) throws(ToolError) in try session.openCommand(words)
@@ -40,20 +40,9 @@ extension IOSession {
       _ = try session.node()
       try session.close()
     },
-    .init(name: "reopen", usage: "[-r|-w] [-c cache]", help: "opens the file again in another way") {
-      (session, words) throws(ToolError) in
-      var rest = words[...]
-      while let word = rest.popFirst() {
-        switch word {
-        case "-r": try session.reopen { $0.isReadOnly = true }
-        case "-w": try session.reopen { $0.isReadOnly = false }
-        case "-c":
-          let mode = try ImgTool.cacheMode(rest.popFirst(), default: .writeback)
-          try session.reopen { $0.cache = mode }
-        default: throw ToolError("reopen: invalid option '\(word)'")
-        }
-      }
-    },
+    .init(
+      name: "reopen", usage: "[-r|-w] [-c cache] [-o options]", help: "opens the file again in another way"
+    ) { (session, words) throws(ToolError) in try session.reopenCommand(words) },
     .init(name: "sleep", usage: "milliseconds", help: "waits") { (session, words) throws(ToolError) in
       guard let text = words.first, let milliseconds = parseNumber(text), milliseconds <= 1 << 32 else {
         throw ToolError("sleep: expected a number of milliseconds")
@@ -139,14 +128,69 @@ extension IOSession {
     try request("truncate failed") { () throws(BlockError) in try node.truncate(size, preallocation: mode) }
   }
 
-  private func openCommand(_ words: [String]) throws(ToolError) {
-    var settings = OpenSettings()
-    var path: String?
+  private func reopenCommand(_ words: [String]) throws(ToolError) {
+    var isReadOnly: Bool?
+    var cache: BlockCacheMode?
     var options: [String] = []
     var rest = words[...]
     while let word = rest.popFirst() {
       switch word {
+      case "-r", "-w":
+        guard isReadOnly == nil else { throw ToolError("reopen: -r and -w can be given only once") }
+        isReadOnly = word == "-r"
+      case "-c":
+        guard cache == nil else { throw ToolError("reopen: -c can be given only once") }
+        cache = try ImgTool.cacheMode(rest.popFirst(), default: .writeback)
+      case "-o":
+        guard let text = rest.popFirst() else { throw ToolError("reopen: option -o needs a value") }
+        options.append(text)
+      default: throw ToolError("reopen: invalid option '\(word)'")
+      }
+    }
+    let list = try ImgTool.parsed { () throws(ConfigurationError) in
+      var list = OptionList()
+      for text in options { list.entries += try OptionList(parsing: text).entries }
+      return list
+    }
+    // What cannot change while an image is open.
+    for (key, given) in [
+      ("read-only", isReadOnly != nil), ("cache.direct", cache != nil), ("cache.no-flush", cache != nil),
+    ]
+    where list[key] != nil && given { throw ToolError("reopen: \(key) is given twice") }
+    try reopen { settings in
+      if let isReadOnly { settings.isReadOnly = isReadOnly }
+      if let cache { settings.cache = cache }
+      settings.changes = list
+    }
+  }
+
+  private func openNamed(_ name: String, _ shown: String, _ settings: OpenSettings) throws(ToolError) {
+    do throws(ToolError) { try open(name, settings) } catch {
+      writeStandardError("\(StorageTools.name): can't open: \(error.message)\n")
+      fail()
+    }
+  }
+
+  private func openCommand(_ words: [String]) throws(ToolError) {
+    var settings = OpenSettings()
+    var path: String?
+    var options: [String] = []
+    settings.objects = objects
+    var rest = words[...]
+    while let word = rest.popFirst() {
+      // `-roPATH`: single letters in one word.
+      if word.hasPrefix("-"), word.count > 2 {
+        let letters = Array(word.dropFirst())
+        rest =
+          "tdo".contains(letters[0])
+          ? ["-\(letters[0])", String(letters[1...])] + rest
+          : ["-\(letters[0])", "-" + String(letters[1...])] + rest
+        continue
+      }
+      switch word {
       case "-r": settings.isReadOnly = true
+      case "-C": settings.copiesOnRead = true
+      case "-s": settings.isTemporary = true
       case "-n": settings.cache = .none
       case "-U": settings.sharesAll = true
       case "-t": settings.cache = try ImgTool.cacheMode(rest.popFirst(), default: .writeback)
@@ -157,12 +201,13 @@ extension IOSession {
         path = word
       }
     }
+    if settings.copiesOnRead, settings.isReadOnly { throw ToolError("-C and -r exclude each other") }
     if !options.isEmpty {
       settings.isOptionList = true
       if let path { options.append("file.filename=\(path)") }
-      try open(options.joined(separator: ","), settings)
+      try openNamed(options.joined(separator: ","), path ?? options[0], settings)
     } else if let path {
-      try open(path, settings)
+      try openNamed(path, path, settings)
     } else {
       throw ToolError("open: expected a path")
     }

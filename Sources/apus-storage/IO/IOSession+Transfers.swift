@@ -1,13 +1,14 @@
 import ApusBlock
 import ApusConfig
 import ApusHost
+import ApusQcow2
 import ApusStorage
 
 /// Reads and writes.
 extension IOSession {
   static let transferCommands: [Command] = [
     .init(
-      name: "read", aliases: ["r"], usage: "[-qv] [-P pattern [-s off] [-l len]] off len",
+      name: "read", aliases: ["r"], usage: "[-bqv] [-P pattern [-s off] [-l len]] off len",
       help: "reads a number of bytes at a specified offset"
     ) { (session, words) throws(ToolError) in try session.read(words, isVectored: false) },
     .init(
@@ -17,7 +18,7 @@ extension IOSession {
       (session, words) throws(ToolError) in try session.read(words, isVectored: true)
     },
     .init(
-      name: "write", aliases: ["w"], usage: "[-cfquz] [-P pattern | -s source_file] off len",
+      name: "write", aliases: ["w"], usage: "[-bcfquz] [-P pattern | -s source_file] off len",
       help: "writes a number of bytes at a specified offset"
     ) { (session, words) throws(ToolError) in try session.write(words, isVectored: false) },
     .init(
@@ -30,7 +31,7 @@ extension IOSession {
       (session, words) throws(ToolError) in try session.read(words, isVectored: true, isAsynchronous: true)
     },
     .init(
-      name: "aio_write", usage: "[-cfquz] [-P pattern] off len [len..]", help: "writes in the background"
+      name: "aio_write", usage: "[-fquz] [-P pattern] off len [len..]", help: "writes in the background"
     ) {
       (session, words) throws(ToolError) in try session.write(words, isVectored: true, isAsynchronous: true)
     },
@@ -64,17 +65,24 @@ extension IOSession {
     var lengths: [UInt64] = []
     var byteCount: UInt64 { lengths.reduce(0, +) }
 
+    /// - Parameter known: the letters of the command's flags; those of `Psl` have values.
     init(_ words: [String], flags known: String, command: String, isVectored: Bool, isWrite: Bool)
       throws(ToolError)
     {
+      let valued = isWrite ? "Ps" : "Psl"
       var rest = words[...]
       while let word = rest.first, word.hasPrefix("-"), word.count > 1 {
         rest.removeFirst()
-        for letter in word.dropFirst() {
+        var letters = word.dropFirst()
+        while let letter = letters.popFirst() {
+          // For old scripts.
+          if letter == "p" { continue }
           guard known.contains(letter) else { throw ToolError("\(command): invalid option -- '\(letter)'") }
           flags.insert(letter)
-          guard letter == "P" || letter == "s" || (letter == "l" && !isWrite) else { continue }
-          guard let value = rest.popFirst() else {
+          guard valued.contains(letter) else { continue }
+          let attached = letters.isEmpty ? nil : String(letters)
+          letters = ""
+          guard let value = attached ?? rest.popFirst() else {
             throw ToolError("\(command): option -\(letter) needs a value")
           }
           try take(letter, value, isWrite)
@@ -106,11 +114,20 @@ extension IOSession {
     }
 
     static func size(_ text: String) throws(ToolError) -> UInt64 {
-      guard let size = parseSize(text), size < 1 << 62 else {
+      guard !text.hasPrefix("-") else { throw ToolError("the number '\(text)' is negative") }
+      guard let size = parseSize(text), size < 1 << 63 else {
         throw ToolError("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- \(text)")
       }
       return size
     }
+  }
+
+  /// The image's VM state area (`-b`).
+  private func vmState() throws(ToolError) -> Qcow2Image {
+    guard let image = try opened().qcow2 else {
+      throw ToolError("images of the format '\(try opened().format)' have no VM state area")
+    }
+    return image
   }
 
   private func buffers(_ words: RequestWords) -> (HostBuffer, [IOBuffer]) {
@@ -127,19 +144,24 @@ extension IOSession {
   // MARK: read
 
   private func read(_ words: [String], isVectored: Bool, isAsynchronous: Bool = false) throws(ToolError) {
+    let command = isAsynchronous ? "aio_read" : isVectored ? "readv" : "read"
     let request = try RequestWords(
-      words, flags: "qvPsl", command: isAsynchronous ? "aio_read" : "read", isVectored: isVectored,
-      isWrite: false)
+      words, flags: isVectored ? "qvP" : "bqvPsl", command: command, isVectored: isVectored, isWrite: false)
     let node = try node()
+    let state = request.flags.contains("b") ? try vmState() : nil
     let (memory, list) = buffers(request)
     HostBytes.fill(memory.base, memory.byteCount, 0xab)
     let job: @Sendable () -> Bool = {
       let start = HostClock.monotonicNanoseconds()
       do throws(BlockError) {
-        if let error = node.rangeError(request.offset, request.byteCount) { throw error }
-        try node.read(at: request.offset, into: list)
+        if let state {
+          try state.readVMState(at: request.offset, into: list)
+        } else {
+          if let error = node.rangeError(request.offset, request.byteCount) { throw error }
+          try node.read(at: request.offset, into: list)
+        }
       } catch {
-        printLine("read failed: \(error.description)")
+        printLine("\(command) failed: \(error.description)")
         return false
       }
       return Self.finishRead(request, memory, HostClock.monotonicNanoseconds() - start)
@@ -168,8 +190,9 @@ extension IOSession {
       }
     }
     if words.flags.contains("q") { return isGood }
-    if words.flags.contains("v") { writeStandardOutput(dump(memory, Int(words.byteCount), words.offset)) }
-    report("read", words.byteCount, words.offset, nanoseconds)
+    report(
+      words.flags.contains("v") ? dump(memory, Int(words.byteCount), words.offset) : "", "read",
+      words.byteCount, words.offset, nanoseconds)
     return isGood
   }
 
@@ -184,21 +207,24 @@ extension IOSession {
         text += (byte < 16 ? "0" : "") + String(byte, radix: 16) + " "
         letters += (0x21...0x7e).contains(byte) ? String(UnicodeScalar(byte)) : "."
       }
-      text += String(repeating: " ", count: 3 * (16 - min(16, count - start))) + " " + letters + "\n"
+      text += " " + letters + "\n"
     }
     return text
   }
 
-  static func report(_ verb: String, _ byteCount: UInt64, _ offset: UInt64, _ nanoseconds: UInt64) {
+  /// Tells what was done, in one piece: requests may end at the same time.
+  static func report(
+    _ dump: String, _ verb: String, _ byteCount: UInt64, _ offset: UInt64, _ nanoseconds: UInt64
+  ) {
     let seconds = max(Double(nanoseconds) / 1e9, 1e-9)
     let whole = UInt64(seconds)
-    printLine("\(verb) \(byteCount)/\(byteCount) bytes at offset \(offset)")
     printLine(
-      "\(exactSize(byteCount)), 1 ops; \(whole < 10 ? "0" : "")\(Format.fixed(seconds, 2)) sec (\(exactSize(UInt64(Double(byteCount) / seconds)))/sec "
+      "\(dump)\(verb) \(byteCount)/\(byteCount) bytes at offset \(offset)\n"
+        + "\(exactSize(byteCount)), 1 ops; \(whole < 10 ? "0" : "")\(Format.fixed(seconds, 2)) sec (\(exactSize(UInt64(Double(byteCount) / seconds)))/sec "
         + "and \(Format.fixed(1 / seconds, 4)) ops/sec)")
   }
 
-  /// `1.5 MiB`, with up to three decimals.
+  /// `1.500 MiB`, or without decimals if there are none.
   static func exactSize(_ byteCount: UInt64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
     var value = Double(byteCount)
@@ -207,18 +233,17 @@ extension IOSession {
       value /= 1024
       unit += 1
     }
-    var text = Format.fixed(value, 3)
-    while text.last == "0" { text.removeLast() }
-    if text.last == "." { text.removeLast() }
-    return "\(text) \(units[unit])"
+    let text = Format.fixed(value, 3)
+    return "\(text.hasSuffix(".000") ? String(text.dropLast(4)) : text) \(units[unit])"
   }
 
   // MARK: write
 
   private func write(_ words: [String], isVectored: Bool, isAsynchronous: Bool = false) throws(ToolError) {
+    let command = isAsynchronous ? "aio_write" : isVectored ? "writev" : "write"
     let request = try RequestWords(
-      words, flags: "cfquzPs", command: isAsynchronous ? "aio_write" : "write", isVectored: isVectored,
-      isWrite: true)
+      words, flags: isAsynchronous ? "fquzP" : isVectored ? "fqP" : "bcfquzPs", command: command,
+      isVectored: isVectored, isWrite: true)
     let flags = request.flags
     if flags.contains("u"), !flags.contains("z") { throw ToolError("-u requires -z to be specified") }
     if flags.contains("c"), flags.contains("z") {
@@ -230,20 +255,32 @@ extension IOSession {
     if request.source != nil, request.pattern != nil {
       throw ToolError("-s and -P cannot be specified at the same time")
     }
+    if flags.contains("b"), !flags.isDisjoint(with: ["z", "c"]) {
+      throw ToolError("-b and -c/-z cannot be specified at the same time")
+    }
     let node = try node()
+    let state = flags.contains("b") ? try vmState() : nil
+    if node.isReadOnly {
+      writeStandardError("\(StorageTools.name): \(command): the image is open read-only\n")
+      return fail()
+    }
     let (memory, list) = buffers(request)
     try fill(memory, request)
     let job: @Sendable () -> Bool = {
       let start = HostClock.monotonicNanoseconds()
       do throws(BlockError) {
-        if let error = node.writeError(request.offset, request.byteCount) { throw error }
-        try Self.carryOut(node, request, memory, list)
+        if let state {
+          try state.writeVMState(at: request.offset, from: list)
+        } else {
+          if let error = node.writeError(request.offset, request.byteCount) { throw error }
+          try Self.carryOut(node, request, memory, list)
+        }
       } catch {
-        printLine("write failed: \(error.description)")
+        printLine("\(command) failed: \(error.description)")
         return false
       }
       if !flags.contains("q") {
-        Self.report("wrote", request.byteCount, request.offset, HostClock.monotonicNanoseconds() - start)
+        Self.report("", "wrote", request.byteCount, request.offset, HostClock.monotonicNanoseconds() - start)
       }
       return true
     }
@@ -295,7 +332,7 @@ extension IOSession {
       try node.discard(at: parsed.offset, byteCount: parsed.byteCount)
     }
     if !parsed.flags.contains("q") {
-      Self.report("discard", parsed.byteCount, parsed.offset, HostClock.monotonicNanoseconds() - start)
+      Self.report("", "discard", parsed.byteCount, parsed.offset, HostClock.monotonicNanoseconds() - start)
     }
   }
 }

@@ -14,6 +14,11 @@ final class IOSession {
     var sharesAll = false
     var unmaps = true
     var copiesOnRead = false
+    var objects = StorageObjects()
+    /// Driver options that `reopen` adds.
+    var changes = OptionList()
+    /// Writes go to a temporary overlay.
+    var isTemporary = false
   }
   /// A command: usage, one line of help, what it does with its words.
   struct Command: Sendable {
@@ -31,6 +36,8 @@ final class IOSession {
   private let pool = WorkerPool("aio", threadLimit: 8)
   let pending = InFlightCounter()
   let asynchronousFailure = Flag()
+  /// What `--object` made.
+  var objects = StorageObjects()
 
   /// Set by requests in the background.
   final class Flag: Sendable {
@@ -41,17 +48,35 @@ final class IOSession {
 
   func open(_ name: String, _ settings: OpenSettings) throws(ToolError) {
     guard image == nil else { throw ToolError("file open already, try 'help close'") }
-    var options = OpenOptions(writable: !settings.isReadOnly)
+    var options = OpenOptions(writable: !settings.isReadOnly && !settings.isTemporary)
     options.cache = settings.cache
     options.sharesAll = settings.sharesAll
     options.unmaps = settings.unmaps
+    options.objects = settings.objects
     image = try tool { () throws(StorageError) in
-      guard settings.isOptionList else { return try ImageGraph(options).open(name, format: settings.format) }
-      let list: OptionList
-      do throws(ConfigurationError) { list = try OptionList(parsing: name) } catch {
-        throw StorageError(error)
+      guard settings.isOptionList || !settings.changes.entries.isEmpty else {
+        return try ImageGraph(options).open(name, format: settings.format)
+      }
+      var list = OptionList()
+      if settings.isOptionList {
+        do throws(ConfigurationError) { list = try OptionList(parsing: name) } catch {
+          throw StorageError(error)
+        }
+        if let format = settings.format, list["driver"] == nil {
+          list.entries.append(.init("driver", format))
+        }
+      } else {
+        if let format = settings.format { list.entries.append(.init("driver", format)) }
+        list.entries.append(.init("file.filename", name))
+      }
+      for entry in settings.changes.entries {
+        list.entries.removeAll { $0.key == entry.key }
+        list.entries.append(entry)
       }
       return try ImageGraph(options).open(list)
+    }
+    if settings.isTemporary, let opened = image {
+      image = try tool { () throws(StorageError) in try ImageCreation.temporaryOverlay(of: opened) }
     }
     if settings.copiesOnRead, let opened = image {
       image = OpenedImage(
@@ -70,10 +95,15 @@ final class IOSession {
   }
 
   func reopen(_ change: (inout OpenSettings) -> Void) throws(ToolError) {
-    guard var last = lastOpen, image != nil else { throw ToolError("no file open, try 'help open'") }
-    change(&last.settings)
+    guard let last = lastOpen, image != nil else { throw ToolError("no file open, try 'help open'") }
+    var settings = last.settings
+    change(&settings)
     try close()
-    try open(last.name, last.settings)
+    do throws(ToolError) { try open(last.name, settings) } catch {
+      // As it was before.
+      try open(last.name, last.settings)
+      throw error
+    }
   }
 
   func node() throws(ToolError) -> any ImageNode {
@@ -102,7 +132,7 @@ final class IOSession {
 
   func runInteractively() {
     while !hasQuit {
-      writeStandardOutput("apus-io> ")
+      writeStandardOutput("\(StorageTools.name)> ")
       guard let line = readLine() else { break }
       run(line)
     }

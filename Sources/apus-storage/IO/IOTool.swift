@@ -11,6 +11,9 @@ enum IOTool {
     .init("n", "nocache"), .init("t", "cache", value: true), .init("d", "discard", value: true),
     .init("U", "force-share"),
     .init("C", "copy-on-read"), .init("h", "help"), .init("V", "version"), .init("i", "aio", value: true),
+    .init("", "object", value: true),
+    .init("s", "snapshot"), .init("m", "misalign"), .init("k", "native-aio"),
+    .init("T", "trace", value: true),
   ]
 
   private static let help = """
@@ -21,13 +24,18 @@ enum IOTool {
       -r, --read-only     open read-only                    -n, --nocache       past the host's page cache
       -t, --cache MODE    cache mode                        -d, --discard MODE  ignore or unmap
       -U, --force-share   ignore other users                -C, --copy-on-read  keep what is read from backing files
+      -s, --snapshot      write to a temporary overlay      --object OBJECT       a secret or TLS credentials
       --image-opts        FILE is a list of options         -i, --aio threads
 
-    apus-io -c help lists the commands. The exit code is 1 if one failed.
+    apus-io -c help lists the commands, apus-io --completion prints a completion script for bash. The exit code is 1 if one failed.
     """
 
   static func run(_ arguments: [String]) -> Int32 {
     do throws(ToolError) {
+      if arguments == ["--completion"] {
+        printLine(Completion.script("apus-io", options: options))
+        return 0
+      }
       let parsed = try Arguments(arguments, options, of: "apus-io")
       if parsed.has("help") {
         printLine(help)
@@ -46,7 +54,14 @@ enum IOTool {
       settings.format = parsed["format"]
       settings.isOptionList = parsed.has("image-opts")
       settings.sharesAll = parsed.has("force-share")
+      settings.objects = try ImgTool.objects(parsed)
+      settings.isTemporary = parsed.has("snapshot")
+      session.objects = settings.objects
+      for name in ["misalign", "native-aio", "trace"] where parsed.has(name) {
+        throw ToolError("--\(name) is not implemented")
+      }
       settings.copiesOnRead = parsed.has("copy-on-read")
+      if settings.copiesOnRead, settings.isReadOnly { throw ToolError("-C and -r exclude each other") }
       if let aio = parsed["aio"], aio != "threads" {
         throw ToolError("aio mode '\(aio)' is not implemented; use threads")
       }
@@ -65,7 +80,7 @@ enum IOTool {
       try session.close()
       return session.hasFailed ? 1 : 0
     } catch {
-      writeStandardError("apus-io: \(error.message)\n")
+      writeStandardError("\(StorageTools.name): \(error.message)\n")
       return error.code
     }
   }

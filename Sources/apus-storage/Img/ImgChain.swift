@@ -18,28 +18,42 @@ extension ImgTool {
   ) { (arguments) throws(ToolError) in
     let name = try operand(arguments, "commit")
     let mode = try cacheMode(arguments["cache"], default: .writeback)
+    if arguments.has("image-opts") {
+      // Options can say more than names: the chain is opened once, for writing.
+      var options = OpenOptions(writable: true)
+      options.writesBacking = true
+      options.cache = mode
+      let front = try open(name, arguments, format: nil, options)
+      let base = try commitBase(front.chain, arguments, name)
+      return try carryOutCommit(
+        front, front.chain[base], arguments, empties: !arguments.has("d") && !arguments.has("b"))
+    }
     // Once to learn the chain, then each image for what is done with it: one file is not opened twice.
     let chain = try open(name, arguments, format: arguments["format"], OpenOptions()).chain
-    guard chain.count > 1 else { throw ToolError("'\(name)': image does not have a backing file") }
-    let baseIndex: Int
-    if let base = arguments["b"] {
-      guard
-        let index = chain.indices.dropFirst().first(where: {
-          chain[$0].filename == base || chain[$0 - 1].backingFilename == base
-        })
-      else {
-        throw ToolError("did not find '\(base)' in the backing chain of '\(name)'")
-      }
-      baseIndex = index
-    } else {
-      baseIndex = 1
-    }
+    let baseIndex = try commitBase(chain, arguments, name)
     let baseName = chain[baseIndex].filename
     let baseFormat = chain[baseIndex].format
     let names = chain[..<baseIndex].map { ($0.filename, $0.format) }
     try request { () throws(BlockError) in for image in chain { try image.node.close() } }
     return try commitChain(
       names, baseName, baseFormat, mode, arguments, empties: !arguments.has("d") && !arguments.has("b"))
+  }
+
+  /// Where in the chain the image lies that is written to.
+  private static func commitBase(_ chain: [OpenedImage], _ arguments: Arguments, _ name: String)
+    throws(ToolError)
+    -> Int
+  {
+    guard chain.count > 1 else { throw ToolError("'\(name)': image does not have a backing file") }
+    guard let base = arguments["b"] else { return 1 }
+    guard
+      let index = chain.indices.dropFirst().first(where: {
+        chain[$0].filename == base || chain[$0 - 1].backingFilename == base
+      })
+    else {
+      throw ToolError("did not find '\(base)' in the backing chain of '\(name)'")
+    }
+    return index
   }
 
   private static func commitChain(
@@ -49,12 +63,14 @@ extension ImgTool {
   ) throws(ToolError) -> Int32 {
     var writable = OpenOptions(writable: true)
     writable.cache = mode
+    writable.objects = try objects(arguments)
     let base = try tool { () throws(StorageError) in
       try ImageGraph(writable).open(baseName, format: baseFormat)
     }
     var front = base
     for (index, (name, format)) in names.enumerated().reversed() {
       var options = OpenOptions(writable: index == 0)
+      options.objects = writable.objects
       options.withoutBacking = true
       let image = try tool { () throws(StorageError) in try ImageGraph(options).open(name, format: format) }
       image.qcow2?.attachBacking(front.node)
@@ -62,8 +78,14 @@ extension ImgTool {
       front = OpenedImage(
         image.node, filename: name, format: format, backing: front, backingFilename: image.backingFilename)
     }
+    return try carryOutCommit(front, base, arguments, empties: empties)
+  }
+
+  private static func carryOutCommit(
+    _ front: OpenedImage, _ base: OpenedImage, _ arguments: Arguments, empties: Bool
+  ) throws(ToolError) -> Int32 {
     let meter = ProgressMeter(isForced: arguments.has("progress"))
-    try request("commit to '\(baseName)'") { () throws(BlockError) in
+    try request("commit to '\(base.filename)'") { () throws(BlockError) in
       if front.node.byteCount > base.node.byteCount {
         try base.node.truncate(front.node.byteCount, preallocation: .off)
       }
@@ -117,9 +139,8 @@ extension ImgTool {
     var options = OpenOptions(writable: true)
     options.cache = try cacheMode(arguments["cache"], default: .writeback)
     options.withoutBacking = arguments.has("u")
-    let image = try tool { () throws(StorageError) in
-      try ImageGraph(options).open(name, format: arguments["format"])
-    }
+    options.objects = try objects(arguments)
+    let image = try open(name, arguments, format: arguments["format"], options)
     guard let qcow2 = image.qcow2 else {
       throw ToolError("images of the format '\(image.format)' cannot be rebased")
     }
@@ -128,12 +149,14 @@ extension ImgTool {
       if !backing.isEmpty {
         // The old chain is open for reading, too: no locks are needed twice.
         var reading = OpenOptions()
+        reading.objects = options.objects
         reading.cache = try cacheMode(arguments["source-cache"], default: .writeback)
         next = try tool { () throws(StorageError) in
           try ImageGraph(reading).open(FileNames.resolve(backing, from: name), format: format)
         }
       }
       let meter = ProgressMeter(isForced: arguments.has("progress"))
+      if next != nil { qcow2.expectBacking() }
       try request("rebase of '\(name)'") { () throws(BlockError) in try copyDifferences(image, next, meter) }
       meter.finish()
     }
@@ -214,9 +237,7 @@ extension ImgTool {
     let list = try optionList(arguments)
     var options = OpenOptions(writable: true)
     options.cache = try cacheMode(arguments["cache"], default: .writeback)
-    let image = try tool { () throws(StorageError) in
-      try ImageGraph(options).open(name, format: arguments["format"])
-    }
+    let image = try open(name, arguments, format: arguments["format"], options)
     guard let qcow2 = image.qcow2 else {
       throw ToolError("Format driver '\(image.format)' does not support option amendment")
     }
@@ -236,6 +257,10 @@ extension ImgTool {
   private static func change(_ image: Qcow2Image, _ list: OptionList, _ lazy: Bool?, _ bits: Int?)
     throws(BlockError)
   {
+    let isVersion2 = list["compat"] == "0.10" || list["compat"] == "v2"
+    if isVersion2, (bits ?? image.information.refcountBits) != 16 {
+      throw BlockError(.unsupported, "compat=0.10 has refcount_bits=16 only")
+    }
     if let size = list["size"] {
       guard let size = parseSize(size) else { throw BlockError(.invalid, "size is '\(size)'") }
       try image.truncate(size, preallocation: .off)
@@ -249,7 +274,7 @@ extension ImgTool {
     }
     if let bits { try image.setRefcountBits(bits) }
     if let lazy { try image.setLazyRefcounts(lazy) }
-    if list["compat"] == "0.10" || list["compat"] == "v2" { try image.setVersion(2) }
+    if isVersion2 { try image.setVersion(2) }
     if list["backing_file"] != nil || list["backing_fmt"] != nil {
       let name = list["backing_file"] ?? image.backingFileName
       try image.setBackingFile(name == "" ? nil : name, format: list["backing_fmt"] ?? image.backingFormat)

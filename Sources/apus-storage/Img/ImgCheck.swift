@@ -232,11 +232,7 @@ extension ImgTool {
       say("Strict mode: Offset \(offset) block status mismatch!")
       return 1
     case .contentDiffers(let offset):
-      if first.node.byteCount != second.node.byteCount,
-        offset < min(first.node.byteCount, second.node.byteCount)
-      {
-        say("Warning: Image size mismatch!")
-      }
+      if offset >= min(first.node.byteCount, second.node.byteCount) { say("Warning: Image size mismatch!") }
       say("Content mismatch at offset \(offset)!")
       return 1
     case .equal:

@@ -76,6 +76,7 @@ extension ImgTool {
       let options = try copyOptions()
       let (target, isNew) = try openTarget(size, sources)
       var settings = options
+      settings.isTargetNew = isNew
       if isNew { settings.targetIsZero = target.node.isZeroInitialized && target.backingFilename == nil }
       if arguments.has("target-is-zero") { settings.targetIsZero = true }
       if settings.isCompressed, target.node.clusterByteCount == 0 {
@@ -85,7 +86,7 @@ extension ImgTool {
       let copier = ImageCopier(from: sources, to: target.node, settings) {
         meter.update($0)
       } complain: {
-        writeStandardError("apus-img: \($0)\n")
+        writeStandardError("\(StorageTools.name): \($0)\n")
       }
       try request("error while converting to '\(output)'") { () throws(BlockError) in
         try copier.run()
@@ -141,7 +142,8 @@ extension ImgTool {
       options.isUnordered = arguments.has("W")
       options.offloadsCopies = arguments.has("C")
       options.salvages = arguments.has("salvage")
-      options.keepsBackingRanges = arguments.has("B")
+      let hasBacking = try optionList(arguments)["backing_file"] != nil
+      options.keepsBackingRanges = arguments.has("B") || hasBacking
       options.rateLimit = try arguments.size("rate-limit") ?? 0
       return options
     }
@@ -151,6 +153,7 @@ extension ImgTool {
     ) {
       var opening = OpenOptions(writable: true)
       opening.cache = try cacheMode(arguments["cache"], default: .unsafe)
+      opening.objects = try objects(arguments)
       if arguments.has("n") {
         guard !arguments.has("o") else { throw ToolError("-o has no effect when skipping image creation") }
         let target: OpenedImage
@@ -176,12 +179,9 @@ extension ImgTool {
       for source in sources where source.filename == output {
         throw ToolError("input and output are the same file '\(output)'")
       }
-      if let text = list["backing_file"], arguments["B"] == nil {
-        throw ToolError("backing_file=\(text): use -B")
-      }
       let creation = ImageCreation(output, format: outputFormat, options: list, byteCount: size)
       let created = try tool { () throws(StorageError) in try creation.create(opening: opening) }
-      return (created.image, true)
+      return (created, true)
     }
 
     private func copyBitmaps(_ source: OpenedImage, _ target: OpenedImage) throws(BlockError) {
@@ -191,7 +191,8 @@ extension ImgTool {
       for bitmap in from.bitmapList {
         if bitmap.wasInUse {
           if arguments.has("skip-broken-bitmaps") {
-            writeStandardError("apus-img: warning: skipping inconsistent bitmap '\(bitmap.name)'\n")
+            writeStandardError(
+              "\(StorageTools.name): warning: skipping inconsistent bitmap '\(bitmap.name)'\n")
             continue
           }
           throw BlockError(
@@ -237,7 +238,9 @@ extension ImgTool {
       ?? source.node.byteCount
     let length = max(end, start) - start
     let creation = ImageCreation(output, format: arguments["O"] ?? "raw", byteCount: length)
-    let target = try tool { () throws(StorageError) in try creation.create() }.image
+    var opening = OpenOptions(writable: true)
+    opening.objects = try objects(arguments)
+    let target = try tool { () throws(StorageError) in try creation.create(opening: opening) }
     try request { () throws(BlockError) in
       let window = OpenedImage(
         try WindowNode(source.node, start, length), filename: input, format: source.format)

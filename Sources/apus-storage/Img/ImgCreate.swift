@@ -27,7 +27,8 @@ extension ImgTool {
     if let backingFormat = arguments["F"] { list.entries.append(.init("backing_fmt", backingFormat)) }
     var creation = ImageCreation(arguments.operands[0], format: format, options: list)
     if arguments.operands.count == 2 {
-      guard let size = parseSize(arguments.operands[1]), size < 1 << 62 else {
+      guard list["size"] == nil else { throw ToolError("create: -o size= and SIZE exclude each other") }
+      guard let size = parseSize(arguments.operands[1]), size < 1 << 63 else {
         throw ToolError(
           "invalid image size '\(arguments.operands[1])': it must be a number with one of the suffixes K, M, G, T, P"
         )
@@ -35,11 +36,14 @@ extension ImgTool {
       creation.byteCount = size
     }
     creation.isUnsafe = arguments.has("u")
-    let created = try tool { () throws(StorageError) in try creation.create() }
+    var opening = OpenOptions(writable: true)
+    opening.objects = try objects(arguments)
     if !arguments.has("quiet") {
-      printLine("Formatting '\(creation.filename)', fmt=\(format) \(created.summary)")
+      let filename = creation.filename
+      creation.announce = { printLine("Formatting '\(filename)', fmt=\(format) \($0)") }
     }
-    try request { () throws(BlockError) in try created.image.node.close() }
+    let created = try tool { () throws(StorageError) in try creation.create(opening: opening) }
+    try request { () throws(BlockError) in try created.node.close() }
     return 0
   }
 
@@ -53,7 +57,7 @@ extension ImgTool {
     let text = operands.removeLast()
     let sign = text.first
     guard let amount = parseSize(sign == "+" || sign == "-" ? String(text.dropFirst()) : text),
-      amount < 1 << 62
+      amount < 1 << 63
     else {
       throw ToolError("invalid image size '\(text)'")
     }

@@ -1,5 +1,6 @@
 import ApusBlock
 import ApusConfig
+import ApusCrypto
 import ApusHost
 import ApusQcow2
 import ApusStorage
@@ -42,7 +43,8 @@ extension ImgTool {
     if image.node.clusterByteCount > 0 { add("cluster-size", JSONValue(image.node.clusterByteCount)) }
     add("format", .string(image.format))
     add("actual-size", JSONValue(image.node.allocatedByteCount))
-    if let qcow2 = image.qcow2 { add("format-specific", formatSpecific(qcow2)) }
+    if let specific = formatSpecific(image) { add("format-specific", specific) }
+    if encryption(image) != nil { add("encrypted", .bool(true)) }
     if let name = image.backingFilename {
       add("full-backing-filename", .string(FileNames.resolve(name, from: image.filename)))
       add("backing-filename", .string(name))
@@ -65,6 +67,46 @@ extension ImgTool {
       .init("id", .string(snapshot.id)), .init("vm-state-size", JSONValue(snapshot.vmStateByteCount)),
     ]
     return .object(members)
+  }
+
+  private static func encryption(_ image: OpenedImage) -> LUKSHeader? {
+    image.qcow2?.encryption ?? (image.node as? LUKSNode)?.header
+  }
+
+  private static func formatSpecific(_ image: OpenedImage) -> JSONValue? {
+    if let qcow2 = image.qcow2 { return formatSpecific(qcow2) }
+    guard let luks = image.node as? LUKSNode else { return nil }
+    return .object([
+      .init("type", .string("luks")), .init("data", .object(encryptionMembers(luks.header, isWhole: true))),
+    ])
+  }
+
+  /// What `info` shows of LUKS; a disk that is encrypted as a whole has its payload's place, too.
+  private static func encryptionMembers(_ header: LUKSHeader, isWhole: Bool) -> [JSONValue.Member] {
+    var members: [JSONValue.Member] = []
+    switch header.algorithm.vector {
+    case .plain: members.append(.init("ivgen-alg", .string("plain")))
+    case .plain64: members.append(.init("ivgen-alg", .string("plain64")))
+    case .essiv(let digest):
+      members.append(.init("ivgen-alg", .string("essiv")))
+      members.append(.init("ivgen-hash-alg", .string(digest.rawValue)))
+    }
+    members.append(.init("hash-alg", .string(header.digest.rawValue)))
+    members.append(.init("cipher-alg", .string("aes-\(header.algorithm.aesBits)")))
+    members.append(.init("uuid", .string(header.uuid)))
+    if !isWhole { members.append(.init("format", .string("luks"))) }
+    members.append(.init("cipher-mode", .string(header.algorithm.mode.rawValue)))
+    let slots = header.slots.map { slot in
+      JSONValue.object(
+        [.init("active", .bool(slot.isActive))]
+          + (slot.isActive ? [.init("iters", JSONValue(slot.iterations))] : [])
+          + [.init("key-offset", JSONValue(slot.offset))]
+          + (slot.isActive ? [.init("stripes", JSONValue(slot.stripes))] : []))
+    }
+    members.append(.init("slots", .array(slots)))
+    members.append(.init("payload-offset", JSONValue(header.payloadOffset)))
+    members.append(.init("master-key-iters", JSONValue(header.keyIterations)))
+    return members
   }
 
   private static func formatSpecific(_ image: Qcow2Image) -> JSONValue {
@@ -93,6 +135,9 @@ extension ImgTool {
       }
     }
     data.append(.init("refcount-bits", JSONValue(facts.refcountBits)))
+    if let header = image.encryption {
+      data.append(.init("encrypt", .object(encryptionMembers(header, isWhole: false))))
+    }
     if facts.version == 3 {
       data.append(.init("corrupt", .bool(facts.isCorrupt)))
       data.append(.init("extended-l2", .bool(facts.hasExtendedL2)))
@@ -104,6 +149,7 @@ extension ImgTool {
     var lines = ["image: \(image.filename)", "file format: \(image.format)"]
     lines.append("virtual size: \(Format.size(image.node.byteCount)) (\(image.node.byteCount) bytes)")
     lines.append("disk size: \(Format.size(image.node.allocatedByteCount))")
+    if encryption(image) != nil { lines.append("encrypted: yes") }
     if image.node.clusterByteCount > 0 { lines.append("cluster_size: \(image.node.clusterByteCount)") }
     if image.qcow2?.information.isDirty == true { lines.append("cleanly shut down: no") }
     if let name = image.backingFilename {
@@ -112,10 +158,10 @@ extension ImgTool {
       if let format = image.qcow2?.backingFormat { lines.append("backing file format: \(format)") }
     }
     var text = lines.joined(separator: "\n") + "\n"
-    guard let qcow2 = image.qcow2 else { return text }
-    if !qcow2.snapshotList.isEmpty { text += snapshotTable(qcow2) }
+    if let qcow2 = image.qcow2, !qcow2.snapshotList.isEmpty { text += snapshotTable(qcow2) }
+    guard let specific = formatSpecific(image) else { return text }
     text += "Format specific information:\n"
-    if case .object(let members)? = formatSpecific(qcow2)["data"] { text += humanMembers(members, "    ") }
+    if case .object(let members)? = specific["data"] { text += humanMembers(members, "    ") }
     return text
   }
 

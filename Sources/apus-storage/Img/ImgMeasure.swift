@@ -19,6 +19,7 @@ extension ImgTool {
     let target = arguments["O"] ?? "raw"
     var size: UInt64 = 0
     var used: UInt64 = 0
+    var bitmaps: UInt64?
     let list = try optionList(arguments)
     guard let cluster = parseSize(list["cluster_size"] ?? "65536"), cluster >= 512,
       cluster.nonzeroBitCount == 1
@@ -38,6 +39,9 @@ extension ImgTool {
         image = OpenedImage(node, filename: image.filename, format: image.format, backing: image.backing)
       }
       size = image.node.byteCount
+      if let qcow2 = image.qcow2, qcow2.information.version == 3 {
+        bitmaps = bitmapBytes(qcow2.bitmapList, size, cluster)
+      }
       used = try request { () throws(BlockError) in try usedBytes(image, target == "raw" ? 512 : cluster) }
     }
     let required: UInt64
@@ -46,24 +50,35 @@ extension ImgTool {
     case "raw":
       try refuseOptions(list, ["size", "preallocation"])
       full = (size + 511) & ~511
-      required = full
+      (required, bitmaps) = (full, nil)
     case "qcow2":
       let known = ImageFormat.named("qcow2")?.options.map(\.name) ?? []
       try refuseOptions(list, known)
       let order = (UInt64(list["refcount_bits"] ?? "16") ?? 16).trailingZeroBitCount
-      let metadata = qcow2Metadata(size, cluster, UInt64(order), list["extended_l2"] == "on")
+      if list["compat"] == "0.10" || list["compat"] == "v2" { bitmaps = nil }
+      let header = list["encrypt.format"] == nil ? 0 : try encryptionHeaderBytes(list, "encrypt.")
+      let metadata = try qcow2Metadata(size, cluster, UInt64(order), list["extended_l2"] == "on", header)
       let rounded = (size + cluster - 1) / cluster * cluster
       full = metadata + rounded
       let isPreallocated = ["metadata", "falloc", "full"].contains(list["preallocation"] ?? "off")
-      required = isPreallocated ? full : metadata + used
+      // What an overlay can leave to its backing file is not known here.
+      required = isPreallocated || list["backing_file"] != nil ? full : metadata + used
+    case "luks":
+      try refuseOptions(list, ImageFormat.named("luks")?.options.map(\.name) ?? [])
+      full = try encryptionHeaderBytes(list, "") + (size + 511) & ~511
+      (required, bitmaps) = (full, nil)
     default: throw ToolError("Format driver '\(target)' does not support measuring")
     }
     if try isJSON(arguments) {
       printLine(
-        JSONValue.object([.init("required", JSONValue(required)), .init("fully-allocated", JSONValue(full))])
-          .prettyText())
+        JSONValue.object(
+          (bitmaps.map { [.init("bitmaps", JSONValue($0))] } ?? []) + [
+            .init("required", JSONValue(required)), .init("fully-allocated", JSONValue(full)),
+          ]
+        ).prettyText())
     } else {
       printLine("required size: \(required)\nfully allocated size: \(full)")
+      if let bitmaps { printLine("bitmaps size: \(bitmaps)") }
     }
     return 0
   }
@@ -93,16 +108,43 @@ extension ImgTool {
     return used
   }
 
-  /// Header, L1 and L2 tables, and the counts for all of it.
-  private static func qcow2Metadata(_ size: UInt64, _ cluster: UInt64, _ order: UInt64, _ isExtended: Bool)
-    -> UInt64
+  /// What copies of the bitmaps take.
+  private static func bitmapBytes(_ list: [PersistentBitmap], _ size: UInt64, _ cluster: UInt64) -> UInt64 {
+    func up(_ value: UInt64, _ unit: UInt64) -> UInt64 { (value + unit - 1) / unit }
+    var clusters: UInt64 = 0
+    var directory: UInt64 = 0
+    for bitmap in list {
+      let data = up(up(up(size, bitmap.granularity), 8), cluster)
+      clusters += data + up(data * 8, cluster)
+      directory += up(24 + UInt64(bitmap.name.utf8.count), 8) * 8
+    }
+    return (clusters + up(directory, cluster)) * cluster
+  }
+
+  /// The room of a LUKS header: eight key slots behind its first 4 KiB.
+  private static func encryptionHeaderBytes(_ list: OptionList, _ prefix: String) throws(ToolError) -> UInt64
   {
+    guard list[prefix + "key-secret"] != nil else {
+      throw ToolError("measure: \(prefix)key-secret= is missing")
+    }
+    let bits: UInt64 = ["aes-128": 128, "aes-192": 192][list[prefix + "cipher-alg"] ?? ""] ?? 256
+    let key = bits / 8 * (list[prefix + "cipher-mode"] == "cbc" ? 1 : 2)
+    return 4096 + 8 * ((key * 4000 + 4095) & ~4095)
+  }
+
+  /// Header, L1 and L2 tables, and the counts for all of it.
+  private static func qcow2Metadata(
+    _ size: UInt64, _ cluster: UInt64, _ order: UInt64, _ isExtended: Bool, _ encryptionHeader: UInt64
+  ) throws(ToolError) -> UInt64 {
     func up(_ value: UInt64, _ unit: UInt64) -> UInt64 { (value + unit - 1) / unit }
     let entry: UInt64 = isExtended ? 16 : 8
     let clusters = up(size, cluster)
     let l2Tables = up(clusters * entry, cluster)
-    let l1 = up(max(1, l2Tables) * 8, cluster)
-    let base = 1 + l2Tables + l1 + clusters
+    guard l2Tables <= 32 << 20 / 8 else {
+      throw ToolError("measure: \(size) bytes are too many for clusters of \(cluster) bytes")
+    }
+    let l1 = up(l2Tables * 8, cluster)
+    let base = 1 + l2Tables + l1 + clusters + up(encryptionHeader, cluster)
     let perBlock = (cluster * 8) >> order
     var total = base
     while true {
@@ -199,8 +241,10 @@ private final class BenchmarkLoad: @unchecked Sendable {
   }
 
   func run(depth: Int) throws(BlockError) {
-    // A request occupies its thread: more threads than this only wait for each other.
-    let threads = (1..<max(1, min(depth, HostProcess.processorCount * 2))).map { number in
+    // A request occupies its thread. On this host's files more threads than this only wait for each other; on a network
+    // each has a request under way.
+    let limit = ImageCopier.isLocal(node) ? HostProcess.processorCount * 2 : 64
+    let threads = (1..<max(1, min(depth, limit))).map { number in
       HostThread.spawn("bench-\(number)") { [self] in work() }
     }
     work()

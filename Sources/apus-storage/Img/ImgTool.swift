@@ -22,7 +22,8 @@ enum ImgTool {
   static func run(_ arguments: [String]) -> Int32 {
     var arguments = arguments
     guard let name = arguments.first else {
-      writeStandardError("apus-img: not enough arguments\nTry 'apus-img --help' for more information\n")
+      writeStandardError(
+        "\(StorageTools.name): not enough arguments\nTry 'apus-img --help' for more information\n")
       return 1
     }
     arguments.removeFirst()
@@ -34,10 +35,15 @@ enum ImgTool {
       printLine(helpText)
       return 0
     }
+    if name == "--completion" {
+      printLine(
+        Completion.script("apus-img", commands: commands.map { ($0.name, $0.options + [objectOption]) }))
+      return 0
+    }
     guard let command = commands.first(where: { $0.name == name }) else {
       let known = commands.map(\.name)
       writeStandardError(
-        "apus-img: \(ConfigurationError.unknown("command", name, among: known).description)\n")
+        "\(StorageTools.name): \(ConfigurationError.unknown("command", name, among: known).description)\n")
       return 1
     }
     if arguments.contains("-h") || arguments.contains("--help") {
@@ -46,19 +52,18 @@ enum ImgTool {
     }
     do throws(ToolError) {
       let shared = [
-        Arguments.Option("", "image-opts"), .init("", "object", value: true),
+        Arguments.Option("", "image-opts"), objectOption,
         .init("T", "trace", value: true),
       ].filter { option in !command.options.contains { $0.short == option.short && !option.short.isEmpty } }
-      let parsed = try Arguments(arguments, command.options + shared, of: command.name)
-      for name in ["object", "trace"] where parsed.has(name) {
-        throw ToolError("\(command.name): --\(name) is not implemented")
-      }
-      if parsed.has("image-opts"), ["create", "commit", "rebase", "amend"].contains(name) {
+      let parsed = try Arguments(
+        arguments, command.options + shared, of: command.name, lastIsOperand: command.name == "resize")
+      if parsed.has("trace") { throw ToolError("\(command.name): --trace is not implemented") }
+      if parsed.has("image-opts"), name == "create" {
         throw ToolError("\(name): --image-opts is not implemented")
       }
       return try command.run(parsed)
     } catch {
-      if !error.message.isEmpty { writeStandardError("apus-img: \(error.message)\n") }
+      if !error.message.isEmpty { writeStandardError("\(StorageTools.name): \(error.message)\n") }
       return error.code
     }
   }
@@ -72,13 +77,17 @@ enum ImgTool {
 
       \(lines)
 
-      Sizes take the suffixes K, M, G, T, P (powers of 1024). A FILE is a path, json:{...}, or nbd://HOST/EXPORT.
+      Sizes take the suffixes K, M, G, T, P, E (powers of 1024). A FILE is a path, json:{...}, or nbd://HOST/EXPORT;
+      with --image-opts it is a list like driver=qcow2,file.filename=PATH. --object secret,id=ID,data=TEXT or file=PATH
+      makes a passphrase that encrypt.key-secret=ID refers to; tls-creds-x509 and tls-creds-psk make TLS credentials.
       Formats: \(formats)
+      'apus-img --completion' prints a completion script for bash.
       """
   }
 
   // MARK: What commands share
 
+  static let objectOption = Arguments.Option("", "object", value: true)
   static let format = Arguments.Option("f", "format", value: true)
   static let quiet = Arguments.Option("q", "quiet")
   static let progressOption = Arguments.Option("p", "progress")
@@ -104,6 +113,7 @@ enum ImgTool {
     throws(ToolError) -> OpenedImage
   {
     var options = options
+    options.objects = try objects(arguments)
     if arguments.has("force-share") {
       guard options.isReadOnly else { throw ToolError("-U works only with images that are opened read-only") }
       options.sharesAll = true
@@ -119,6 +129,13 @@ enum ImgTool {
       }
       return try graph.open(list)
     }
+  }
+
+  /// What `--object` made.
+  static func objects(_ arguments: Arguments) throws(ToolError) -> StorageObjects {
+    var objects = StorageObjects()
+    for text in arguments.all("object") { try tool { () throws(StorageError) in try objects.add(text) } }
+    return objects
   }
 
   static func operand(_ arguments: Arguments, _ what: String) throws(ToolError) -> String {

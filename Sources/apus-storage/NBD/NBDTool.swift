@@ -19,13 +19,13 @@ enum NBDTool {
     .init("A", "allocation-depth"), .init("l", "load-snapshot", value: true), .init("h", "help"),
     .init("V", "version"),
     .init("s", "snapshot"), .init("c", "connect", value: true), .init("d", "disconnect"),
-    .init("", "aio", value: true),
+    .init("", "aio", value: true), .init("v", "verbose"),
     .init("", "detect-zeroes", value: true), .init("", "tls-creds", value: true),
     .init("", "object", value: true),
     .init("", "tls-hostname", value: true), .init("", "tls-authz", value: true),
   ]
   private static let missing = [
-    "snapshot", "connect", "disconnect", "detect-zeroes", "tls-creds", "object", "tls-hostname", "tls-authz",
+    "connect", "disconnect", "tls-authz",
   ]
 
   private static let help = """
@@ -42,11 +42,19 @@ enum NBDTool {
       -l, --load-snapshot NAME an internal snapshot       -n, --nocache          past the host's page cache
       --cache MODE             cache mode                 --discard MODE         ignore or unmap
       --fork                   go to the background       --pid-file FILE        write the process id
-      -L, --list               list a server's exports    --aio threads
+      -v, --verbose            tell what is served (not with --fork)
+      -L, --list               list a server's exports    -s, --snapshot         write to a temporary overlay
+      --object OBJECT          a secret or TLS credentials
+      --tls-creds ID           use TLS                    --tls-hostname NAME    whom the server's certificate names
+      --detect-zeroes MODE     off, on or unmap           --aio threads
     """
 
   static func run(_ arguments: [String]) -> Int32 {
     do throws(ToolError) {
+      if arguments == ["--completion"] {
+        printLine(Completion.script("apus-nbd", options: options))
+        return 0
+      }
       let parsed = try Arguments(arguments, options, of: "apus-nbd")
       if parsed.has("help") {
         printLine(help)
@@ -63,7 +71,7 @@ enum NBDTool {
       if parsed.has("list") { return try list(parsed) }
       return try serve(parsed)
     } catch {
-      writeStandardError("apus-nbd: \(error.message)\n")
+      writeStandardError("\(StorageTools.name): \(error.message)\n")
       return error.code
     }
   }
@@ -79,12 +87,27 @@ enum NBDTool {
     return .inet(host: arguments["bind"] ?? (isServer ? "" : "localhost"), port: UInt16(port))
   }
 
+  private static func credentials(_ arguments: Arguments) throws(ToolError) -> TLSCredentials? {
+    guard let id = arguments["tls-creds"] else { return nil }
+    let objects = try ImgTool.objects(arguments)
+    let found = try tool { () throws(StorageError) in try objects.tlsCredentials(id) }
+    guard found.isServer != arguments.has("list") else {
+      throw ToolError(
+        "the TLS credentials '\(id)' are a \(found.isServer ? "server" : "client")'s; "
+          + "give endpoint=\(found.isServer ? "client" : "server")")
+    }
+    return found
+  }
+
   // MARK: Listing
 
   private static func list(_ arguments: Arguments) throws(ToolError) -> Int32 {
     guard arguments.operands.isEmpty else { throw ToolError("list mode is incompatible with a file name") }
     let address = try address(arguments, isServer: false)
-    let exports = try request { () throws(BlockError) in try NBDNode.list(address) }
+    var configuration = NBDNode.Configuration(address)
+    configuration.tls = try credentials(arguments)
+    configuration.hostName = arguments["tls-hostname"]
+    let exports = try request { () throws(BlockError) in try NBDNode.list(configuration) }
     printLine("exports available: \(exports.count)")
     let flagNames: [(UInt16, String)] = [
       (1, "readonly"), (2, "flush"), (3, "fua"), (4, "rotational"), (5, "trim"), (6, "zeroes"), (7, "df"),
@@ -131,9 +154,13 @@ enum NBDTool {
       }
     } catch { throw ToolError(error.description) }
     let server = NBDServer(
-      [export], listener: listener, connectionLimit: shared, isPersistent: arguments.has("persistent"))
+      [export], listener: listener, connectionLimit: shared, isPersistent: arguments.has("persistent"),
+      tls: try credentials(arguments))
     do throws(HostError) { try HostProcess.onTermination(loop) { _ in server.stop() } } catch {
       throw ToolError(error.description)
+    }
+    if arguments.has("verbose"), daemon == nil {
+      writeStandardError("\(StorageTools.name): serving '\(image.filename)' on \(address)\n")
     }
     let thread = HostThread.spawn("nbd-signals") { loop.run() }
     if let daemon { HostProcess.finishDaemon(daemon) }
@@ -149,7 +176,7 @@ enum NBDTool {
     OpenedImage, NBDExport
   ) {
     let isReadOnly = arguments.has("read-only") || arguments.has("load-snapshot")
-    var options = OpenOptions(writable: !isReadOnly)
+    var options = OpenOptions(writable: !isReadOnly && !arguments.has("snapshot"))
     options.cache = try ImgTool.cacheMode(
       arguments.has("nocache") ? "none" : arguments["cache"], default: .writeback)
     switch arguments["discard"] {
@@ -158,11 +185,27 @@ enum NBDTool {
     case let text?: throw ToolError("invalid discard mode '\(text)'")
     }
     var image = try ImgTool.open(arguments.operands[0], arguments, format: arguments["format"], options)
-    if let key = arguments["load-snapshot"] {
+    if arguments.has("snapshot") {
+      let opened = image
+      image = try tool { () throws(StorageError) in try ImageCreation.temporaryOverlay(of: opened) }
+    }
+    if var key = arguments["load-snapshot"] {
+      if key.hasPrefix("snapshot.") {
+        let given = key
+        let list = try ImgTool.parsed { () throws(ConfigurationError) in try OptionList(parsing: given) }
+        key = list["snapshot.id"] ?? list["snapshot.name"] ?? key
+      }
       guard let qcow2 = image.qcow2 else { throw ToolError("'\(image.filename)' has no internal snapshots") }
       let node = try request { () throws(BlockError) in try qcow2.snapshotNode(key) }
       image = OpenedImage(node, filename: image.filename, format: image.format, backing: image.backing)
     }
+    let detection = arguments["detect-zeroes"]
+    guard [nil, "off", "on", "unmap"].contains(detection), detection != "unmap" || options.unmaps else {
+      throw ToolError(
+        "invalid detect-zeroes mode '\(detection ?? "")': it must be off, on or unmap, and unmap needs --discard=unmap"
+      )
+    }
+    image = image.detectingZeroes(detection)
     let opened = image
     var bitmaps: [NBDExport.Bitmap] = []
     for name in arguments.all("bitmap") {
