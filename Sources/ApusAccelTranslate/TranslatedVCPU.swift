@@ -296,7 +296,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     else { return nil }
     let pc = self.pc
     let mode = self.mode
-    guard mode == lastMode else { return nil }
+    if mode != lastMode { (lastMode, lastContext) = (mode, guest.fetchContext(mode: mode)) }
     let context = lastContext
     guard jumpCacheModes[context] == mode else { return nil }
     let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
@@ -384,7 +384,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     if cache.isInvalid(number) { entry.storeBytes(of: StateHeader.noPC(index), as: UInt64.self) }
   }
   private var lastFetchWasGlobal = true
-  /// The mode that a block was last searched for, and its context.
+  /// The mode that was last looked at, and its context.
   private var lastMode = UInt32.max
   private var lastContext = 0
   /// Where a group's look-up failed: the next block is one without groups, if it begins there.

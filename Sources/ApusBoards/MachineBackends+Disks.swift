@@ -26,6 +26,7 @@ extension MachineBackends {
   private func graph(_ options: OpenOptions) -> ImageGraph {
     var options = options
     options.unmaps = false
+    options.objects = storageObjects
     return ImageGraph(options, named: { [self] in image($0) })
   }
 
@@ -47,7 +48,9 @@ extension MachineBackends {
   func addDrive(_ drive: OptionList, _ index: Int) throws(MachineError) -> MachineConfiguration.Item? {
     let what = "-drive \(drive["file"] ?? drive["file.filename"] ?? "")"
     for key in drive.keys
-    where !key.hasPrefix("file.") && !key.hasPrefix("backing.") && key != "l2-cache-size" {
+    where !key.hasPrefix("file.") && !key.hasPrefix("backing.") && !key.hasPrefix("encrypt.")
+      && key != "l2-cache-size" && key != "key-secret"
+    {
       guard Self.driveKeys.contains(key) else {
         throw MachineError(
           ConfigurationError.unknown("property of -drive", key, among: Self.driveKeys).description)
@@ -109,7 +112,9 @@ extension MachineBackends {
     }
     let format = drive["format"] ?? drive["driver"]
     let path = drive["file"]
-    let nested = drive.entries.filter { $0.key.contains(".") || $0.key == "l2-cache-size" }
+    let nested = drive.entries.filter {
+      $0.key.contains(".") || $0.key == "l2-cache-size" || $0.key == "key-secret"
+    }
     let image = try opened(what) { () throws(StorageError) in
       guard !nested.isEmpty || path == nil else { return try graph.open(path ?? "", format: format) }
       var list = OptionList(nested)

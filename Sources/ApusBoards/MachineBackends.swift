@@ -24,6 +24,8 @@ public final class MachineBackends: Sendable {
   private let vcpuCount: Int
   /// Types of `-object` by id.
   private let objects: [String: String]
+  /// Passphrases and TLS credentials that disks refer to.
+  let storageObjects: StorageObjects
   /// Drives and nodes that others may write to, too, as their devices have `share-rw=on`.
   private let sharedNodes: Set<String>
   private let loop: EventLoop
@@ -37,6 +39,7 @@ public final class MachineBackends: Sendable {
     vcpuCount = configuration.cpuCount
     self.loop = loop
     objects = try Self.objects(configuration)
+    storageObjects = try Self.storageObjects(configuration)
     sharedNodes = try Self.sharedNodes(configuration)
     for item in configuration.blockDevices { try addBlockNode(item) }
     for (index, drive) in configuration.drives.enumerated() where drive["if"] != "pflash" {
@@ -61,6 +64,18 @@ public final class MachineBackends: Sendable {
       }
     }
     return objects
+  }
+
+  private static func storageObjects(_ configuration: MachineConfiguration) throws(MachineError)
+    -> StorageObjects
+  {
+    var result = StorageObjects()
+    for item in configuration.objects where StorageObjects.types.contains(item.name) {
+      do throws(StorageError) { try result.add(item.name, item.options) } catch {
+        throw MachineError("-object \(item.name): \(error.description)")
+      }
+    }
+    return result
   }
 
   /// Refuses drives with two users.
@@ -90,6 +105,7 @@ public final class MachineBackends: Sendable {
   private static func check(object item: MachineConfiguration.Item) throws(ConfigurationError) {
     let owner = "-object \(item.name)"
     switch item.name {
+    case _ where StorageObjects.types.contains(item.name): break  // see storageObjects
     case "rng-builtin", "iothread": try item.options.check(known: ["id"], of: owner)
     case "rng-random":
       try item.options.check(known: ["id", "filename"], of: owner)
@@ -98,7 +114,7 @@ public final class MachineBackends: Sendable {
       }
     default:
       throw ConfigurationError(
-        "-object: \(ConfigurationError.unknown("object type", item.name, among: ["rng-random", "rng-builtin", "iothread"]))"
+        "-object: \(ConfigurationError.unknown("object type", item.name, among: ["rng-random", "rng-builtin", "iothread"] + StorageObjects.types))"
       )
     }
   }

@@ -52,7 +52,8 @@ extension AArch64Translator {
     case .brk:
       call(.raiseBreakpoint)
       finish(.dispatch)
-    case .hint: break  // nop, yield, wfe, wfi, sev; pointer authentication and branch targets where there are none
+    // nop, yield, wfe, wfi, sev; pointer authentication and branch targets where there are none
+    case .hint: break
     case .clrex: block.set64(StateHeader.monitorAddress, constant(StateHeader.noAddress))
     case .barrier: block.fence()
     case .isb:

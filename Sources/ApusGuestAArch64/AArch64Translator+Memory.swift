@@ -64,7 +64,8 @@ extension AArch64Translator {
       return Place(
         base: base, displacement: offset,
         newBase: block.binary(.add64, base, constant(UInt64(bitPattern: offset))))
-    default: return Place(base: base, displacement: offset)  // unscaled; unprivileged, which is the same in EL0
+    // Unscaled, and unprivileged, which is the same in EL0.
+    default: return Place(base: base, displacement: offset)
     }
   }
   private func writeBack(_ place: Place) { if let new = place.newBase { setXSP(rn, new) } }

@@ -16,8 +16,17 @@ public struct StorageObjects: Sendable {
       throw StorageError(error)
     }
     let type = list.take("qom-type") ?? ""
+    try add(type, list)
+  }
+
+  /// The types of `add`.
+  public static let types = ["secret", "tls-creds-x509", "tls-creds-psk"]
+
+  /// Adds an object of a type from its other options, the id among them.
+  public mutating func add(_ type: String, _ options: OptionList) throws(StorageError) {
+    var list = options
     guard let id = list.take("id"), !id.isEmpty else {
-      throw StorageError("--object \(text): id= is missing")
+      throw StorageError("--object \(type): id= is missing")
     }
     guard secrets[id] == nil, credentials[id] == nil else {
       throw StorageError("--object: there are two objects '\(id)'")
@@ -48,7 +57,7 @@ public struct StorageObjects: Sendable {
       } catch { throw StorageError(error) }
     default:
       throw StorageError(
-        ConfigurationError.unknown("object type", type, among: ["secret", "tls-creds-x509", "tls-creds-psk"])
+        ConfigurationError.unknown("object type", type, among: Self.types)
           .description)
     }
   }

@@ -126,6 +126,42 @@ def threads_and_signals():
         check(done.returncode == 0 and done.stdout == wanted, f"{name}: {done.returncode} {done.stdout!r} {done.stderr!r}")
 
 
+CHANGING = r"""
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <stdint.h>
+int main(void) {
+  uint32_t *code = mmap(0, 8192, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  unsigned sum = 0;
+  for (uint32_t i = 0; i < 3000; i++) {
+    uint32_t *place = code + (i & 3) * 511;  // one of them across two pages
+    place[0] = 0x52800000 | (i & 0xffff) << 5;  // mov w0, #i
+    place[1] = 0x11000400;                      // add w0, w0, #1
+    place[2] = 0xd65f03c0;                      // ret
+    __builtin___clear_cache((char *)place, (char *)(place + 3));
+    sum = sum * 31 + ((unsigned (*)(void))place)();
+  }
+  unsigned expected = 0;
+  for (uint32_t i = 0; i < 3000; i++) expected = expected * 31 + i + 1;
+  mprotect(code, 4096, PROT_READ | PROT_WRITE);
+  code[0] = 0x52800540;  // mov w0, #42
+  code[1] = 0xd65f03c0;
+  mprotect(code, 4096, PROT_READ | PROT_EXEC);
+  __builtin___clear_cache((char *)code, (char *)(code + 2));
+  printf("%d %u\n", sum == expected, ((unsigned (*)(void))code)());
+  return 0;
+}
+"""
+
+
+@case("changing-code")
+def changing_code():
+    for engine in [[], ["-accel", "interpreter"]]:
+        done = run(*engine, build("changing", CHANGING, "-static"))
+        check(done.returncode == 0 and done.stdout == "1 42\n", f"{engine}: {done.returncode} {done.stdout!r} {done.stderr!r}")
+
+
 NUMBERS = r"""
 #include <fenv.h>
 #include <math.h>

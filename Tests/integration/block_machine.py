@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""A guest's disk as qcow2, over a backing file, by -drive and -blockdev, and over the network."""
+"""A guest's disk as qcow2, over a backing file, by -drive and -blockdev, encrypted, and over the network."""
+import re
+
 from block import both_check, img, io, path, server, tool
-from harness import Machine, case, check, linux, main
+from harness import Machine, case, check, linux, main, run
 
 
 def boot(*options):
@@ -55,6 +57,29 @@ def blockdev():
         write_and_check(machine)
     both_check(image)
     verify(image)
+
+
+@case("encrypted")
+def encrypted():
+    """A LUKS disk: its content is the guest's with the passphrase, nobody's without."""
+    image = path("encrypted.qcow2")
+    secret = ["--object", "secret,id=key,data=tailfeather"]
+    img("create", "-q", "-f", "qcow2", *secret, "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10",
+        image, "64M")
+    drive = f"file={image},format=qcow2,if=none,id=disk"
+    device = ["-device", "virtio-blk-device,drive=disk"]
+    for options, says in [([], "key-secret"), (["encrypt.key-secret=key"], "no secret 'key'"),
+                          (["encrypt.key-secret=key", "-object", "secret,id=key,data=wrong"], "passphrase|password")]:
+        code, output = run(*linux("-m", "256", "-drive", ",".join([drive, *options[:1]]), *options[1:], *device))
+        check(code == 1 and re.search(says, output), f"{options} ended with {code}: {output!r}")
+    with boot("-object", secret[1], "-drive", drive + ",encrypt.key-secret=key", *device) as machine:
+        machine.prompt()
+        machine.command("echo hidden-words | dd of=/dev/vda bs=512 seek=9 conv=fsync")
+        check("hidden-words" in machine.command("dd if=/dev/vda bs=512 skip=9 count=1 | head -n 1"), "it reads otherwise")
+        machine.send("poweroff -f\r")
+        check(machine.wait(60) == 0, f"the machine ended with {machine.code}: {machine.tail()}")
+    with open(image, "rb") as file:
+        check(b"hidden-words" not in file.read(), "the words are in the image as they are")
 
 
 @case("killed")
