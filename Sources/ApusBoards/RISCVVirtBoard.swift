@@ -236,26 +236,46 @@ public final class RISCVVirtBoard {
       throws(MachineError)
     {
       let host = addPCIHost()
-      var freeSlots = Map.virtio.count
+      var freeSlots = Set(0..<Map.virtio.count)
       for request in try Self.withPorts(items, registry) {
         let name = request.item.name
         let factory = try registry.factory(name)
         var place = DevicePlace.pci(host)
+        let bus = request.item.options["bus"]
+        if factory.bus == .pci, let bus, bus != "pcie.0" {
+          throw MachineError("-device \(name): there is no PCI bus '\(bus)'; the machine has pcie.0")
+        }
         if factory.bus == .virtioMMIO {
-          guard freeSlots > 0 else {
+          let named = try bus.map { (bus: String) throws(MachineError) in try Self.slot(bus, name) }
+          guard let slot = named ?? freeSlots.max() else {
             throw MachineError(
               "-device \(name): all \(Map.virtio.count) virtio-mmio slots are taken; use a -pci device")
           }
-          freeSlots -= 1
+          guard freeSlots.remove(slot) != nil else {
+            throw MachineError("-device \(name): slot virtio-mmio-bus.\(slot) is taken")
+          }
           place = .virtioMMIO(
-            base: .init(slotBase(freeSlots)), line: plic.input(Map.virtioInterrupt + freeSlots))
+            base: .init(slotBase(slot)), line: plic.input(Map.virtioInterrupt + slot))
         }
         resets.append(try factory.make(request, space, backends, place))
       }
-      for slot in 0..<freeSlots {
+      for slot in freeSlots {
         let empty = VirtioMMIO(device: nil, space: space, line: .unconnected)
         map("virtio-mmio\(slot)", slotBase(slot), VirtioMMIO.byteCount, empty)
       }
+    }
+
+    /// The number of a memory-mapped slot that `bus=virtio-mmio-bus.N` names.
+    private static func slot(_ bus: String, _ name: String) throws(MachineError) -> Int {
+      let prefix = "virtio-mmio-bus."
+      guard bus.hasPrefix(prefix), let slot = Int(bus.dropFirst(prefix.count)),
+        (0..<Map.virtio.count).contains(slot)
+      else {
+        throw MachineError(
+          "-device \(name): there is no bus '\(bus)'; there are \(prefix)0 to \(prefix)\(Map.virtio.count - 1)"
+        )
+      }
+      return slot
     }
 
     /// The devices, each virtio-serial bus with its ports: those that name it with `bus=ID.0`, or else those behind it.
