@@ -58,6 +58,9 @@ extension CharDevConfiguration {
     var socket = Socket(address: address)
     socket.isServer = try list.bool("server", of: what) ?? false
     socket.waits = try list.bool("wait", of: what) ?? true
+    guard socket.isServer || list["wait"] == nil else {
+      throw ConfigurationError("\(what): wait= goes with server=on only; leave it out")
+    }
     socket.isUndelayed = try list.bool("nodelay", of: what) ?? false
     if try list.number("reconnect", of: what) ?? 0 != 0 {
       throw ConfigurationError("\(what): reconnect= is not implemented; start the server first")

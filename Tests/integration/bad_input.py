@@ -86,6 +86,7 @@ def options():
         (["-chardev", "nosuch,id=a"], "nosuch"),
         (["-serial", "file:/nosuch/file"], "/nosuch/file"),
         (["-serial", "unix:/nosuch/socket,server=on"], "/nosuch/socket"),
+        (["-serial", "unix:/nosuch/socket,wait=off"], "wait="),
         (["-pidfile", "/nosuch/pid"], "/nosuch/pid"),
         (["-D", "/nosuch/log"], "/nosuch/log"),
         (["-snapshot"], "not implemented"),
