@@ -129,30 +129,18 @@ extension AArch64Translator {
   }
 
   private mutating func compare(isConditional: Bool) {
-    guard !mode.flushesToZero else {
-      // Reads the state's flags for the condition and sets them.
+    if isConditional || mode.flushesToZero {
+      // A comparison that is not made raises nothing: the helper looks at the state's flags, and sets them.
       storeFlags()
       call(.softCompare, constant(UInt64(word)))
       flags = .stored
       areFlagsStored = true
       return
     }
-    let condition = bits(12, 4)
-    let holds = isConditional ? (condition >= 14 ? constant(1) : value(of: condition)) : nil
     let isSignalling = bits(4, 1) == 1
-    let isZero = !isConditional && bits(3, 1) == 1
     let a = f(rn)
-    let zero = block.unary(isDouble ? .moveI64ToF64 : .moveI64ToF32, constant(0))
-    let b = isZero ? zero : f(rm)
-    if isConditional {
-      // A comparison that is not made raises nothing: the helper looks.
-      storeFlags()
-      call(.softCompare, constant(UInt64(word)))
-      flags = .stored
-      areFlagsStored = true
-      _ = holds
-      return
-    }
+    let isZero = bits(3, 1) == 1
+    let b = isZero ? block.unary(isDouble ? .moveI64ToF64 : .moveI64ToF32, constant(0)) : f(rm)
     func test(_ kind: IRFloatComparison, _ a: IRValue, _ b: IRValue) -> IRValue {
       block.binary(isDouble ? .compareF64 : .compareF32, a, b, immediate: operand(kind: kind.rawValue))
     }

@@ -94,8 +94,9 @@ struct AArch64VectorUnit {
         if bits(17, 4) == 8 { return across() }
         return nil
       }
-      if u { return bits(22, 2) == 0 && bits(15, 1) == 0 && bits(10, 1) == 0 ? extract() : copy() }
-      if bits(10, 1) == 1 { return copy() }
+      if u { return bits(22, 2) == 0 && bits(15, 1) == 0 && bits(10, 1) == 0 ? extract() : nil }
+      // dup, ins, smov and umov run as generated code.
+      if bits(10, 1) == 1 { return nil }
       if bits(10, 2) == 2 { return bits(15, 1) == 0 ? permute() : nil }
       return bits(22, 2) == 0 && bits(15, 1) == 0 ? table() : nil
     case 0x0f:
@@ -817,13 +818,6 @@ struct AArch64VectorUnit {
   }
 
   // MARK: Moves and permutations
-
-  private func copy() -> AArch64Vector? {
-    let imm5 = bits(16, 5)
-    guard imm5 & 15 != 0 else { return nil }
-    // Those that are allocated run as generated code; what comes here is not.
-    return nil
-  }
 
   private func scalarCopy() -> AArch64Vector? {
     let imm5 = bits(16, 5)
