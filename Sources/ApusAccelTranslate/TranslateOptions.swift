@@ -33,10 +33,12 @@ public struct TranslateLog: Sendable {
     public static let mmu = Items(rawValue: 16)
     public static let execution = Items(rawValue: 32)
     public static let cpu = Items(rawValue: 64)
+    /// `ir` without the operations whose values nothing uses, which no code is made for.
+    public static let usedIR = Items(rawValue: 128)
     /// By `-d`'s names.
     public static let names: [(String, Items)] = [
-      ("in_asm", .guestCode), ("op", .ir), ("op_opt", .ir), ("out_asm", .hostCode), ("int", .interrupts),
-      ("mmu", .mmu), ("exec", .execution), ("cpu", .cpu),
+      ("in_asm", .guestCode), ("op", .ir), ("op_opt", .usedIR), ("out_asm", .hostCode),
+      ("int", .interrupts), ("mmu", .mmu), ("exec", .execution), ("cpu", .cpu),
     ]
   }
   public var items: Items = []

@@ -405,7 +405,7 @@ public final class TranslationCache: @unchecked Sendable {
 
   private func log(_ vcpu: TranslatedVCPU, _ window: GuestCodeWindow) {
     let items = options.log.items
-    if items.isDisjoint(with: [.guestCode, .ir]) { return }
+    if items.isDisjoint(with: [.guestCode, .ir, .usedIR]) { return }
     var text = ""
     if items.contains(.guestCode) {
       text += "----------------\nIN: \n"
@@ -421,6 +421,7 @@ public final class TranslationCache: @unchecked Sendable {
       }
     }
     if items.contains(.ir) { text += "OP:\n\(block.text())\n" }
+    if items.contains(.usedIR) { text += "OP without unused values:\n\(block.text(omitsUnused: true))\n" }
     options.log.write(text)
   }
 

@@ -19,6 +19,9 @@ struct FlashBankConfiguration: Equatable {
         try drive.check(
           known: ["if", "file", "format", "unit", "index", "readonly", "id"], of: "-drive if=pflash")
         let limit = UInt64(RISCVVirtMap.flash.bankCount - 1)
+        guard drive["unit"] == nil || drive["index"] == nil else {
+          throw ConfigurationError("-drive if=pflash: unit= and index= are the same; give one")
+        }
         let key = drive["unit"] != nil ? "unit" : "index"
         let given = try drive.number(key, of: "-drive if=pflash", in: 0...limit)
         let unit = given.map { Int($0) } ?? (banks[0] == nil ? 0 : 1)
@@ -58,6 +61,9 @@ struct FlashBankConfiguration: Equatable {
       return .init(path: path, isReadOnly: isReadOnly)
     }
     if node.name == "raw" {
+      for key in ["offset", "size"] where node.options[key] != nil {
+        throw ConfigurationError("\(what): a flash bank takes the whole file; leave \(key)= out")
+      }
       let file = node.options.nested("file")
       if file["driver"] ?? "file" == "file", let path = file["filename"] {
         return .init(path: path, isReadOnly: isReadOnly)

@@ -41,7 +41,7 @@ extension MachineBackends {
   private static let driveKeys = [
     "file", "if", "format", "id", "index", "media", "readonly", "read-only", "cache", "discard",
     "aio", "serial",
-    "copy-on-read", "file.locking", "file.filename", "file.driver", "driver",
+    "copy-on-read", "detect-zeroes", "rerror", "werror", "driver",
   ]
 
   /// Opens the disk of a `-drive`; returns its device for `if=virtio`.
@@ -76,9 +76,14 @@ extension MachineBackends {
     remember(id, image)
     let discards = ["unmap", "on"].contains(drive["discard"] ?? "")
     try register(id, ThreadedBlockNode(name: id, image.node, discards: discards), what)
-    guard interface == "virtio" else { return nil }
-    var options = OptionList([.init("drive", id)])
-    if let serial = drive["serial"] { options.entries.append(.init("serial", serial)) }
+    let ofDevice = drive.entries.filter { ["serial", "rerror", "werror"].contains($0.key) }
+    guard interface == "virtio" else {
+      if let entry = ofDevice.first {
+        throw MachineError("\(what): \(entry.key)= goes to the -device, as the drive has if=\(interface)")
+      }
+      return nil
+    }
+    let options = OptionList([.init("drive", id)] + ofDevice)
     return .init("virtio-blk-pci", options)
   }
 
@@ -113,7 +118,7 @@ extension MachineBackends {
     let format = drive["format"] ?? drive["driver"]
     let path = drive["file"]
     let nested = drive.entries.filter {
-      $0.key.contains(".") || $0.key == "l2-cache-size" || $0.key == "key-secret"
+      $0.key.contains(".") || ["l2-cache-size", "key-secret", "detect-zeroes"].contains($0.key)
     }
     let image = try opened(what) { () throws(StorageError) in
       guard !nested.isEmpty || path == nil else { return try graph.open(path ?? "", format: format) }

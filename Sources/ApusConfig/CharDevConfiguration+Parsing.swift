@@ -42,6 +42,10 @@ extension CharDevConfiguration {
     try list.check(known: ["path", "host", "port", "server", "wait", "nodelay", "reconnect"], of: what)
     let address: SocketAddress
     if let path = list["path"] {
+      guard list["host"] == nil, list["port"] == nil else {
+        throw ConfigurationError(
+          "\(what): path= is for a Unix socket, host= and port= for TCP; give one kind")
+      }
       address = .unix(path: path)
     } else {
       guard let port = try list.number("port", of: what, in: 0...65535) else {
@@ -62,6 +66,9 @@ extension CharDevConfiguration {
       throw ConfigurationError("\(what): wait= goes with server=on only; leave it out")
     }
     socket.isUndelayed = try list.bool("nodelay", of: what) ?? false
+    if case .unix = address, socket.isUndelayed {
+      throw ConfigurationError("\(what): nodelay= is for TCP; leave it out")
+    }
     if try list.number("reconnect", of: what) ?? 0 != 0 {
       throw ConfigurationError("\(what): reconnect= is not implemented; start the server first")
     }

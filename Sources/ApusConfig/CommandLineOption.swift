@@ -164,10 +164,9 @@ extension CommandLineOption {
     .flag("no-user-config", "accepted; there are no configuration files") { _ in },
   ]
 
-  /// `guest_errors` is the devices'; the others are for the engine.
+  /// `guest_errors` and `unimp` are the devices', which do not tell them apart; the others are for the engine.
   static let logItems = [
-    "guest_errors", "unimp", "in_asm", "op", "op_opt", "out_asm", "exec", "cpu", "int", "mmu", "page",
-    "nochain",
+    "guest_errors", "unimp", "in_asm", "op", "op_opt", "out_asm", "exec", "cpu", "int", "mmu", "nochain",
   ]
 
   private static let runOptions: [CommandLineOption] = [

@@ -1,13 +1,37 @@
 extension IRBlock {
   /// The block as text, an instruction a line (`-d op`); golden tests compare it.
-  public func text() -> String { Self.text(instructions, count: count, terminator: terminator) }
+  /// - Parameter omitsUnused: leave out what only makes values that nothing uses (`-d op_opt`).
+  public func text(omitsUnused: Bool = false) -> String {
+    Self.text(instructions, count: count, terminator: terminator, omitsUnused: omitsUnused)
+  }
+
+  /// Which instructions have an effect, or values that one with an effect depends on.
+  private static func uses(
+    _ instructions: UnsafePointer<IRInstruction>, _ count: Int, _ terminator: IRTerminator
+  ) -> [Bool] {
+    var isUsed = [Bool](repeating: false, count: count)
+    if case .indirect(let target, _) = terminator { isUsed[Int(target.index)] = true }
+    for index in (0..<count).reversed() {
+      let i = instructions[index]
+      guard isUsed[index] || i.opcode.hasEffect else { continue }
+      isUsed[index] = true
+      for operand in operands(i) { isUsed[Int(operand)] = true }
+    }
+    return isUsed
+  }
+
+  private static func operands(_ i: IRInstruction) -> [UInt16] {
+    [i.a, i.b, i.opcode == .exitIf64 || i.opcode == .exitIf32 ? .max : i.c].filter { $0 != .max }
+  }
 
   /// The same for a copy of a block's instructions.
-  public static func text(_ instructions: UnsafePointer<IRInstruction>, count: Int, terminator: IRTerminator)
-    -> String
-  {
+  public static func text(
+    _ instructions: UnsafePointer<IRInstruction>, count: Int, terminator: IRTerminator,
+    omitsUnused: Bool = false
+  ) -> String {
+    let isUsed = omitsUnused ? uses(instructions, count, terminator) : []
     var lines: [String] = []
-    for index in 0..<count {
+    for index in 0..<count where !omitsUnused || isUsed[index] || instructions[index].opcode == .instruction {
       let i = instructions[index]
       if i.opcode == .instruction {
         lines.append(" ---- 0x\(String(UInt64(bitPattern: i.immediate), radix: 16))")
@@ -16,10 +40,7 @@ extension IRBlock {
       var line = "  "
       if i.opcode.resultType != .none { line += "%\(index): \(i.opcode.resultType) = " }
       line += "\(i.opcode)"
-      let operands = [i.a, i.b, i.opcode == .exitIf64 || i.opcode == .exitIf32 ? .max : i.c].filter {
-        $0 != .max
-      }
-      line += operands.map { " %\($0)" }.joined(separator: ",")
+      line += operands(i).map { " %\($0)" }.joined(separator: ",")
       line += immediateText(i)
       lines.append(line)
     }

@@ -64,6 +64,9 @@ public enum NetdevRegistry {
     let descriptor: Int32
     var hasHeader = wantsHeader
     if let number = try reader.integer("fd") {
+      guard reader.given("vnet_hdr") == nil else {
+        throw OptionError("netdev tap: fd= has its header already; leave vnet_hdr= out")
+      }
       descriptor = Int32(number)
       HostSocket.setNonBlocking(descriptor)
       hasHeader = HostTap.hasHeader(descriptor)
@@ -137,6 +140,12 @@ public enum NetdevRegistry {
     }
     var configuration = StreamNetdev.Configuration(address: address, isServer: try reader.bool("server"))
     configuration.id = id
+    for key in ["reconnect", "reconnect-ms"] where reader.given(key) != nil && configuration.isServer {
+      throw OptionError("netdev stream: \(key)= is for clients; leave it out with server=on")
+    }
+    guard reader.given("reconnect") == nil || reader.given("reconnect-ms") == nil else {
+      throw OptionError("netdev stream: reconnect= and reconnect-ms= are the same; give one")
+    }
     let seconds = try reader.integer("reconnect") ?? 0
     configuration.reconnectMilliseconds = UInt64(try reader.integer("reconnect-ms") ?? seconds * 1000)
     return try StreamNetdev(configuration, loop: loop)

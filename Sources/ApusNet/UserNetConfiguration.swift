@@ -79,10 +79,10 @@ public struct GuestForward: Sendable, Equatable {
   private static func parseTarget(_ text: Substring) -> Target? {
     if text.hasPrefix("cmd:"), text.count > 4 { return .command(String(text.dropFirst(4))) }
     if text.hasPrefix("unix:"), text.count > 5 {
-      return .unix(String(text.dropFirst(5).prefix { $0 != "," }))
+      return text.contains(",") ? nil : .unix(String(text.dropFirst(5)))
     }
-    guard text.hasPrefix("tcp:") else { return nil }
-    let address = text.dropFirst(4).prefix { $0 != "," }
+    guard text.hasPrefix("tcp:"), !text.contains(",") else { return nil }
+    let address = text.dropFirst(4)
     guard let colon = address.lastIndex(of: ":"), let port = UInt16(address[address.index(after: colon)...])
     else { return nil }
     return .tcp(host: String(address[..<colon]), port: port)

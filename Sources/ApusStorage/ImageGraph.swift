@@ -173,6 +173,9 @@ public struct ImageGraph {
         guard let size = parseSize(list["size"] ?? "0") else {
           throw ConfigurationError("memory: size is no number")
         }
+        guard !options.isReadOnly else {
+          throw ConfigurationError("memory: read-only=on would show zeroes only")
+        }
         return MemoryNode(byteCount: size)
       case "nbd": return try openNBD(list)
       default: throw .unknown("protocol", driver, among: Self.protocols)
@@ -187,6 +190,13 @@ public struct ImageGraph {
         "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "multi-conn",
       ], of: "nbd")
     let address: HostSocketAddress
+    let type = list["server.type"]
+    let isPath = list["path"] != nil || list["server.path"] != nil
+    let isHost = ["host", "port", "server.host", "server.port"].contains { list[$0] != nil }
+    guard type == nil || type == (isPath ? "unix" : "inet"), !(isPath && isHost) else {
+      throw ConfigurationError(
+        "nbd: server.type=unix has server.path, server.type=inet has server.host and server.port")
+    }
     if let path = list["path"] ?? list["server.path"] {
       address = .unix(path: path)
     } else {

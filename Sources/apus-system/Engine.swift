@@ -88,6 +88,7 @@ func makeVCPUFactory(_ accelerator: MachineConfiguration.Accelerator, logItems: 
       options.log.items.insert(known.1)
     }
   }
+  if logItems.contains("nochain") { options.optimisations.remove(.chain) }
   options.log.write = { HostLog.write($0) }
   return TranslatingVCPUFactory(options: options)
 }

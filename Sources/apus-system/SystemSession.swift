@@ -40,7 +40,7 @@ struct SystemSession {
     }
     let machine = board.machine
     session.machine.withLock { $0 = machine }
-    if configuration.logItems.contains("guest_errors") {
+    if !Set(configuration.logItems).isDisjoint(with: ["guest_errors", "unimp"]) {
       GuestErrorTrace.isEnabled.store(true, ordering: .relaxed)
     }
     try host { () throws(HostError) in

@@ -53,7 +53,8 @@ struct UserCommandLine {
     ),
     Option(name: "strace", environment: "STRACE", value: nil, help: "log system calls"),
     Option(
-      name: "d", environment: "LOG", value: "ITEMS", help: "log in_asm, op, out_asm, exec, cpu, strace, unimp"
+      name: "d", environment: "LOG", value: "ITEMS",
+      help: "log in_asm, op, op_opt, out_asm, exec, cpu, strace, unimp"
     ),
     Option(name: "D", environment: "LOG_FILENAME", value: "FILE", help: "write the log to FILE"),
     Option(
@@ -208,7 +209,11 @@ struct UserCommandLine {
     for word in words.dropFirst() {
       let parts = word.split(separator: "=", maxSplits: 1).map(String.init)
       switch (parts.first, parts.count) {
-      case ("verify", 2): options.translate.verifies = parts[1] == "on"
+      case ("verify", 2):
+        guard parts[1] == "on" || parts[1] == "off" else {
+          throw ProgramError("-accel: verify is 'on' or 'off', not '\(parts[1])'", code: 1)
+        }
+        options.translate.verifies = parts[1] == "on"
       case ("opt", 2): try selectOptimisations(parts[1])
       default: throw ProgramError("-accel: '\(word)' is no property; there are verify=on and opt=", code: 1)
       }
@@ -244,9 +249,9 @@ struct UserCommandLine {
       case "strace": options.tracesCalls = true
       case "unimp": options.logsUnimplemented = true
       default:
-        guard let item = TranslateLog.Items.names.first(where: { $0.0 == word })?.1 else {
-          throw ProgramError("-d: there is no log item '\(word)'", code: 1)
-        }
+        guard let item = TranslateLog.Items.names.first(where: { $0.0 == word })?.1, item != .mmu,
+          item != .interrupts
+        else { throw ProgramError("-d: there is no log item '\(word)' in user mode", code: 1) }
         options.translate.log.items.insert(item)
       }
     }

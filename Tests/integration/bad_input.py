@@ -94,6 +94,9 @@ def options():
         (["-M", "virt,graphics=on"], "graphics"),
         (["-name", "a,debug-threads=off"], "debug-threads"),
         (["-msg", "colour=on"], "colour"),
+        (["-d", "page"], "page"),
+        (["-chardev", "socket,id=a,path=/x,port=1,server=on"], "path="),
+        (["-chardev", "socket,id=a,path=/x,nodelay=on"], "nodelay"),
     ]
     rows = []
     for arguments, says in table:
@@ -138,6 +141,15 @@ def devices():
         (["-netdev", "user,id=a,hostfwd=tcp::99999-:80"], "hostfwd"),
         (["-netdev", "user,id=a,hostfwd=nosuch"], "hostfwd"),
         (["-netdev", "user,id=a", "-netdev", "user,id=a"], "twice"),
+        (["-netdev", "user,id=a,guestfwd=tcp::80-tcp:127.0.0.1:80,,nodelay"], "guestfwd"),
+        (["-netdev", "tap,id=a,fd=9,vnet_hdr=off"], "vnet_hdr"),
+        (["-netdev", "stream,id=a,server=on,reconnect=1,addr.type=unix,addr.path=/nosuch/x"], "reconnect"),
+        (["-drive", f"file={image},format=raw,if=none,serial=x"], "serial="),
+        (["-drive", f"file={image},format=raw,werror=maybe"], "werror"),
+        (["-blockdev", f"raw,node-name=f,offset=512,file.driver=file,file.filename={image}", "-M", "virt,pflash0=f"],
+         "offset="),
+        (["-blockdev", "nbd,node-name=n,server.type=inet,server.path=/nosuch/x"], "server.path"),
+        (["-blockdev", "memory,node-name=n,size=1M,read-only=on"], "read-only"),
         (["-drive", "if=virtio"], "file"),
         (["-drive", "file=/nosuch/disk,format=raw"], "/nosuch/disk"),
         (["-drive", f"file={image},format=nosuch"], "nosuch"),
