@@ -12,7 +12,7 @@ build:
 	$(SWIFT) build $(FLAGS) -c release
 	@mkdir -p bin
 	@directory=$$($(SWIFT) build $(FLAGS) -c release --show-bin-path) && \
-	ln -sf "$$directory/apus-system" bin/apus-system-riscv64 && \
+	for target in riscv64 aarch64; do ln -sf "$$directory/apus-system" bin/apus-system-$$target; done && \
 	for tool in img io nbd; do ln -sf "$$directory/apus-storage" bin/apus-$$tool; done && \
 	if [ -x "$$directory/apus-user" ]; then for guest in riscv64 aarch64; do ln -sf "$$directory/apus-user" bin/apus-$$guest; done; fi
 

@@ -34,7 +34,7 @@ let package = Package(
     lib("ApusBits", [], hot),
     // Execute
     lib("ApusMemory", ["ApusHost", "CApusHost"], hot),
-    lib("ApusCPU", ["ApusMemory", "ApusHost"], hot),
+    lib("ApusCPU", ["ApusMemory", "ApusHost", "CApusHost"], hot),
     // Translate
     lib("ApusDecode", [], hot),
     lib("ApusIR", [], hot),
@@ -48,7 +48,11 @@ let package = Package(
       hot),
     lib("ApusISAAArch64", ["ApusDecode"], hot),
     lib(
-      "ApusGuestAArch64", ["ApusGuest", "ApusISAAArch64", "ApusIR", "ApusFloat", "ApusCPU"], hot),
+      "ApusGuestAArch64",
+      [
+        "ApusGuest", "ApusISAAArch64", "ApusIR", "ApusFloat", "ApusCPU", "ApusMemory", "ApusHost",
+        "CApusHost",
+      ], hot),
     lib("ApusAsmX86", [], hot),
     lib("ApusJIT", ["ApusIR", "ApusHost"], hot),
     lib("ApusJITX86", ["ApusJIT", "ApusAsmX86", "ApusIR", "CApusHost"], hot),
@@ -122,7 +126,7 @@ let package = Package(
       dependencies: [
         "ApusBoards", "ApusMachine", "ApusConfig", "ApusCharDev", "ApusDevice", "ApusHost",
         "ApusAccelTranslate",
-        "ApusGuestRISCV", "ApusISARISCV", "ApusCPU", "ApusIR",
+        "ApusGuestRISCV", "ApusISARISCV", "ApusGuestAArch64", "ApusISAAArch64", "ApusCPU", "ApusIR",
       ],
       swiftSettings: common,
       // Swift's libraries need not be on the user's machine, and starting takes half the time.

@@ -34,6 +34,17 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private let storesStale = Atomic<Bool>(false)
   private let mappingsStale = Atomic<Bool>(false)
   private let runsCode = Atomic<Bool>(false)
+  /// What other vCPUs want to be forgotten. The flag is set and cleared inside the lock, and read outside.
+  private let invalidations = Mutex<[Invalidation]>([])
+  private let hasInvalidations = Atomic<Bool>(false)
+  private struct Invalidation {
+    var page: UInt64?
+    var keepGlobal: Bool
+  }
+  /// More than this at once, and everything goes.
+  private static let invalidationLimit = 64
+  /// Other vCPUs may not have done yet what `invalidateTLB` asked for.
+  private var awaitsInvalidations = false
   private let sleepMonitor = Monitor()
 
   private var sleepRequested = false
@@ -156,6 +167,18 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     nextBlock = 0
   }
 
+  private func requestInvalidation(_ one: Invalidation) {
+    invalidations.withLock { list in
+      if list.count >= Self.invalidationLimit {
+        list = [.init(page: nil, keepGlobal: false)]
+      } else {
+        list.append(one)
+      }
+      hasInvalidations.store(true, ordering: .sequentiallyConsistent)
+    }
+    apus_store_release32(state + StateHeader.exitRequest, 1)
+  }
+
   public func reset(entry: UInt64, arguments: [UInt64]) {
     sleepRequested = false
     guest.reset(entry: entry, arguments: arguments)
@@ -164,6 +187,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   // MARK: The run loop
 
   public func run() -> VCPUExit {
+    VCPUThread.index = index
     while true {
       if let exit = attend() { return exit }
       if needsFlush {
@@ -214,6 +238,13 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     dropStaleStorePermissions()
     if mappingsStale.exchange(false, ordering: .acquiringAndReleasing) {
       flushTLB(page: nil, keepGlobal: false, asid: nil)
+    }
+    if hasInvalidations.load(ordering: .sequentiallyConsistent) {
+      invalidations.withLock { list in
+        for one in list { flushTLB(page: one.page, keepGlobal: one.keepGlobal, asid: nil) }
+        list.removeAll(keepingCapacity: true)
+        hasInvalidations.store(false, ordering: .sequentiallyConsistent)
+      }
     }
   }
 
@@ -525,6 +556,32 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     for context in 0..<StateHeader.contextCount where !keepGlobal || jumpCacheIsLocal[context] {
       revalidateJumpCache(context)
     }
+  }
+
+  public func invalidateTLB(page: UInt64?, keepGlobal: Bool, isShared: Bool) {
+    flushTLB(page: page, keepGlobal: keepGlobal, asid: nil)
+    guard isShared, cache.vcpus.count > 1 else { return }
+    for other in cache.vcpus where other !== self {
+      other.requestInvalidation(.init(page: page, keepGlobal: keepGlobal))
+    }
+    awaitsInvalidations = true
+  }
+
+  public func completeInvalidations() -> Bool {
+    guard awaitsInvalidations else { return false }
+    awaitsInvalidations = false
+    // Two vCPUs may wait for each other: one that waits counts as outside its code, and does its part afterwards.
+    runsCode.store(false, ordering: .sequentiallyConsistent)
+    for other in cache.vcpus where other !== self {
+      var rounds = 0
+      while other.isInCode, other.hasInvalidations.load(ordering: .sequentiallyConsistent) {
+        rounds += 1
+        if rounds < 200 { apus_pause() } else { HostThread.giveWay() }
+      }
+    }
+    runsCode.store(true, ordering: .sequentiallyConsistent)
+    applyStaleness()
+    return true
   }
 
   /// After a flush most code pages are where they were: looking each one up once is cheaper than finding all its

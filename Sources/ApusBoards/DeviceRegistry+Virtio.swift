@@ -52,10 +52,10 @@ extension DeviceRegistry {
     _ instance: VirtioDeviceInstance, _ name: String, _ space: AddressSpace, _ place: DevicePlace
   ) throws(OptionError) -> (@Sendable () -> Void) {
     switch place {
-    case .virtioMMIO(let base, let line):
+    case .virtioMMIO(let base, let byteCount, let line):
       let transport = VirtioMMIO(
         device: instance.device, space: space, line: line, options: instance.ringOptions)
-      guard space.map(.init(name: name, base: base, byteCount: VirtioMMIO.byteCount, device: transport))
+      guard space.map(.init(name: name, base: base, byteCount: byteCount, device: transport))
       else {
         throw OptionError("'\(name)': its slot at \(base) is taken")
       }

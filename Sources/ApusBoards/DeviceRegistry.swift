@@ -6,8 +6,8 @@ import ApusPCI
 
 /// Where a device is plugged in.
 public enum DevicePlace: Sendable {
-  /// A memory-mapped virtio slot: its window (4 KiB) and its interrupt. The factory maps the window.
-  case virtioMMIO(base: GuestPhysicalAddress, line: InterruptLine)
+  /// A memory-mapped virtio slot: its window and its interrupt. The factory maps the window.
+  case virtioMMIO(base: GuestPhysicalAddress, byteCount: UInt64, line: InterruptLine)
   /// The board's PCI bus.
   case pci(PCIHost)
 }

@@ -9,6 +9,8 @@ import ApusPlatformDevices
 struct FlashBankConfiguration: Equatable {
   var path: String
   var isReadOnly: Bool
+  /// Boards have two banks.
+  static let bankCount = 2
 
   /// The banks that `configuration` asks for, by number.
   static func all(_ configuration: MachineConfiguration) throws(MachineError) -> [Int: FlashBankConfiguration]
@@ -18,14 +20,14 @@ struct FlashBankConfiguration: Equatable {
       for drive in configuration.drives where drive["if"] == "pflash" {
         try drive.check(
           known: ["if", "file", "format", "unit", "index", "readonly", "id"], of: "-drive if=pflash")
-        let limit = UInt64(RISCVVirtMap.flash.bankCount - 1)
+        let limit = UInt64(bankCount - 1)
         guard drive["unit"] == nil || drive["index"] == nil else {
           throw ConfigurationError("-drive if=pflash: unit= and index= are the same; give one")
         }
         let key = drive["unit"] != nil ? "unit" : "index"
         let given = try drive.number(key, of: "-drive if=pflash", in: 0...limit)
         let unit = given.map { Int($0) } ?? (banks[0] == nil ? 0 : 1)
-        guard unit < RISCVVirtMap.flash.bankCount, banks[unit] == nil else {
+        guard unit < bankCount, banks[unit] == nil else {
           throw ConfigurationError("-drive if=pflash: flash bank \(unit) is taken; the machine has two")
         }
         guard let path = drive["file"] else { throw ConfigurationError("-drive if=pflash: file= is missing") }
@@ -35,7 +37,7 @@ struct FlashBankConfiguration: Equatable {
         banks[unit] = .init(
           path: path, isReadOnly: try drive.bool("readonly", of: "-drive if=pflash") ?? false)
       }
-      for unit in 0..<RISCVVirtMap.flash.bankCount {
+      for unit in 0..<bankCount {
         guard let node = configuration.machineOptions["pflash\(unit)"] else { continue }
         guard banks[unit] == nil else {
           throw ConfigurationError("-machine pflash\(unit)=\(node): flash bank \(unit) is given twice")

@@ -13,7 +13,7 @@ import ApusVirtio
 ///
 /// Built on the main thread; then `machine.run()`. The board knows engines and pluggable devices only through the
 /// factories it is given.
-public final class RISCVVirtBoard {
+public final class RISCVVirtBoard: Board {
   private typealias Map = RISCVVirtMap
 
   public let machine: Machine
@@ -53,14 +53,15 @@ public final class RISCVVirtBoard {
         accelerator: configuration.accelerators.first ?? .init("jit")))
     plic = PLIC(
       sourceCount: Map.interruptSourceCount, outputs: vcpus.flatMap { [Self.line($0, 11), Self.line($0, 9)] })
-    let builder = Builder(
-      space: space, loop: loop, clock: clock, plic: plic, machine: machine, ramByteCount: ram.byteCount)
-    builder.addCore(vcpus, configuration)
+    // Without an IMSIC there is nothing that takes PCI's messages.
+    let builder = BoardBuilder(
+      space: space, loop: loop, clock: clock, machine: machine,
+      layout: Self.layout(ramByteCount: ram.byteCount),
+      input: { [plic] in plic.input($0) })
     let serial = configuration.serials.first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()
-    builder.addUART(serial)
+    Self.addCore(builder, plic, vcpus, configuration, serial)
     let banks = try builder.addFlash(memory.flash, configuration)
-    let fwCfg = builder.addFirmwareConfiguration(configuration)
-    try Self.addFiles(configuration.firmwareFiles, to: fwCfg)
+    let fwCfg = try builder.addFirmwareConfiguration(configuration)
     var added: [MachineConfiguration.Item] = []
     backends = try MachineBackends(
       configuration, loop: loop, characterDevices: characterBackends, addedDevices: &added)
@@ -116,196 +117,43 @@ public final class RISCVVirtBoard {
     } catch { throw MachineError(error.description) }
   }
 
-  private static func addFiles(_ files: [OptionList], to fwCfg: FirmwareConfiguration) throws(MachineError) {
-    for file in files {
-      let name = file["name"] ?? ""
-      var bytes = Array((file["string"] ?? "").utf8)
-      if let path = file["file"] {
-        do throws(HostError) { bytes = try HostDescriptor.contents(path) } catch {
-          throw MachineError("-fw_cfg \(name): \(error)")
-        }
-      }
-      guard fwCfg.addFile(name, bytes) else {
-        throw MachineError("-fw_cfg: the name '\(name)' must be 1 to 55 printable characters")
+  private static func addCore(
+    _ builder: BoardBuilder, _ plic: PLIC, _ vcpus: [any VCPU], _ configuration: MachineConfiguration,
+    _ serial: any CharacterBackend
+  ) {
+    let (clock, loop) = (builder.clock, builder.loop)
+    let aclint = ACLINT(
+      clock: clock, software: vcpus.map { line($0, 3) }, timer: vcpus.map { line($0, 7) },
+      makeTimer: { GuestTimer(clock, loop, $0) })
+    builder.map("aclint", Map.aclint, ACLINT.byteCount, aclint)
+    builder.map("plic", Map.plic, PLIC.byteCount, plic)
+    let finisher = SiFiveTest { [weak machine = builder.machine] request in
+      switch request {
+      case .powerOff: machine?.request(.powerOff)
+      case .fail(let code): machine?.request(.exit(code: Int32(code)))
+      case .reset: machine?.request(.reset)
       }
     }
+    builder.map("test", Map.testFinisher, SiFiveTest.byteCount, finisher)
+    let offset = BoardBuilder.clockOffset(configuration)
+    let rtc = GoldfishRTC(plic.input(Map.rtcInterrupt), loop, offsetNanoseconds: offset * 1_000_000_000)
+    builder.map("rtc", Map.rtc, GoldfishRTC.byteCount, rtc)
+    builder.onReset { aclint.reset() }
+    builder.onReset { rtc.reset() }
+    builder.onReset { plic.reset() }
+    let uart = UART16550(plic.input(Map.uartInterrupt), serial, clock, loop)
+    builder.map("uart", Map.uart, UART16550.byteCount, uart)
+    builder.onReset { uart.reset() }
   }
 
-  /// Gathers devices and their resets while the board is built.
-  private final class Builder {
-    let space: AddressSpace
-    let loop: EventLoop
-    let clock: GuestClock
-    let plic: PLIC
-    let machine: Machine
-    let ramByteCount: UInt64
-    private(set) var resets: [@Sendable () -> Void] = []
-
-    init(
-      space: AddressSpace, loop: EventLoop, clock: GuestClock, plic: PLIC, machine: Machine,
-      ramByteCount: UInt64
-    ) {
-      (self.space, self.loop, self.clock, self.plic, self.machine) = (space, loop, clock, plic, machine)
-      self.ramByteCount = ramByteCount
-    }
-
-    private func map(_ name: String, _ base: UInt64, _ byteCount: UInt64, _ device: any MMIODevice) {
-      let fits = space.map(.init(name: name, base: .init(base), byteCount: byteCount, device: device))
-      precondition(fits, "the board's own map overlaps at \(name)")
-    }
-
-    func addCore(_ vcpus: [any VCPU], _ configuration: MachineConfiguration) {
-      let aclint = ACLINT(
-        clock: clock, software: vcpus.map { RISCVVirtBoard.line($0, 3) },
-        timer: vcpus.map { RISCVVirtBoard.line($0, 7) },
-        makeTimer: { [clock, loop] in GuestTimer(clock, loop, $0) })
-      map("aclint", Map.aclint, ACLINT.byteCount, aclint)
-      map("plic", Map.plic, PLIC.byteCount, plic)
-      let finisher = SiFiveTest { [weak machine] request in
-        switch request {
-        case .powerOff: machine?.request(.powerOff)
-        case .fail(let code): machine?.request(.exit(code: Int32(code)))
-        case .reset: machine?.request(.reset)
-        }
-      }
-      map("test", Map.testFinisher, SiFiveTest.byteCount, finisher)
-      let now = Int64(HostClock.realtimeNanoseconds() / 1_000_000_000)
-      let offset: Int64 =
-        switch configuration.rtcBase {
-        case .utc: 0
-        case .localTime: Int64(HostProcess.localTimeOffset(Int(now)))
-        case .date(let seconds): seconds - now
-        }
-      let rtc = GoldfishRTC(plic.input(Map.rtcInterrupt), loop, offsetNanoseconds: offset * 1_000_000_000)
-      map("rtc", Map.rtc, GoldfishRTC.byteCount, rtc)
-      resets += [{ aclint.reset() }, { rtc.reset() }, { [plic] in plic.reset() }]
-    }
-
-    func addUART(_ backend: any CharacterBackend) {
-      let uart = UART16550(plic.input(Map.uartInterrupt), backend, clock, loop)
-      map("uart", Map.uart, UART16550.byteCount, uart)
-      resets.append { uart.reset() }
-    }
-
-    /// Returns the numbers of the banks that hold an image; the others are empty flash.
-    func addFlash(_ arrays: [GuestRAM], _ configuration: MachineConfiguration) throws(MachineError) -> Set<
-      Int
-    > {
-      let banks = try FlashBankConfiguration.all(configuration)
-      for (number, array) in arrays.enumerated() {
-        let backing = try banks[number]?.open(into: array)
-        let flash = CFIFlash(space: space, array: array, backing: backing)
-        map("flash\(number)", array.base.rawValue, array.byteCount, flash)
-        resets.append { flash.reset() }
-      }
-      return Set(banks.keys)
-    }
-
-    func addFirmwareConfiguration(_ configuration: MachineConfiguration) -> FirmwareConfiguration {
-      typealias Key = FirmwareConfiguration.Key
-      let device = FirmwareConfiguration(space)
-      device.set(Key.cpuCount, integer: UInt16(configuration.cpuCount))
-      device.set(Key.maximumCPUCount, integer: UInt16(configuration.cpuCount))
-      device.set(Key.ramSize, integer: configuration.memoryByteCount)
-      device.set(Key.uuid, configuration.uuid ?? Array(repeating: 0, count: 16))
-      map("fw-cfg", Map.fwCfg, FirmwareConfiguration.byteCount, device)
-      resets.append { device.reset() }
-      return device
-    }
-
-    private func addPCIHost() -> PCIHost {
-      let layout = PCIHostLayout(
+  private static func layout(ramByteCount: UInt64) -> BoardBuilder.Layout {
+    .init(
+      virtio: Map.virtio, virtioInterrupt: Map.virtioInterrupt, fwCfg: Map.fwCfg,
+      pci: PCIHostLayout(
         ecamBase: Map.pciConfiguration.base, ecamByteCount: Map.pciConfiguration.byteCount,
         memory32Base: Map.pciMemory.base, memory32ByteCount: Map.pciMemory.byteCount,
         memory64Base: Map.pciMemory64Base(ramByteCount: ramByteCount),
         memory64ByteCount: Map.pciMemory64ByteCount,
-        ioBase: Map.pciPorts.base, ioByteCount: Map.pciPorts.byteCount)
-      // Without an IMSIC there is nothing that takes messages.
-      let host = PCIHost(
-        layout: layout, lines: (0..<4).map { plic.input(Map.pciInterrupt + $0) }, message: nil)
-      let fits = host.map(into: space)
-      precondition(fits, "the board's own map overlaps at the PCI host")
-      resets.append { host.reset() }
-      return host
-    }
-
-    /// Plugs in devices. Virtio slots are filled from the last one down, as QEMU does; the rest of them are empty.
-    func addDevices(
-      _ items: [MachineConfiguration.Item], _ registry: DeviceRegistry, _ backends: MachineBackends
-    )
-      throws(MachineError)
-    {
-      let host = addPCIHost()
-      var freeSlots = Set(0..<Map.virtio.count)
-      for request in try Self.withPorts(items, registry) {
-        let name = request.item.name
-        let factory = try registry.factory(name)
-        var place = DevicePlace.pci(host)
-        let bus = request.item.options["bus"]
-        if factory.bus == .pci, let bus, bus != "pcie.0" {
-          throw MachineError("-device \(name): there is no PCI bus '\(bus)'; the machine has pcie.0")
-        }
-        if factory.bus == .virtioMMIO {
-          let named = try bus.map { (bus: String) throws(MachineError) in try Self.slot(bus, name) }
-          guard let slot = named ?? freeSlots.max() else {
-            throw MachineError(
-              "-device \(name): all \(Map.virtio.count) virtio-mmio slots are taken; use a -pci device")
-          }
-          guard freeSlots.remove(slot) != nil else {
-            throw MachineError("-device \(name): slot virtio-mmio-bus.\(slot) is taken")
-          }
-          place = .virtioMMIO(
-            base: .init(slotBase(slot)), line: plic.input(Map.virtioInterrupt + slot))
-        }
-        resets.append(try factory.make(request, space, backends, place))
-      }
-      for slot in freeSlots {
-        let empty = VirtioMMIO(device: nil, space: space, line: .unconnected)
-        map("virtio-mmio\(slot)", slotBase(slot), VirtioMMIO.byteCount, empty)
-      }
-    }
-
-    /// The number of a memory-mapped slot that `bus=virtio-mmio-bus.N` names.
-    private static func slot(_ bus: String, _ name: String) throws(MachineError) -> Int {
-      let prefix = "virtio-mmio-bus."
-      guard bus.hasPrefix(prefix), let slot = Int(bus.dropFirst(prefix.count)),
-        (0..<Map.virtio.count).contains(slot)
-      else {
-        throw MachineError(
-          "-device \(name): there is no bus '\(bus)'; there are \(prefix)0 to \(prefix)\(Map.virtio.count - 1)"
-        )
-      }
-      return slot
-    }
-
-    /// The devices, each virtio-serial bus with its ports: those that name it with `bus=ID.0`, or else those behind it.
-    private static func withPorts(_ items: [MachineConfiguration.Item], _ registry: DeviceRegistry)
-      throws(MachineError) -> [DeviceRequest]
-    {
-      var requests: [DeviceRequest] = []
-      var ports: [MachineConfiguration.Item] = []
-      for item in items {
-        if try registry.factory(item.name).bus == .virtioSerial {
-          ports.append(item)
-        } else {
-          requests.append(.init(item))
-        }
-      }
-      for port in ports {
-        let bus = port.options["bus"].map { String($0.prefix { $0 != "." }) }
-        let index = requests.firstIndex {
-          $0.item.name.hasPrefix("virtio-serial") && (bus == nil || $0.item.id == bus)
-        }
-        guard let index else {
-          throw MachineError(
-            "-device \(port.name): there is no virtio-serial bus\(bus.map { " '\($0)'" } ?? ""); "
-              + "add -device virtio-serial-pci first")
-        }
-        requests[index].ports.append(port)
-      }
-      return requests
-    }
-
-    private func slotBase(_ slot: Int) -> UInt64 { Map.virtio.base + UInt64(slot) * Map.virtio.stride }
+        ioBase: Map.pciPorts.base, ioByteCount: Map.pciPorts.byteCount), pciInterrupt: Map.pciInterrupt)
   }
 }

@@ -15,16 +15,21 @@ public enum Invocation: Equatable, Sendable {
 /// The command line of `apus-system`, in QEMU's language.
 public enum SystemCommandLine {
   /// Reads the arguments after the program's name. Opens nothing, prints nothing.
-  public static func parse(_ arguments: [String]) -> Result<Invocation, ConfigurationError> {
+  public static func parse(_ arguments: [String], target: MachineConfiguration.Target = .riscv64)
+    -> Result<Invocation, ConfigurationError>
+  {
     do throws(ConfigurationError) {
-      return .success(try read(arguments))
+      return .success(try read(arguments, target))
     } catch {
       return .failure(error)
     }
   }
 
-  private static func read(_ arguments: [String]) throws(ConfigurationError) -> Invocation {
+  private static func read(_ arguments: [String], _ target: MachineConfiguration.Target)
+    throws(ConfigurationError) -> Invocation
+  {
     var state = CommandLineState()
+    state.configuration.target = target
     var index = 0
     while index < arguments.count {
       let argument = arguments[index]

@@ -58,8 +58,11 @@ extension CommandLineOption {
     .value("M", "TYPE[,key=value...]  the same as -machine") { try $0.setMachine($1) },
     .value("cpu", "MODEL[,extension=on|off...]  the CPUs; 'help' lists models and extensions") {
       state, text in
+      let isArm = state.configuration.target == .aarch64
       if text == "help" || text == "?" {
-        state.invocation = .show(CPUConfiguration.help)
+        state.invocation = .show(isArm ? ArmConfiguration.cpuHelp : CPUConfiguration.help)
+      } else if isArm {
+        try state.configuration.arm.setCPU(text)
       } else {
         state.configuration.cpu = try CPUConfiguration(parsing: text)
       }
@@ -200,8 +203,8 @@ extension CommandLineOption {
     .flag("isa-coverage", "show how many of the known encodings are implemented") {
       $0.invocation = .showCoverage
     },
-    .flag("help", "show this help") { $0.invocation = .show(help) },
-    .flag("h", "the same as -help") { $0.invocation = .show(help) },
+    .flag("help", "show this help") { $0.invocation = .show(help($0.configuration.target)) },
+    .flag("h", "the same as -help") { $0.invocation = .show(help($0.configuration.target)) },
   ]
 
   private static func item(_ text: String, _ key: String, of option: String) throws(ConfigurationError)
@@ -214,8 +217,8 @@ extension CommandLineOption {
     return .init(name, list)
   }
 
-  private static var help: String {
-    var text = "usage: apus-system-riscv64 [options]\n\n"
+  private static func help(_ target: MachineConfiguration.Target) -> String {
+    var text = "usage: apus-system-\(target) [options]\n\n"
     for option in machineOptions + bootOptions + deviceOptions + runOptions {
       text += "-\(option.name) \(option.usage)\n"
     }

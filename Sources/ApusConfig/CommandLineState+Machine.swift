@@ -8,15 +8,23 @@ extension CommandLineState {
 
   mutating func setMachine(_ text: String) throws(ConfigurationError) {
     if text == "help" || text == "?" {
-      invocation = .show("Supported machines are:\nvirt                 RISC-V VirtIO board (default)\n")
+      let board =
+        configuration.target == .riscv64 ? "RISC-V VirtIO board (default)" : "AArch64 VirtIO board (default)"
+      invocation = .show("Supported machines are:\nvirt                 \(board)\n")
       return
     }
     let list = try OptionList(parsing: text, impliedKey: "type")
+    let isArm = configuration.target == .aarch64
+    let known =
+      isArm
+      ? Self.machineProperties.filter { $0 != "aclint" && $0 != "aia" } + ArmConfiguration.machineProperties
+      : Self.machineProperties
     for entry in list.entries {
-      guard Self.machineProperties.contains(entry.key) else {
-        throw .unknown(
-          "property of machine \(configuration.machine)", entry.key, among: Self.machineProperties)
+      guard known.contains(entry.key) else {
+        throw .unknown("property of machine \(configuration.machine)", entry.key, among: known)
       }
+      let what = "-machine \(configuration.machine)"
+      if isArm, try configuration.arm.setMachineProperty(entry, list, what) { continue }
       try setMachineProperty(entry, list)
     }
   }
@@ -73,7 +81,8 @@ extension CommandLineState {
     case "interpreter": configuration.accelerators.append(.init(name, list))
     case "help", "?": invocation = .show("Accelerators supported:\njit (tcg)\ninterpreter\n")
     case "kvm":
-      throw ConfigurationError("-accel kvm: this host cannot run riscv64 guests natively; use jit")
+      throw ConfigurationError(
+        "-accel kvm: this host cannot run \(configuration.target) guests natively; use jit")
     default: throw .unknown("accelerator", name, among: ["jit", "tcg", "interpreter"])
     }
   }

@@ -35,6 +35,10 @@ public struct MachineConfiguration: Equatable, Sendable {
     case date(Int64)
   }
 
+  /// The guest's architecture.
+  public enum Target: String, CaseIterable, Sendable { case riscv64, aarch64 }
+  public var target = Target.riscv64
+  public var arm = ArmConfiguration()
   public var machine = "virt"
   /// Machine properties without a field of their own.
   public var machineOptions = OptionList()

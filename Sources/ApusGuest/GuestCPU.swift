@@ -92,6 +92,11 @@ public protocol GuestEngine: AnyObject {
   ) -> UInt64?
   /// Forgets translations: all contexts, or one page of them. `keepGlobal` spares global pages.
   func flushTLB(page: UInt64?, keepGlobal: Bool, asid: UInt64?)
+  /// Forgets translations as `flushTLB` does, and, if `isShared`, lets the other vCPUs forget them, too.
+  func invalidateTLB(page: UInt64?, keepGlobal: Bool, isShared: Bool)
+  /// Waits until the other vCPUs have forgotten what this one's `invalidateTLB` told them. The helper that calls this
+  /// goes to the dispatcher afterwards if the answer is true.
+  func completeInvalidations() -> Bool
   /// The address space identifier or root changed.
   func addressSpaceChanged(asid: UInt64)
   /// Instruction memory may have changed (`fence.i`).

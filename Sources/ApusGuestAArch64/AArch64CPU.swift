@@ -1,11 +1,16 @@
 import ApusCPU
 import ApusGuest
+import ApusHost
 import ApusIR
 import ApusISAAArch64
+import ApusMemory
+import CApusHost
+import Synchronization
 
-/// One AArch64 CPU as a process sees it: EL0, A64 [Arm ARM].
+/// One AArch64 CPU: EL0 and EL1, A64 [Arm ARM].
 ///
-/// Runs on its vCPU's thread. There are no other exception levels yet: exceptions go to the user-mode hooks.
+/// Runs on its vCPU's thread; `setInterrupt` may be called from any. In user-mode emulation exceptions go to the hooks.
+/// Not modelled: EL2 and EL3, AArch32, break and watch points, single steps, performance counters.
 public final class AArch64CPU: GuestCPU {
   /// CNTFRQ_EL0: 62.5 MHz.
   public static let counterFrequency: UInt64 = 62_500_000
@@ -14,18 +19,57 @@ public final class AArch64CPU: GuestCPU {
   public let features: AArch64FeatureSet
   public let helpers = AArch64Helper.table
   public let layout: StateLayout
-  public let sharedStateOffsets: [Int] = []
+  public let sharedStateOffsets = [AArch64SystemSlot.interruptLines.offset]
   let s: AArch64State
   let clock: GuestClock
   /// Set by the engine that runs this CPU.
   public unowned(unsafe) var engine: any GuestEngine
   public var userHooks: GuestUserHooks?
 
-  /// - Parameter state: `StateHeader.byteCount` zeroed bytes that outlive the CPU.
+  /// What is around a CPU that is not in user-mode emulation.
+  public struct System: Sendable {
+    public var environment: ArmCPUEnvironment
+    public var cluster: AArch64Cluster
+    public var eventLoop: EventLoop
+    /// Where page tables lie. Its address space outlives the CPU.
+    public var physicalMemory: GuestRAMTable
+    public init(
+      environment: ArmCPUEnvironment, cluster: AArch64Cluster, eventLoop: EventLoop,
+      physicalMemory: GuestRAMTable
+    ) {
+      (self.environment, self.cluster) = (environment, cluster)
+      (self.eventLoop, self.physicalMemory) = (eventLoop, physicalMemory)
+    }
+  }
+  let system: System?
+  let physicalMemory: GuestRAMTable?
+  let index: Int
+  let model: AArch64Model
+  let power = AArch64Power()
+  /// A flag that the event loop's thread sets.
+  final class Flag: Sendable { let value = Atomic<Bool>(false) }
+  /// A timer's deadline has passed.
+  let dueFlag = Flag()
+  /// The host's timers of the physical and the virtual timer.
+  var scheduled: [EventLoop.TimerID?] = [nil, nil]
+  /// Called, on any thread, when the CPU must look for interrupts. Set before the CPU runs.
+  public private(set) var wake: @Sendable () -> Void = {}
+  /// Shown each exception (`-d int`): its vector, syndrome, address and PC.
+  public var onException: ((_ vector: UInt64, _ syndrome: UInt64, _ address: UInt64, _ pc: UInt64) -> Void)?
+  /// MPIDR_EL1's affinity.
+  var mpidr: UInt64 { UInt64(index) }
+
+  /// - Parameters:
+  ///   - state: `StateHeader.byteCount` zeroed bytes that outlive the CPU.
+  ///   - system: `nil` for user-mode emulation.
   public init(
-    state: UnsafeMutableRawPointer, features: AArch64FeatureSet, clock: GuestClock, engine: any GuestEngine
+    state: UnsafeMutableRawPointer, index: Int = 0, model: AArch64Model = .all[0],
+    features: AArch64FeatureSet,
+    clock: GuestClock, engine: any GuestEngine, system: System? = nil
   ) {
     (self.state, self.features, self.clock, self.engine) = (state, features, clock, engine)
+    (self.index, self.model, self.system) = (index, model, system)
+    physicalMemory = system?.physicalMemory
     s = AArch64State(state)
     // Arguments, temporaries, the first callee-saved registers and sp: what compilers use most.
     layout = StateLayout(
@@ -34,6 +78,17 @@ public final class AArch64CPU: GuestCPU {
     state.storeBytes(
       of: Unmanaged.passUnretained(self).toOpaque(), toByteOffset: StateHeader.guest,
       as: UnsafeMutableRawPointer.self)
+  }
+
+  /// Joins the cluster.
+  /// - Parameter wake: makes the CPU look for interrupts, from any thread.
+  public func connect(wake: @escaping @Sendable () -> Void) {
+    self.wake = wake
+    system?.cluster.add(mpidr: mpidr, power, wake: wake)
+    clock.onResume { [dueFlag] in
+      dueFlag.value.store(true, ordering: .releasing)
+      wake()
+    }
   }
 
   /// Runs `body` with the CPU whose state this is, without reference counting; for helpers.
@@ -45,7 +100,21 @@ public final class AArch64CPU: GuestCPU {
 
   // MARK: Reset and mode
 
+  /// Every CPU but the first waits for PSCI's CPU_ON.
   public func reset(entry: UInt64, arguments: [UInt64]) {
+    powerUp(entry: entry, arguments: arguments)
+    guard system != nil else { return }
+    power.set(isOff: index != 0)
+    if index != 0 { engine.requestSleep() }
+  }
+
+  func powerUp(entry: UInt64, arguments: [UInt64]) {
+    // The levels of the inputs stay.
+    for slot in AArch64SystemSlot.allCases where slot != .interruptLines { s[slot] = 0 }
+    s[.exceptionLevel] = system == nil ? 0 : 1
+    s[.stackSelect] = system == nil ? 0 : 1
+    s[.daif] = system == nil ? 0 : PState.daif
+    s[.sctlr] = 0x30d0_0800
     for number in 0..<32 {
       s[x: number] = 0
       s[v: number] = AArch64Vector()
@@ -57,6 +126,7 @@ public final class AArch64CPU: GuestCPU {
     s.fpsr = 0
     for (index, value) in arguments.prefix(8).enumerated() { s[x: index] = value }
     updateMode()
+    updateTimers()
     engine.addressSpaceChanged(asid: 0)
     engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
   }
@@ -75,7 +145,16 @@ public final class AArch64CPU: GuestCPU {
   /// Computes the block key from the state.
   func updateMode() {
     let fpcr = s[.fpcr]
-    s.mode = AArch64Mode(context: 0, fpcr: fpcr)
+    if system == nil {
+      s.mode = AArch64Mode(context: 0, fpcr: fpcr)
+    } else {
+      let level = s[.exceptionLevel]
+      // CPACR_EL1.FPEN: 1 traps EL0, 0 and 2 both.
+      let trap = s[.cpacr] >> 20 & 3
+      s.mode = AArch64Mode(
+        level: UInt32(level), hasPAN: s[.pan] != 0 || !features.hasPAN, fpcr: fpcr,
+        trapsFloat: trap & 1 == 0 || trap == 1 && level == 0)
+    }
     // The host's rounding: nearest 0, down 1, up 2, toward zero 3; Arm's: nearest, up, down, toward zero.
     let control = [0, 2, 1, 3][Int(fpcr >> 22 & 3)] as UInt32
     let mxcsr = state.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
@@ -132,32 +211,56 @@ public final class AArch64CPU: GuestCPU {
   // MARK: Interrupts and exceptions
 
   public func translateAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> GuestTranslation {
-    .page(physical: address, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096)
+    if system != nil { return walk(address, access, context: context) }
+    return .page(physical: address, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096)
   }
   public func takeInterrupt() -> Bool {
-    if let userHooks { userHooks.interrupt(userHooks.context) }
-    return false
+    if let userHooks {
+      userHooks.interrupt(userHooks.context)
+      return false
+    }
+    return takeSystemInterrupt()
   }
-  public func shouldWake() -> Bool { false }
+  public func shouldWake() -> Bool {
+    if power.isOff { return power.hasStart }
+    return dueFlag.value.load(ordering: .acquiring)
+      || apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset) != 0
+  }
   public func nextTimerDeadline() -> UInt64? { nil }
-  public func setInterrupt(_ number: Int, _ level: Bool) {}
+  /// - Parameter number: 0 IRQ, 1 FIQ.
+  public func setInterrupt(_ number: Int, _ level: Bool) {
+    let lines = state + AArch64SystemSlot.interruptLines.offset
+    let bit = UInt64(1) << UInt64(number)
+    _ = level ? apus_fetch_or64(lines, bit) : apus_fetch_and64(lines, ~bit)
+  }
 
   public func busFault(_ access: GuestAccess) -> UInt64 {
-    UInt64((access == .fetch ? GuestUserException.fetch : .access).rawValue)
+    if system != nil { return Syndrome.fault(0x10, access) }
+    return UInt64((access == .fetch ? GuestUserException.fetch : .access).rawValue)
   }
   public func misalignedFault(_ access: GuestAccess) -> UInt64 {
-    UInt64(GuestUserException.misaligned.rawValue)
+    if system != nil { return Syndrome.fault(0x21, access) }
+    return UInt64(GuestUserException.misaligned.rawValue)
   }
 
   public func raise(fault: UInt64, address: UInt64, pc: UInt64) {
     s.pc = pc
-    if let userHooks { userHooks.exception(userHooks.context, UInt8(truncatingIfNeeded: fault), address) }
-    s.requestDispatch()
+    if let userHooks {
+      userHooks.exception(userHooks.context, UInt8(truncatingIfNeeded: fault), address)
+      s.requestDispatch()
+    } else {
+      enterAbort(fault, address: address)
+    }
   }
-  func raise(_ exception: GuestUserException, address: UInt64) {
-    raise(fault: UInt64(exception.rawValue), address: address, pc: s.pc)
+  /// - Parameter immediate: `brk`'s.
+  func raise(_ exception: GuestUserException, address: UInt64, immediate: UInt64 = 0) {
+    guard system != nil else {
+      return raise(fault: UInt64(exception.rawValue), address: address, pc: s.pc)
+    }
+    switch exception {
+    case .breakpoint: trap(Syndrome.call(Syndrome.breakpoint, immediate))
+    case .misaligned: enterAbort(Syndrome.fault(0x21, .load), address: address)
+    default: trap(Syndrome.undefined)
+    }
   }
-
-  /// CNTVCT_EL0.
-  func counter() -> UInt64 { clock.nowNanoseconds() / 16 }
 }

@@ -7,6 +7,8 @@ enum AArch64Helper: Int, CaseIterable {
   case raiseUndefined, raiseBreakpoint, raiseMisalignedPC, systemCall, synchronizeInstructions
   case readFPSR, writeFPSR, writeFPCR, readCounter, crc32
   case softFloat, softCompare, vector, interleave, deinterleave
+  case raiseFloatTrap, exceptionReturn, firmwareCall, waitForInterrupt, readSystem, writeSystem
+  case invalidateTLB, completeInvalidations, translateAddress
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -22,22 +24,111 @@ enum AArch64Helper: Int, CaseIterable {
         return 0
       }
     case .raiseBreakpoint:
-      IRHelper("raise-breakpoint", Self.exits) { state, _, _, _ in
-        AArch64CPU.with(state) { $0.raise(.breakpoint, address: $0.s.pc) }
+      // a: the immediate.
+      IRHelper("raise-breakpoint", Self.exits) { state, immediate, _, _ in
+        AArch64CPU.with(state) { $0.raise(.breakpoint, address: $0.s.pc, immediate: immediate) }
         return 0
       }
     case .raiseMisalignedPC:
       IRHelper("raise-misaligned-pc", Self.exits) { state, _, _, _ in
-        AArch64CPU.with(state) { $0.raise(.misaligned, address: $0.s.pc) }
+        AArch64CPU.with(state) { cpu in
+          if cpu.system == nil {
+            cpu.raise(.misaligned, address: cpu.s.pc)
+          } else {
+            cpu.trap(Syndrome.misalignedPC, address: cpu.s.pc)
+          }
+        }
+        return 0
+      }
+    case .raiseFloatTrap:
+      IRHelper("raise-float-trap", Self.exits) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.trap(Syndrome.floatTrap) }
         return 0
       }
     case .systemCall:
-      // a: the next PC.
-      IRHelper("svc", Self.everything) { state, nextPC, _, _ in
+      // a: the next PC, b: the immediate.
+      IRHelper("svc", Self.everything) { state, nextPC, immediate, _ in
         AArch64CPU.with(state) { cpu in
           cpu.s.pc = nextPC
-          if let hooks = cpu.userHooks { hooks.systemCall(hooks.context) }
+          if let hooks = cpu.userHooks {
+            hooks.systemCall(hooks.context)
+            cpu.s.requestDispatch()
+          } else {
+            cpu.trap(Syndrome.call(Syndrome.supervisorCall, immediate))
+          }
+        }
+        return 0
+      }
+    case .exceptionReturn:
+      IRHelper("eret", Self.everything) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.returnFromException() }
+        return 0
+      }
+    case .firmwareCall:
+      // a: the next PC.
+      IRHelper("hvc", Self.everything) { state, nextPC, _, _ in
+        AArch64CPU.with(state) { cpu in
+          cpu.s.pc = nextPC
+          cpu.callFirmware()
           cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .waitForInterrupt:
+      // a: the next PC.
+      IRHelper("wfi", Self.exits) { state, nextPC, _, _ in
+        AArch64CPU.with(state) { cpu in
+          cpu.s.pc = nextPC
+          cpu.engine.requestSleep()
+          cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .readSystem:
+      // a: the key.
+      IRHelper("mrs", Self.everything) { state, key, _, _ in
+        AArch64CPU.with(state) { cpu in
+          if let value = cpu.readSystem(.init(rawValue: UInt16(truncatingIfNeeded: key))) { return value }
+          cpu.trap(Syndrome.undefined)
+          return 0
+        }
+      }
+    case .writeSystem:
+      // a: the key, b: the value, c: the next PC.
+      IRHelper("msr", Self.everything) { state, key, value, nextPC in
+        AArch64CPU.with(state) { cpu in
+          guard cpu.writeSystem(.init(rawValue: UInt16(truncatingIfNeeded: key)), value) else {
+            return cpu.trap(Syndrome.undefined)
+          }
+          cpu.s.pc = nextPC
+          cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .invalidateTLB:
+      // a: the key, b: the operand, c: the next PC.
+      IRHelper("tlbi", Self.exits) { state, key, operand, nextPC in
+        AArch64CPU.with(state) { cpu in
+          cpu.s.pc = nextPC
+          cpu.invalidateTLB(.init(rawValue: UInt16(truncatingIfNeeded: key)), operand)
+        }
+        return 0
+      }
+    case .completeInvalidations:
+      // a: the next PC.
+      IRHelper("dsb", Self.exits) { state, nextPC, _, _ in
+        AArch64CPU.with(state) { cpu in
+          guard cpu.engine.completeInvalidations() else { return }
+          cpu.s.pc = nextPC
+          cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .translateAddress:
+      // a: the address, b: 0 load or 1 store, c: the level.
+      IRHelper("at", [.readsState, .writesState]) { state, address, isStore, level in
+        AArch64CPU.with(state) {
+          $0.translateToRegister(address, isStore != 0 ? .store : .load, level: level)
         }
         return 0
       }

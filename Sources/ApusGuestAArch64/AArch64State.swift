@@ -5,7 +5,7 @@ import ApusIR
 ///
 /// ```
 ///    0  x0 .. x30, sp       1024  v0 .. v31, 16 bytes each      1536  fields, a u64 each, in the order below
-/// 1792  64 bytes for elements on their way between vectors and memory
+/// 1792  64 bytes for elements on their way between vectors and memory       1856  `AArch64SystemSlot`s
 /// ```
 public struct AArch64State: @unchecked Sendable {
   // SAFETY: base points at StateHeader.byteCount bytes that outlive this view.
@@ -105,9 +105,10 @@ public enum FPCR {
 /// What translated code depends on besides the bytes: the key of a block.
 ///
 /// ```
-///  7        6         5 4      2 1          0
-/// | soft   | defaultNaN | RMode | context      |
+///  10            9               8       7      6            3 2     1 0
+/// | float traps | exception level | system | soft | defaultNaN | RMode | context |
 /// ```
+/// Contexts: 0 EL0, 1 EL1, 2 EL1 without PAN.
 public struct AArch64Mode: Hashable, Sendable {
   public var rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -117,7 +118,17 @@ public struct AArch64Mode: Hashable, Sendable {
       context | UInt32(fpcr >> 22 & 3) << 2 | (fpcr & FPCR.defaultNaN != 0 ? 1 << 6 : 0)
       | (fpcr >> 24 & 1 != 0 ? 1 << 7 : 0)
   }
+  /// For system emulation.
+  /// - Parameter trapsFloat: CPACR_EL1 keeps this level from floating point.
+  init(level: UInt32, hasPAN: Bool, fpcr: UInt64, trapsFloat: Bool) {
+    self.init(context: level == 0 ? 0 : hasPAN ? 1 : 2, fpcr: fpcr)
+    rawValue |= 1 << 8 | level << 9 | (trapsFloat ? 1 << 10 : 0)
+  }
   public var context: UInt8 { UInt8(rawValue & 3) }
+  var isSystem: Bool { rawValue >> 8 & 1 != 0 }
+  /// 0 or 1; 0 in user-mode emulation.
+  var level: UInt8 { UInt8(rawValue >> 9 & 1) }
+  var trapsFloat: Bool { rawValue >> 10 & 1 != 0 }
   var rounding: IRRounding { [.nearestEven, .up, .down, .towardZero][Int(rawValue >> 2 & 3)] }
   var isDefaultNaN: Bool { rawValue >> 6 & 1 != 0 }
   /// Flush to zero: every operation is a helper's.

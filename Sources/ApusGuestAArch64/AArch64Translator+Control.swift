@@ -47,15 +47,23 @@ extension AArch64Translator {
       if opcode == .blr { setX(30, constant(pc &+ 4)) }
       finish(.indirect(target: target, hint: opcode == .ret ? .return : opcode == .blr ? .call : .jump))
     case .svc:
-      call(.systemCall, constant(pc &+ 4))
+      call(.systemCall, constant(pc &+ 4), constant(UInt64(bits(5, 16))))
       finish(.dispatch)
     case .brk:
-      call(.raiseBreakpoint)
+      call(.raiseBreakpoint, constant(UInt64(bits(5, 16))))
       finish(.dispatch)
-    // nop, yield, wfe, wfi, sev; pointer authentication and branch targets where there are none
-    case .hint: break
+    case .hvc, .smc, .eret, .msrImmediate: systemControl(opcode)
+    case .hint:
+      // wfi. nop, yield, wfe and sev do nothing; neither do pointer authentication and branch targets, which are not there.
+      guard bits(5, 7) == 3, mode.isSystem else { break }
+      if mode.level == 0 { break }  // SCTLR_EL1.nTWI is taken to be 1
+      call(.waitForInterrupt, constant(pc &+ 4))
+      finish(.dispatch)
     case .clrex: block.set64(StateHeader.monitorAddress, constant(StateHeader.noAddress))
-    case .barrier: block.fence()
+    case .barrier:
+      block.fence()
+      // dsb waits for the TLBs of other CPUs.
+      if mode.isSystem, mode.level != 0, bits(5, 2) == 0 { call(.completeInvalidations, constant(pc &+ 4)) }
     case .isb:
       storeFlags()
       finish(.direct(target: pc &+ 4))
@@ -75,58 +83,5 @@ extension AArch64Translator {
     let c = comparison(&self)
     exit(if: c, to: target)
     if isBackward || !block.optimisations.contains(.superblock) { finish(.direct(target: pc &+ 4)) }
-  }
-
-  // MARK: System instructions and registers
-
-  /// op1, CRn, CRm, op2 in one number, as 3, 4, 4 and 3 bits.
-  private var systemNumber: UInt32 { bits(5, 14) }
-  private static func number(_ op1: UInt32, _ n: UInt32, _ m: UInt32, _ op2: UInt32) -> UInt32 {
-    op1 << 11 | n << 7 | m << 3 | op2
-  }
-
-  private mutating func system() {
-    switch systemNumber {
-    case Self.number(3, 7, 5, 1):  // ic ivau
-      call(.synchronizeInstructions, constant(pc &+ 4))
-      finish(.dispatch)
-    case Self.number(3, 7, 10, 1), Self.number(3, 7, 11, 1), Self.number(3, 7, 12, 1),
-      Self.number(3, 7, 14, 1):
-      break  // dc cvac, cvau, cvap, civac: caches are coherent
-    default: undefined()
-    }
-  }
-
-  private mutating func readRegister() {
-    guard bits(20, 1) == 1 else { return undefined() }
-    // op0 is 3: its lower bit is bit 19.
-    guard bits(19, 1) == 1 else { return undefined() }
-    switch systemNumber {
-    case Self.number(3, 4, 2, 0): setX(rd, packedFlags())
-    case Self.number(3, 4, 4, 0): setX(rd, block.get64(AArch64State.Field.fpcr.offset))
-    case Self.number(3, 4, 4, 1): setX(rd, call(.readFPSR))
-    case Self.number(3, 13, 0, 2): setX(rd, block.get64(AArch64State.Field.tpidr.offset))
-    case Self.number(3, 13, 0, 3): setX(rd, block.get64(AArch64State.Field.tpidrro.offset))
-    // CTR_EL0: lines of 64 bytes, PIPT; instruction caches need `ic ivau`.
-    case Self.number(3, 0, 0, 1): setX(rd, constant(0x8444_c004))
-    // DCZID_EL0: dc zva is prohibited.
-    case Self.number(3, 0, 0, 7): setX(rd, constant(0x10))
-    case Self.number(3, 14, 0, 0): setX(rd, constant(AArch64CPU.counterFrequency))
-    case Self.number(3, 14, 0, 1), Self.number(3, 14, 0, 2): setX(rd, call(.readCounter))
-    default: undefined()
-    }
-  }
-
-  private mutating func writeRegister() {
-    guard bits(20, 1) == 1, bits(19, 1) == 1 else { return undefined() }
-    switch systemNumber {
-    case Self.number(3, 4, 2, 0): setFlags(.packed(block.binary(.and64, x(rd), constant(0xf000_0000))))
-    case Self.number(3, 4, 4, 0):
-      call(.writeFPCR, x(rd), constant(pc &+ 4))
-      finish(.dispatch)
-    case Self.number(3, 4, 4, 1): call(.writeFPSR, x(rd))
-    case Self.number(3, 13, 0, 2): block.set64(AArch64State.Field.tpidr.offset, x(rd))
-    default: undefined()
-    }
   }
 }

@@ -44,6 +44,16 @@ extension AArch64Translator {
     var base: IRValue
     var displacement: Int64 = 0
     var newBase: IRValue?
+    /// Checked as EL0's (ldtr, sttr).
+    var isUnprivileged = false
+  }
+
+  private func memory(_ place: Place) -> IRMemoryOperand {
+    place.isUnprivileged
+      ? IRMemoryOperand(
+        displacement: Int32(truncatingIfNeeded: place.displacement), context: 0, ordered: false,
+        operation: .exchange)
+      : memory(place.displacement)
   }
 
   /// The address of the forms that share an encoding, for an access of `1 << scale` bytes. `nil`: undefined.
@@ -64,8 +74,8 @@ extension AArch64Translator {
       return Place(
         base: base, displacement: offset,
         newBase: block.binary(.add64, base, constant(UInt64(bitPattern: offset))))
-    // Unscaled, and unprivileged, which is the same in EL0.
-    default: return Place(base: base, displacement: offset)
+    case 2: return Place(base: base, displacement: offset, isUnprivileged: true)
+    default: return Place(base: base, displacement: offset)  // unscaled
     }
   }
   private func writeBack(_ place: Place) { if let new = place.newBase { setXSP(rn, new) } }
@@ -80,11 +90,11 @@ extension AArch64Translator {
     }
     guard !(size >= 2 && operation == 3), let place = place(scale: size) else { return undefined() }
     if operation == 0 {
-      block.store(Self.stores[Int(size)], place.base, x(rd), memory(place.displacement))
+      block.store(Self.stores[Int(size)], place.base, x(rd), memory(place))
       return writeBack(place)
     }
     let opcode = (operation == 1 ? Self.loads : Self.signedLoads)[Int(size)]
-    var value = block.load(opcode, place.base, memory(place.displacement))
+    var value = block.load(opcode, place.base, memory(place))
     if operation == 3 { value = block.unary(.zeroExtend32, narrow(value)) }
     writeBack(place)
     setX(rd, value)

@@ -246,6 +246,10 @@ struct AArch64Translator {
   // MARK: One instruction
 
   private mutating func translate(_ opcode: AArch64Opcode) {
+    if mode.trapsFloat, opcode.usesVectorRegisters {
+      call(.raiseFloatTrap)
+      return finish(.dispatch)
+    }
     switch opcode {
     case .undefined: undefined()
     case .adr, .adrp, .addImmediate, .addsImmediate, .subImmediate, .subsImmediate, .andImmediate,
@@ -258,7 +262,8 @@ struct AArch64Translator {
       .smaddl,
       .smsubl, .umaddl, .umsubl, .smulh, .umulh:
       integer(opcode)
-    case .bCond, .svc, .brk, .hint, .clrex, .barrier, .isb, .sys, .msr, .mrs, .br, .blr, .ret, .b, .bl, .cbz,
+    case .bCond, .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hint, .clrex, .barrier, .isb, .sys, .msr,
+      .mrs, .br, .blr, .ret, .b, .bl, .cbz,
       .cbnz, .tbz, .tbnz:
       control(opcode)
     case .vectorStructures, .vectorElement, .stxr, .ldxr, .stxp, .ldxp, .casp, .cas, .stlr, .ldar,

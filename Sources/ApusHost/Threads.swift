@@ -56,6 +56,9 @@ public struct HostThread: @unchecked Sendable {
     init(_ name: String, _ run: @escaping @Sendable () -> Void) { (self.name, self.run) = (name, run) }
   }
 
+  /// Lets another thread of the same priority run.
+  public static func giveWay() { sched_yield() }
+
   /// Starts a thread named `name` (cut to 15 bytes) that runs `body`.
   public static func spawn(
     _ name: String, stackByteCount: Int = 1 << 20, _ body: @escaping @Sendable () -> Void

@@ -3,7 +3,8 @@ public enum AArch64Opcode: UInt8, CaseIterable, Sendable {
   /// No row matches, or its feature is off.
   case undefined
   case adr, adrp, addImmediate, addsImmediate, subImmediate, subsImmediate, andImmediate, orrImmediate
-  case eorImmediate, andsImmediate, movn, movz, movk, sbfm, bfm, ubfm, extr, bCond, svc, brk, hint, clrex
+  case eorImmediate, andsImmediate, movn, movz, movk, sbfm, bfm, ubfm, extr, bCond, svc, hvc, smc, eret,
+    msrImmediate, brk, hint, clrex
   case barrier, isb, sys, msr, mrs, br, blr, ret, b, bl, cbz, cbnz, tbz, tbnz, vectorStructures
   case vectorElement, stxr, ldxr, stxp, ldxp, casp, cas, stlr, ldar, loadLiteral, loadLiteralVector, pair
   case pairVector, ldapr, atomicMemory, loadStore, loadStoreVector, and, bic, orr, orn, eor, eon, ands
@@ -16,4 +17,12 @@ public enum AArch64Opcode: UInt8, CaseIterable, Sendable {
   case vectorThreeSame, vectorThreeDifferent, vectorCopy, vectorShift, vectorPermute, vectorExtract
   case vectorTable, vectorIndexed, scalarMiscellaneous, scalarPairwise, scalarThreeSame
   case scalarThreeDifferent, scalarCopy, scalarShift, scalarIndexed
+
+  /// What CPACR_EL1 can forbid: floating point and Advanced SIMD, their loads and stores included.
+  public var usesVectorRegisters: Bool {
+    switch self {
+    case .vectorStructures, .vectorElement, .loadLiteralVector, .pairVector, .loadStoreVector: true
+    default: rawValue >= Self.floatToInteger.rawValue
+    }
+  }
 }

@@ -32,6 +32,7 @@ public struct LoadedImage: Equatable, Sendable {
 public struct ELFImage: Equatable, Sendable {
   /// The machine number of RISC-V.
   public static let machineRISCV: UInt16 = 243
+  public static let machineAArch64: UInt16 = 183
 
   /// A loadable segment; bytes past the file's are zeros.
   public struct Segment: Equatable, Sendable {

@@ -1,7 +1,7 @@
 import ApusHost
 import ApusMemory
 
-/// Puts firmware, kernel, initial RAM disk and device tree into guest RAM, where QEMU's RISC-V machines put them.
+/// Puts firmware, kernel, initial RAM disk and device tree into guest RAM, where QEMU's machines put them.
 ///
 /// Before the machine starts, or while its vCPUs are stopped. Reads files anew at each call, so a reset gets what is
 /// there then.

@@ -1,7 +1,8 @@
 import ApusBits
 import CZlib
 
-/// A RISC-V Linux kernel as its build leaves it in `arch/riscv/boot` [Linux Documentation/arch/riscv/boot-image-header.rst].
+/// A RISC-V or AArch64 Linux kernel as its build leaves it in `arch/*/boot`
+/// [Linux Documentation/arch/riscv/boot-image-header.rst, arch/arm64/booting.rst].
 public enum LinuxImage {
   /// The header of a flat `Image`.
   public struct Header: Equatable, Sendable {
@@ -12,7 +13,8 @@ public enum LinuxImage {
 
     /// `nil` if the bytes are no flat Image.
     public init?(_ bytes: [UInt8]) {
-      guard bytes.count >= 64, bytes[0x38..<0x3c].elementsEqual("RSC\u{5}".utf8),
+      let magics = ["RSC\u{5}", "ARM\u{64}"]
+      guard bytes.count >= 64, magics.contains(where: { bytes[0x38..<0x3c].elementsEqual($0.utf8) }),
         let text: UInt64 = bytes.littleEndian(at: 8), let size: UInt64 = bytes.littleEndian(at: 16)
       else { return nil }
       (textOffset, imageByteCount) = (text, size)

@@ -11,11 +11,14 @@ public struct VCPUEnvironment: Sendable {
   public var loop: EventLoop
   public var cpu: CPUConfiguration
   public var accelerator: MachineConfiguration.Accelerator
+  /// For AArch64 CPUs.
+  public var arm: ArmCPUEnvironment?
 
   public init(
     count: Int, space: AddressSpace, clock: GuestClock, loop: EventLoop, cpu: CPUConfiguration,
-    accelerator: MachineConfiguration.Accelerator
+    accelerator: MachineConfiguration.Accelerator, arm: ArmCPUEnvironment? = nil
   ) {
+    self.arm = arm
     (self.count, self.space, self.clock, self.loop) = (count, space, clock, loop)
     (self.cpu, self.accelerator) = (cpu, accelerator)
   }

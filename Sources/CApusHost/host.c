@@ -199,3 +199,7 @@ int apus_open_pty(char *slave_path, size_t size) {
 }
 
 int apus_fork(void) { return fork(); }
+
+static __thread int vcpu_index = -1;
+int apus_vcpu_index(void) { return vcpu_index; }
+void apus_set_vcpu_index(int index) { vcpu_index = index; }

@@ -105,7 +105,8 @@ struct AArch64BlockGenerator {
   init(seed: UInt64, only: String?) {
     random = Random(seed: seed)
     let excluded: Set<AArch64Opcode> = [
-      .svc, .brk, .hint, .br, .blr, .ret, .bl, .sys, .msr, .mrs, .isb, .loadLiteral, .loadLiteralVector,
+      .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hint, .br, .blr, .ret, .bl, .sys, .msr, .mrs, .isb,
+      .loadLiteral, .loadLiteralVector,
     ]
     rows = aarch64Rows.filter {
       AArch64FeatureSet.max.contains($0.feature) && !excluded.contains($0.opcode)

@@ -1,6 +1,7 @@
 import ApusAccelTranslate
 import ApusCPU
 import ApusConfig
+import ApusGuestAArch64
 import ApusGuestRISCV
 import ApusHost
 import ApusIR
@@ -8,12 +9,15 @@ import ApusISARISCV
 import ApusMachine
 import Synchronization
 
-/// Makes RISC-V vCPUs that run on the translator or the evaluator: the one place where engines are plugged in.
+/// Makes vCPUs that run on the translator or the evaluator: the one place where engines are plugged in.
 final class TranslatingVCPUFactory: VCPUFactory {
   private let options: TranslateOptions
+  private let target: MachineConfiguration.Target
   private let cache = Mutex<TranslationCache?>(nil)
 
-  init(options: TranslateOptions) { self.options = options }
+  init(options: TranslateOptions, _ target: MachineConfiguration.Target) {
+    (self.options, self.target) = (options, target)
+  }
 
   /// What the engine counted, if `stats=on` asked for it.
   var statistics: String? { options.countsTime ? cache.withLock { $0?.statistics() } : nil }
@@ -24,6 +28,51 @@ final class TranslatingVCPUFactory: VCPUFactory {
     guard !options.verifies || environment.count == 1 else {
       throw MachineError("-accel jit,verify=on runs one vCPU only; -smp \(environment.count) was asked for")
     }
+    do {
+      let cache = try TranslationCache(memory: environment.space, options: options)
+      self.cache.withLock { $0 = cache }
+      switch target {
+      case .riscv64: return try makeRISCV(environment, cache)
+      case .aarch64: return try makeAArch64(environment, cache)
+      }
+    } catch let error as MachineError {
+      throw error
+    } catch { throw MachineError("cannot set up the translator: \(error)") }
+  }
+
+  private func makeAArch64(_ environment: VCPUEnvironment, _ cache: TranslationCache) throws -> [any VCPU] {
+    guard let arm = environment.arm, let model = AArch64Model.named(arm.model) else {
+      throw MachineError("the engine knows no AArch64 CPU of this machine")
+    }
+    let system = AArch64CPU.System(
+      environment: arm, cluster: AArch64Cluster(), eventLoop: environment.loop,
+      physicalMemory: environment.space.ramTable)
+    var vcpus: [any VCPU] = []
+    for index in 0..<environment.count {
+      let vcpu = try TranslatedVCPU(index: index, cache: cache) { state, engine in
+        AArch64CPU(
+          state: state, index: index, model: model, features: model.features, clock: environment.clock,
+          engine: engine, system: system)
+      }
+      guard let cpu = vcpu.guest as? AArch64CPU else { throw MachineError("the engine made no AArch64 CPU") }
+      cpu.connect(wake: { [unowned vcpu] in vcpu.kick() })
+      if options.log.items.contains(.interrupts) { cpu.onException = exceptionLog(index) }
+      vcpus.append(vcpu)
+    }
+    return vcpus
+  }
+
+  private func exceptionLog(_ index: Int) -> (UInt64, UInt64, UInt64, UInt64) -> Void {
+    let write = options.log.write
+    func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+    return { vector, syndrome, address, pc in
+      let kind =
+        [0: "exception, syndrome \(hex(syndrome)), address \(hex(address))", 0x80: "irq"][vector] ?? "fiq"
+      write("cpu \(index): \(kind) at \(hex(pc))\n")
+    }
+  }
+
+  private func makeRISCV(_ environment: VCPUEnvironment, _ cache: TranslationCache) throws -> [any VCPU] {
     let cpu = environment.cpu
     var extensions = RISCVExtensionSet(RISCVExtension.allCases.filter { cpu.extensions.contains("\($0)") })
     for implied in [RISCVExtension.s, .u, .zicsr, .zicntr, .zihpm] { extensions.set(implied, true) }
@@ -35,27 +84,21 @@ final class TranslatingVCPUFactory: VCPUFactory {
     case .sv48: levels = 4
     case .sv57: levels = 5
     }
-    do {
-      let cache = try TranslationCache(memory: environment.space, options: options)
-      self.cache.withLock { $0 = cache }
-      var vcpus: [any VCPU] = []
-      for index in 0..<environment.count {
-        let vcpu = try TranslatedVCPU(index: index, cache: cache) { state, engine in
-          RISCVCPU(
-            state: state, hartID: index, extensions: extensions, clock: environment.clock,
-            eventLoop: environment.loop, engine: engine, physicalMemory: environment.space.ramTable,
-            translationLevels: levels)
-        }
-        guard let cpu = vcpu.guest as? RISCVCPU else { throw MachineError("the engine made no RISC-V CPU") }
-        cpu.hasPMP = environment.cpu.physicalMemoryProtection
-        cpu.wake = { [unowned vcpu] in vcpu.kick() }
-        if options.log.items.contains(.interrupts) { cpu.onTrap = trapLog(index) }
-        vcpus.append(vcpu)
+    var vcpus: [any VCPU] = []
+    for index in 0..<environment.count {
+      let vcpu = try TranslatedVCPU(index: index, cache: cache) { state, engine in
+        RISCVCPU(
+          state: state, hartID: index, extensions: extensions, clock: environment.clock,
+          eventLoop: environment.loop, engine: engine, physicalMemory: environment.space.ramTable,
+          translationLevels: levels)
       }
-      return vcpus
-    } catch let error as MachineError {
-      throw error
-    } catch { throw MachineError("cannot set up the translator: \(error)") }
+      guard let cpu = vcpu.guest as? RISCVCPU else { throw MachineError("the engine made no RISC-V CPU") }
+      cpu.hasPMP = environment.cpu.physicalMemoryProtection
+      cpu.wake = { [unowned vcpu] in vcpu.kick() }
+      if options.log.items.contains(.interrupts) { cpu.onTrap = trapLog(index) }
+      vcpus.append(vcpu)
+    }
+    return vcpus
   }
 
   private func trapLog(_ index: Int) -> (UInt64, UInt64, UInt64, Bool) -> Void {
@@ -69,9 +112,9 @@ final class TranslatingVCPUFactory: VCPUFactory {
 }
 
 /// The factory for the accelerator that the command line asks for.
-func makeVCPUFactory(_ accelerator: MachineConfiguration.Accelerator, logItems: [String]) throws(MachineError)
-  -> TranslatingVCPUFactory
-{
+func makeVCPUFactory(
+  _ accelerator: MachineConfiguration.Accelerator, _ target: MachineConfiguration.Target, logItems: [String]
+) throws(MachineError) -> TranslatingVCPUFactory {
   var options = TranslateOptions()
   switch accelerator.name {
   case "jit": options.engine = .jit
@@ -90,7 +133,7 @@ func makeVCPUFactory(_ accelerator: MachineConfiguration.Accelerator, logItems: 
   }
   if logItems.contains("nochain") { options.optimisations.remove(.chain) }
   options.log.write = { HostLog.write($0) }
-  return TranslatingVCPUFactory(options: options)
+  return TranslatingVCPUFactory(options: options, target)
 }
 
 private func apply(_ key: String, _ value: String, to options: inout TranslateOptions, _ name: String)

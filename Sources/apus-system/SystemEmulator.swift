@@ -9,35 +9,39 @@ import ApusMachine
 /// From the command line to a machine's exit code.
 enum SystemEmulator {
   static let version = "0.1.0"
-  static let targets = ["riscv64"]
 
   static func run() {
     let arguments = CommandLine.arguments
     switch selectTarget(arguments) {
     case .failure(let error): fail(error.description)
-    case .success(let rest):
-      switch SystemCommandLine.parse(rest) {
+    case .success(let (target, rest)):
+      Messages.setProgram("apus-system-\(target)")
+      switch SystemCommandLine.parse(rest, target: target) {
       case .failure(let error): fail(error.description)
-      case .success(let invocation): HostProcess.exit(perform(invocation))
+      case .success(let invocation): HostProcess.exit(perform(invocation, target))
       }
     }
   }
 
   /// The machine's architecture from the program's name (`apus-system-riscv64`) or `--target`; the other arguments.
-  private static func selectTarget(_ arguments: [String]) -> Result<[String], ConfigurationError> {
+  private static func selectTarget(_ arguments: [String]) -> Result<
+    (MachineConfiguration.Target, [String]), ConfigurationError
+  > {
     var rest = Array(arguments.dropFirst())
     let program = arguments.first.map { String($0.split(separator: "/").last ?? "") } ?? ""
-    var target =
+    var name =
       program.hasPrefix("apus-system-") ? String(program.dropFirst("apus-system-".count)) : "riscv64"
     if let index = rest.firstIndex(of: "--target") {
       guard index + 1 < rest.count else {
         return .failure(.init("option '--target' needs a value, like riscv64"))
       }
-      target = rest[index + 1]
+      name = rest[index + 1]
       rest.removeSubrange(index...index + 1)
     }
-    guard targets.contains(target) else { return .failure(.unknown("target", target, among: targets)) }
-    return .success(rest)
+    guard let target = MachineConfiguration.Target(rawValue: name) else {
+      return .failure(.unknown("target", name, among: MachineConfiguration.Target.allCases.map(\.rawValue)))
+    }
+    return .success((target, rest))
   }
 
   private static func fail(_ message: String) -> Never {
@@ -45,12 +49,16 @@ enum SystemEmulator {
     HostProcess.exit(1)
   }
 
-  private static func perform(_ invocation: Invocation) -> Int32 {
+  private static func perform(_ invocation: Invocation, _ target: MachineConfiguration.Target) -> Int32 {
     do throws(MachineError) {
       switch invocation {
       case .show(let text): writeStandardOutput(text)
       case .showVersion: writeStandardOutput("Apus emulator version \(version)\n")
-      case .showCoverage: writeStandardOutput(RISCVCoverage.report())
+      case .showCoverage:
+        guard target == .riscv64 else {
+          throw MachineError("-isa-coverage is not implemented for \(target)")
+        }
+        writeStandardOutput(RISCVCoverage.report())
       case .listDevices: writeStandardOutput(makeDeviceRegistry().help)
       case .describeDevice(let name): writeStandardOutput(try makeDeviceRegistry().help(for: name))
       case .run(let configuration): return try SystemSession(configuration).run()

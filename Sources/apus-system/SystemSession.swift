@@ -27,11 +27,9 @@ struct SystemSession {
     let session = Session()
     let backends = try host { () throws(HostError) in try makeBackends(loop, session) }
     let engine = try makeVCPUFactory(
-      configuration.accelerators.first ?? .init("jit"), logItems: configuration.logItems)
-    let board = try RISCVVirtBoard(
-      configuration, loop: loop, vcpus: engine,
-      devices: makeDeviceRegistry(), characterBackends: backends
-    ) { Messages.write($0) }
+      configuration.accelerators.first ?? .init("jit"), configuration.target, logItems: configuration.logItems
+    )
+    let board = try makeBoard(loop, engine, backends)
     if let path = configuration.dumpDeviceTree {
       let blob = try board.deviceTreeBlob()
       try host { () throws(HostError) in try HostDescriptor.replace(path, with: blob) }
@@ -57,6 +55,22 @@ struct SystemSession {
     HostTerminal.restore()
     if let pidFile { HostDescriptor.remove(pidFile) }
     return code
+  }
+
+  private func makeBoard(
+    _ loop: EventLoop, _ engine: TranslatingVCPUFactory, _ backends: [String: any CharacterBackend]
+  ) throws(MachineError) -> any Board {
+    let devices = makeDeviceRegistry()
+    switch configuration.target {
+    case .riscv64:
+      return try RISCVVirtBoard(
+        configuration, loop: loop, vcpus: engine, devices: devices, characterBackends: backends
+      ) { Messages.write($0) }
+    case .aarch64:
+      return try ArmVirtBoard(
+        configuration, loop: loop, vcpus: engine, devices: devices, characterBackends: backends
+      ) { Messages.write($0) }
+    }
   }
 
   /// Carries a host's failure over to the user.

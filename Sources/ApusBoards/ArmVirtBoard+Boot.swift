@@ -1,0 +1,90 @@
+import ApusConfig
+import ApusFirmware
+import ApusHost
+import ApusLoader
+import ApusMachine
+import ApusMemory
+import ApusPlatformDevices
+
+/// Fills memory for a start of the AArch64 `virt` machine.
+///
+/// A kernel is entered as its boot protocol says: the device tree's address in x0, MMU off, EL1
+/// [Linux Documentation/arch/arm64/booting.rst]. Firmware begins at address 0, in flash, and finds the device tree at the
+/// start of RAM.
+struct ArmVirtBoot: Sendable {
+  var configuration: MachineConfiguration
+  var space: AddressSpace
+  var ram: GuestRAM
+  var gicVersion: GIC.Version
+  /// Flash bank 0 holds an image.
+  var hasFlash: Bool
+  var fwCfg: FirmwareConfiguration
+
+  private typealias Map = ArmVirtMap
+
+  struct Result {
+    var deviceTree: [UInt8]
+    var deviceTreeAddress: UInt64
+    var start: UInt64
+  }
+
+  func load() throws(MachineError) -> Result {
+    do throws(LoaderError) { return try place() } catch { throw MachineError(error.description) }
+  }
+
+  private func place() throws(LoaderError) -> Result {
+    let loader = GuestLoader(space: space, ram: ram, machine: ELFImage.machineAArch64)
+    var tree = try KernelFiles.tree(configuration) {
+      ArmVirtDeviceTree(
+        cpuCount: configuration.cpuCount, cpu: configuration.arm.cpuCompatible, ramByteCount: ram.byteCount,
+        gicVersion: gicVersion
+      ).make()
+    }
+    var firmware: String?
+    if case .file(let path) = configuration.firmware { firmware = path }
+    if let firmware {
+      let image = try loader.loadFirmware(try KernelFiles.read(firmware), path: firmware, at: Map.flash.base)
+      guard image.high <= Map.flash.bankByteCount else {
+        throw .format(path: firmware, reason: "it is larger than the flash bank of 64 MiB")
+      }
+    }
+    let hasFirmware = firmware != nil || hasFlash
+    var start = hasFirmware ? Map.flash.base : Map.ram
+    // Firmware looks for the device tree at the start of RAM.
+    var treeAddress: UInt64? = hasFirmware ? Map.ram : nil
+    if let path = configuration.kernel {
+      let commandLine = configuration.commandLine ?? ""
+      tree.root.updateChild("chosen") { if !commandLine.isEmpty { $0.set("bootargs", commandLine) } }
+      if hasFirmware {
+        try KernelFiles.offer(path, configuration, to: fwCfg)
+      } else {
+        let bytes = try LinuxImage.unpack(try KernelFiles.read(path), path: path)
+        let offset = LinuxImage.Header(bytes)?.textOffset ?? 0x8_0000
+        let kernel = try loader.loadKernel(bytes, path: path, at: Map.ram + offset)
+        start = kernel.entry
+        // A program that lies at the start of RAM finds the device tree in x0 alone.
+        if kernel.low - Map.ram >= 2 << 20, treeAddress == nil { treeAddress = Map.ram }
+        if let path = configuration.initrd {
+          let range = try loader.loadInitrd(try KernelFiles.read(path), path: path, kernel: kernel)
+          tree.root.updateChild("chosen") {
+            $0.set("linux,initrd-start", wide: range.lowerBound)
+            $0.set("linux,initrd-end", wide: range.upperBound)
+          }
+        }
+      }
+    }
+    tree.root.updateChild("chosen") {
+      $0.set("rng-seed", bytes: KernelFiles.random(32))
+      $0.set("kaslr-seed", bytes: KernelFiles.random(8))
+    }
+    let blob = tree.encode()
+    let address: UInt64
+    if let treeAddress {
+      address = treeAddress
+    } else {
+      address = try loader.deviceTreeAddress(byteCount: blob.count)
+    }
+    try loader.place(blob, at: address, path: "device tree")
+    return Result(deviceTree: blob, deviceTreeAddress: address, start: start)
+  }
+}

@@ -1,0 +1,174 @@
+import ApusCPU
+import ApusConfig
+import ApusDevice
+import ApusHost
+import ApusLoader
+import ApusMachine
+import ApusMemory
+import ApusPCI
+import ApusPlatformDevices
+
+/// The AArch64 `virt` machine, QEMU's in its memory map, interrupts and device tree.
+///
+/// Built on the main thread; then `machine.run()`. The board knows engines and pluggable devices only through the
+/// factories it is given.
+public final class ArmVirtBoard: Board {
+  private typealias Map = ArmVirtMap
+
+  public let machine: Machine
+  public let space: AddressSpace
+  public let ram: GuestRAM
+  public let backends: MachineBackends
+  private let boot: ArmVirtBoot
+
+  /// - Parameters: as for `RISCVVirtBoard`.
+  public init(
+    _ configuration: MachineConfiguration, loop: EventLoop, vcpus factory: any VCPUFactory,
+    devices registry: DeviceRegistry, characterBackends: [String: any CharacterBackend],
+    report: @escaping @Sendable (String) -> Void
+  ) throws(MachineError) {
+    let clock = GuestClock()
+    let machine = Machine(
+      loop: loop, clock: clock,
+      policy: .init(
+        noReboot: configuration.noReboot, noShutdown: configuration.noShutdown,
+        startsPaused: configuration.startsPaused),
+      report: report)
+    self.machine = machine
+    guard configuration.memoryByteCount <= Map.ramLimit else {
+      throw MachineError("-m: machine virt takes at most 255G of memory")
+    }
+    let memory = try Self.makeMemory(configuration.memoryByteCount)
+    ram = memory.ram
+    if !configuration.dumpsGuestMemory { ram.excludeFromCoreDumps() }
+    let space = AddressSpace(ram: [memory.ram] + memory.flash)
+    self.space = space
+
+    let version: GIC.Version = configuration.arm.gicVersion == 3 ? .v3 : .v2
+    let wires = GICWires()
+    let vcpus = try factory.makeVCPUs(
+      .init(
+        count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
+        accelerator: configuration.accelerators.first ?? .init("jit"),
+        arm: Self.environment(wires, version, configuration.arm.cpuModel, machine)))
+    let gic = GIC(
+      version: version, sharedCount: Map.sharedInterruptCount,
+      outputs: vcpus.map { .init(irq: Self.line($0, 0), fiq: Self.line($0, 1)) })
+    wires.gic = gic
+    let builder = BoardBuilder(
+      space: space, loop: loop, clock: clock, machine: machine, layout: Self.layout, input: { gic.input($0) })
+    Self.addInterruptController(builder, gic)
+    let serial = configuration.serials.first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()
+    Self.addPeripherals(builder, gic, serial, configuration)
+    let banks = try builder.addFlash(memory.flash, configuration)
+    let fwCfg = try builder.addFirmwareConfiguration(configuration)
+    var added: [MachineConfiguration.Item] = []
+    backends = try MachineBackends(
+      configuration, loop: loop, characterDevices: characterBackends, addedDevices: &added)
+    try builder.addDevices(added + configuration.devices, registry, backends)
+    let boot = ArmVirtBoot(
+      configuration: configuration, space: space, ram: ram, gicVersion: version, hasFlash: banks.contains(0),
+      fwCfg: fwCfg)
+    self.boot = boot
+    machine.install(
+      .init(vcpus: vcpus, resets: builder.resets) { () throws(MachineError) in
+        let result = try boot.load()
+        return .init(entry: result.start) { _ in [result.deviceTreeAddress] }
+      })
+  }
+
+  public func deviceTreeBlob() throws(MachineError) -> [UInt8] { try boot.load().deviceTree }
+
+  /// The interrupt controller, for the CPUs that are made before it.
+  private final class GICWires: @unchecked Sendable {
+    // SAFETY: set once, before any CPU runs.
+    var gic: GIC!
+  }
+
+  private static func line(_ vcpu: any VCPU, _ number: Int) -> InterruptLine {
+    InterruptLine { vcpu.setInterrupt(number, $0) }
+  }
+
+  private static func environment(
+    _ wires: GICWires, _ version: GIC.Version, _ model: String, _ machine: Machine
+  ) -> ArmCPUEnvironment {
+    ArmCPUEnvironment(
+      model: model, hasRegisters: version == .v3,
+      readRegister: { wires.gic.readRegister($0, $1) },
+      writeRegister: { wires.gic.writeRegister($0, $1, $2) },
+      setTimer: { cpu, timer, level in
+        // Resets of CPUs may come before the controller is there.
+        wires.gic?.setPrivate(
+          cpu, timer == .virtual ? Map.virtualTimerInterrupt : Map.physicalTimerInterrupt, level)
+      },
+      switchPower: { [weak machine] isReset in machine?.request(isReset ? .reset : .powerOff) })
+  }
+
+  private static func makeMemory(_ byteCount: UInt64) throws(MachineError) -> (
+    ram: GuestRAM, flash: [GuestRAM]
+  ) {
+    do throws(HostError) {
+      var flash: [GuestRAM] = []
+      for bank in 0..<Map.flash.bankCount {
+        flash.append(
+          try GuestRAM(
+            name: "flash\(bank)", base: .init(Map.flash.base + UInt64(bank) * Map.flash.bankByteCount),
+            byteCount: Map.flash.bankByteCount, isReadOnly: true))
+      }
+      return (try GuestRAM(name: "ram", base: .init(Map.ram), byteCount: byteCount), flash)
+    } catch { throw MachineError(error.description) }
+  }
+
+  private static var layout: BoardBuilder.Layout {
+    .init(
+      virtio: Map.virtio, virtioInterrupt: Map.virtioInterrupt, fwCfg: Map.fwCfg,
+      pci: PCIHostLayout(
+        ecamBase: Map.pciConfiguration.base, ecamByteCount: Map.pciConfiguration.byteCount,
+        memory32Base: Map.pciMemory.base, memory32ByteCount: Map.pciMemory.byteCount,
+        memory64Base: Map.pciMemory64.base, memory64ByteCount: Map.pciMemory64.byteCount,
+        ioBase: Map.pciPorts.base, ioByteCount: Map.pciPorts.byteCount), pciInterrupt: Map.pciInterrupt)
+  }
+
+  private static func addInterruptController(_ builder: BoardBuilder, _ gic: GIC) {
+    switch gic.version {
+    case .v2:
+      builder.map("gic-distributor", Map.gicDistributor, GICv2Distributor.byteCount, GICv2Distributor(gic))
+      builder.map("gic-interface", Map.gicInterface, GICv2Interface.byteCount, GICv2Interface(gic))
+      let frame = GICv2MessageFrame(gic, first: Map.messageInterrupt.first, count: Map.messageInterrupt.count)
+      builder.map("gic-messages", Map.gicMessages, GICv2MessageFrame.byteCount, frame)
+      builder.message = { address, data in
+        if address == Map.gicMessages + 0x40 { frame.send(data) }
+      }
+    case .v3:
+      builder.map("gic-distributor", Map.gicDistributor, GICv3Distributor.byteCount, GICv3Distributor(gic))
+      builder.map(
+        "gic-redistributors", Map.gicRedistributors.base, Map.gicRedistributors.byteCount,
+        GICv3Redistributors(gic))
+    }
+    builder.onReset { gic.reset() }
+  }
+
+  private static func addPeripherals(
+    _ builder: BoardBuilder, _ gic: GIC, _ serial: any CharacterBackend, _ configuration: MachineConfiguration
+  ) {
+    let uart = PL011(gic.input(Map.uartInterrupt), serial)
+    builder.map("pl011", Map.uart, PL011.byteCount, uart)
+    builder.onReset { uart.reset() }
+    let rtc = PL031(
+      gic.input(Map.rtcInterrupt), builder.loop, offsetSeconds: BoardBuilder.clockOffset(configuration))
+    builder.map("pl031", Map.rtc, PL031.byteCount, rtc)
+    builder.onReset { rtc.reset() }
+    let gpio = PL061(gic.input(Map.gpioInterrupt))
+    builder.map("pl061", Map.gpio, PL061.byteCount, gpio)
+    builder.onReset { gpio.reset() }
+  }
+}
+
+/// A machine's board, as the program that runs it sees it.
+public protocol Board {
+  var machine: Machine { get }
+  /// Close them when the machine has ended.
+  var backends: MachineBackends { get }
+  /// The device tree blob as a start would hand it to the firmware (`-machine dumpdtb=`).
+  func deviceTreeBlob() throws(MachineError) -> [UInt8]
+}

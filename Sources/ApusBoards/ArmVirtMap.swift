@@ -1,0 +1,36 @@
+/// Addresses and interrupt numbers of the AArch64 `virt` machine, QEMU's [QEMU docs/system/arm/virt, `-machine dumpdtb`].
+public enum ArmVirtMap {
+  public static let flash = (base: UInt64(0), bankByteCount: UInt64(64 << 20), bankCount: 2)
+  public static let gicDistributor: UInt64 = 0x800_0000
+  public static let gicInterface: UInt64 = 0x801_0000
+  public static let gicMessages: UInt64 = 0x802_0000
+  public static let gicRedistributors = (base: UInt64(0x80a_0000), byteCount: UInt64(0xf6_0000))
+  public static let uart: UInt64 = 0x900_0000
+  public static let rtc: UInt64 = 0x901_0000
+  public static let fwCfg: UInt64 = 0x902_0000
+  public static let gpio: UInt64 = 0x903_0000
+  public static let virtio = (base: UInt64(0xa00_0000), stride: UInt64(0x200), count: 32)
+  public static let pciMemory = (base: UInt64(0x1000_0000), byteCount: UInt64(0x2eff_0000))
+  public static let pciPorts = (base: UInt64(0x3eff_0000), byteCount: UInt64(0x1_0000))
+  public static let ram: UInt64 = 0x4000_0000
+  public static let pciConfiguration = (base: UInt64(0x40_1000_0000), byteCount: UInt64(0x1000_0000))
+  public static let pciMemory64 = (base: UInt64(0x80_0000_0000), byteCount: UInt64(0x80_0000_0000))
+  /// RAM ends where the high PCI windows begin.
+  public static let ramLimit: UInt64 = 255 << 30
+
+  /// Shared interrupts, counted from 0.
+  public static let sharedInterruptCount = 256
+  public static let uartInterrupt = 1
+  public static let rtcInterrupt = 2
+  /// Of PCI's INTA; INTB to INTD follow.
+  public static let pciInterrupt = 3
+  public static let gpioInterrupt = 7
+  /// Of virtio slot 0; the others follow.
+  public static let virtioInterrupt = 16
+  public static let messageInterrupt = (first: 48, count: 64)
+  /// A CPU's own: the timers.
+  public static let virtualTimerInterrupt = 27
+  public static let physicalTimerInterrupt = 30
+  /// The pin of the power key.
+  public static let powerKeyPin = 3
+}

@@ -1,0 +1,25 @@
+/// What an AArch64 CPU has around it: its interrupt controller's CPU interface, the lines of its timers, its power switch.
+public struct ArmCPUEnvironment: Sendable {
+  public enum Timer: Int, Sendable, CaseIterable { case physical, virtual }
+  /// A system register of the interrupt controller by its encoding (op0 to op2, 16 bits); `nil`: undefined. The CPU's thread.
+  public var readRegister: @Sendable (_ cpu: Int, _ register: UInt16) -> UInt64?
+  public var writeRegister: @Sendable (_ cpu: Int, _ register: UInt16, _ value: UInt64) -> Bool
+  /// GICv3's registers are there (ID_AA64PFR0_EL1.GIC).
+  public var hasRegisters: Bool
+  /// The CPU model's name.
+  public var model: String
+  public var setTimer: @Sendable (_ cpu: Int, Timer, _ level: Bool) -> Void
+  /// PSCI's SYSTEM_OFF (`false`) and SYSTEM_RESET.
+  public var switchPower: @Sendable (_ isReset: Bool) -> Void
+
+  public init(
+    model: String, hasRegisters: Bool, readRegister: @escaping @Sendable (Int, UInt16) -> UInt64?,
+    writeRegister: @escaping @Sendable (Int, UInt16, UInt64) -> Bool,
+    setTimer: @escaping @Sendable (Int, Timer, Bool) -> Void,
+    switchPower: @escaping @Sendable (Bool) -> Void
+  ) {
+    (self.model, self.hasRegisters) = (model, hasRegisters)
+    (self.readRegister, self.writeRegister) = (readRegister, writeRegister)
+    (self.setTimer, self.switchPower) = (setTimer, switchPower)
+  }
+}

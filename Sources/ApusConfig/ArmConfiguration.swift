@@ -1,0 +1,66 @@
+/// What only AArch64 machines have.
+public struct ArmConfiguration: Equatable, Sendable {
+  /// CPU models by name, with what device trees call them.
+  public static let cpuModels = [
+    (name: "max", compatible: "arm,armv8"), (name: "cortex-a53", compatible: "arm,cortex-a53"),
+    (name: "cortex-a57", compatible: "arm,cortex-a57"), (name: "cortex-a72", compatible: "arm,cortex-a72"),
+  ]
+  public var cpuModel = "max"
+  /// 2 or 3.
+  public var gicVersion = 2
+
+  public init() {}
+
+  public var cpuCompatible: String { Self.cpuModels.first { $0.name == cpuModel }?.compatible ?? "arm,armv8" }
+
+  static let machineProperties = [
+    "gic-version", "virtualization", "secure", "highmem", "its", "mte", "ras", "iommu",
+  ]
+  static let cpuHelp =
+    "Available CPUs:\n" + cpuModels.map { "  \($0.name)\n" }.joined()
+
+  /// Reads the value of `-cpu`.
+  mutating func setCPU(_ text: String) throws(ConfigurationError) {
+    let list = try OptionList(parsing: text, impliedKey: "model")
+    for entry in list.entries where entry.key != "model" {
+      throw ConfigurationError(
+        "-cpu: property '\(entry.key)' is not implemented for AArch64 CPUs; leave it out")
+    }
+    let model = list["model"] ?? ""
+    guard Self.cpuModels.contains(where: { $0.name == model }) else {
+      throw .unknown("CPU", model, among: Self.cpuModels.map(\.name))
+    }
+    cpuModel = model
+  }
+
+  /// Takes a machine property. False: it is none of these.
+  mutating func setMachineProperty(_ entry: OptionList.Entry, _ list: OptionList, _ what: String)
+    throws(ConfigurationError) -> Bool
+  {
+    switch entry.key {
+    case "gic-version":
+      guard let version = ["2": 2, "3": 3, "max": 3][entry.value] else {
+        throw ConfigurationError("\(what): gic-version is '\(entry.value)'; it must be 2, 3 or max")
+      }
+      gicVersion = version
+    case "virtualization", "secure", "mte", "ras":
+      if try list.bool(entry.key, of: what) == true {
+        throw ConfigurationError("\(what): \(entry.key)=on is not implemented; leave it off")
+      }
+    case "its":
+      if try list.bool(entry.key, of: what) == true {
+        throw ConfigurationError("\(what): its=on is not implemented; leave it off")
+      }
+    case "highmem":
+      if try list.bool(entry.key, of: what) == false {
+        throw ConfigurationError("\(what): highmem=off is not implemented; leave it on")
+      }
+    case "iommu":
+      guard entry.value == "none" else {
+        throw ConfigurationError("\(what): iommu is '\(entry.value)'; only none is implemented")
+      }
+    default: return false
+    }
+    return true
+  }
+}

@@ -1,0 +1,139 @@
+import ApusCPU
+import ApusGuest
+import ApusIR
+import ApusISAAArch64
+import CApusHost
+
+// System registers that are more than plain state [Arm ARM D19.2].
+
+extension AArch64CPU {
+  /// The register's value for EL1; `nil`: undefined.
+  func readSystem(_ key: AArch64SystemKey) -> UInt64? {
+    switch (key.op0, key.op1, key.n, key.m, key.op2) {
+    case (3, 0, 0, 0, 0): return model.mainID
+    case (3, 0, 0, 0, 5): return 1 << 31 | mpidr
+    case (3, 0, 0, 0, 6), (3, 1, 0, 0, 7): return 0
+    case (3, 0, 0, _, _): return featureRegister(key)
+    case (3, 1, 0, 0, 0):  // CCSIDR: 32 KiB L1 data, 48 KiB L1 instruction, 2 MiB L2
+      return [0: 0x701f_e00a, 1: 0x201f_e012, 2: 0x70ff_e07a][s[.csselr]] ?? 0
+    case (3, 1, 0, 0, 1): return 0x0a20_0023
+    case (3, 0, 1, 0, 0): return s[.sctlr]
+    case (3, 0, 1, 0, 2): return s[.cpacr]
+    case (3, 0, 2, 0, 0): return s[.ttbr0]
+    case (3, 0, 2, 0, 1): return s[.ttbr1]
+    case (3, 0, 2, 0, 2): return s[.tcr]
+    case (3, 0, 4, 1, 0): return s[.stackSelect] != 0 ? s[.spEL0] : nil
+    case (3, 0, 4, 2, 0): return s[.stackSelect]
+    case (3, 0, 4, 2, 2): return s[.exceptionLevel] << 2
+    case (3, 0, 4, 2, 3): return features.hasPAN ? s[.pan] : nil
+    case (3, 3, 4, 2, 1): return s[.daif]
+    case (3, 0, 12, 0, 1): return 0
+    case (3, 0, 12, 1, 0):  // ISR: I and F
+      let lines = apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset)
+      return (lines & 1) << 7 | (lines & 2) << 5
+    case (2, 0, 1, 1, 4): return 8 | s[.osLock] << 1
+    case (3, 3, 14, 2, let index): return readTimer(.physical, index)
+    case (3, 3, 14, 3, let index): return readTimer(.virtual, index)
+    case (3, 0, 4, 6, 0), (3, 0, 12, 8...12, _):
+      return system?.environment.readRegister(index, key.rawValue)
+    default: return nil
+    }
+  }
+
+  /// False: undefined.
+  func writeSystem(_ key: AArch64SystemKey, _ value: UInt64) -> Bool {
+    switch (key.op0, key.op1, key.n, key.m, key.op2) {
+    case (3, 0, 1, 0, 0):
+      let changed = s[.sctlr] ^ value
+      // Bits that are one without the features that they belong to.
+      s[.sctlr] = value | (features.hasPAN ? 0 : 1 << 23) | 3 << 28 | 1 << 11
+      // M, WXN
+      if changed & (1 | 1 << 19) != 0 { engine.flushTLB(page: nil, keepGlobal: false, asid: nil) }
+    case (3, 0, 1, 0, 2):
+      s[.cpacr] = value & (3 << 20)
+      updateMode()
+    case (3, 0, 2, 0, 0): changeTranslation { s[.ttbr0] = value }
+    case (3, 0, 2, 0, 1): changeTranslation { s[.ttbr1] = value }
+    case (3, 0, 2, 0, 2): changeTranslation { s[.tcr] = value }
+    case (3, 0, 4, 1, 0):
+      guard s[.stackSelect] != 0 else { return false }
+      s[.spEL0] = value
+    case (3, 0, 4, 2, 0): selectStack(level: s[.exceptionLevel], selected: value & 1)
+    case (3, 0, 4, 2, 3):
+      guard features.hasPAN else { return false }
+      s[.pan] = value & PState.pan
+      updateMode()
+    case (3, 3, 4, 2, 1):
+      s[.daif] = value & PState.daif
+      engine.requestInterruptCheck()
+    case (2, 0, 1, 0, 4): s[.osLock] = value & 1
+    case (3, 3, 14, 2, let index):
+      writeTimer(.physical, index, value)
+      engine.requestInterruptCheck()
+    case (3, 3, 14, 3, let index):
+      writeTimer(.virtual, index, value)
+      engine.requestInterruptCheck()
+    case (3, 0, 4, 6, 0), (3, 0, 12, 8...12, _):
+      guard system?.environment.writeRegister(index, key.rawValue, value) ?? false else { return false }
+      engine.requestInterruptCheck()
+    default: return false
+    }
+    return true
+  }
+
+  private func changeTranslation(_ change: () -> Void) {
+    let old = addressSpaceIdentifier
+    change()
+    let new = addressSpaceIdentifier
+    if old != new { engine.addressSpaceChanged(asid: new) }
+  }
+
+  /// ID_AA64*_EL1: what is there.
+  private func featureRegister(_ key: AArch64SystemKey) -> UInt64 {
+    func has(_ feature: AArch64Feature, _ value: UInt64 = 1) -> UInt64 {
+      features.contains(feature) ? value : 0
+    }
+    switch (key.m, key.op2) {
+    // ID_AA64PFR0: EL0 and EL1 in AArch64 alone; GIC's registers; CSV2 and CSV3, as nothing is speculated here
+    case (4, 0): return 1 << 60 | 1 << 56 | (system?.environment.hasRegisters == true ? 1 << 24 : 0) | 0x11
+    // ID_AA64DFR0: Armv8's debug registers, two of each kind
+    case (5, 0): return 1 << 20 | 1 << 12 | 6
+    // ID_AA64ISAR0
+    case (6, 0): return has(.rdm) << 28 | has(.lse, 2) << 20 | has(.crc32) << 16
+    // ID_AA64ISAR1
+    case (6, 1): return has(.lrcpc) << 20
+    // ID_AA64MMFR0: granules of 4, 16 and 64 KiB, ASIDs of 16 bits, 48 bits of physical address
+    case (7, 0): return 1 << 20 | 2 << 4 | 5
+    // ID_AA64MMFR1: PAN, hierarchical permissions off, hardware flags
+    case (7, 1): return features.hasPAN ? 1 << 20 | 1 << 12 | 2 : 0
+    // ID_AA64MMFR2: E0PD
+    case (7, 2): return features.hasPAN ? 1 << 60 : 0
+    default: return 0
+    }
+  }
+}
+
+extension AArch64FeatureSet {
+  /// Armv8.1's: privileged access never, hardware management of accessed and dirty flags.
+  var hasPAN: Bool { contains(.lse) }
+  var hasHardwareFlags: Bool { contains(.lse) }
+}
+
+/// A CPU's identity.
+public struct AArch64Model: Sendable {
+  public let name: String
+  /// MIDR_EL1.
+  public let mainID: UInt64
+  public let features: AArch64FeatureSet
+  /// For the device tree.
+  public let compatible: String
+
+  private static let v8 = AArch64FeatureSet([.base, .crc32])
+  public static let all = [
+    AArch64Model(name: "max", mainID: 0x000f_0510, features: .max, compatible: "arm,armv8"),
+    AArch64Model(name: "cortex-a53", mainID: 0x410f_d034, features: v8, compatible: "arm,cortex-a53"),
+    AArch64Model(name: "cortex-a57", mainID: 0x411f_d070, features: v8, compatible: "arm,cortex-a57"),
+    AArch64Model(name: "cortex-a72", mainID: 0x410f_d083, features: v8, compatible: "arm,cortex-a72"),
+  ]
+  public static func named(_ name: String) -> AArch64Model? { all.first { $0.name == name } }
+}

@@ -1,0 +1,122 @@
+import ApusIR
+
+/// What only system emulation keeps in the state, a u64 each, behind the registers that processes see.
+public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
+  /// PSTATE: the exception level (0 or 1), SP (0 SP_EL0, 1 the level's own), D A I F as bits 9 to 6, PAN as bit 22.
+  case exceptionLevel, stackSelect, daif, pan
+  /// The stack pointers that are not in use.
+  case spEL0, spEL1
+  case sctlr, actlr, cpacr, ttbr0, ttbr1, tcr, mair, amair, contextID, vbar, esr, far, afsr0, afsr1, par
+  case elr, spsr, tpidr1, csselr
+  case cntkctl, cntpControl, cntpCompare, cntvControl, cntvCompare
+  case mdscr, osLock, osDoubleLock
+  case breakValue0, breakControl0, breakValue1, breakControl1
+  case watchValue0, watchControl0, watchValue1, watchControl1
+  /// Levels of the interrupt inputs: bit 0 IRQ, bit 1 FIQ. Written by any thread.
+  case interruptLines
+
+  public var offset: Int { 1856 + rawValue * 8 }
+}
+
+extension AArch64State {
+  @inlinable
+  public subscript(_ slot: AArch64SystemSlot) -> UInt64 {
+    get { base.load(fromByteOffset: 1856 + slot.rawValue * 8, as: UInt64.self) }
+    nonmutating set {
+      base.storeBytes(of: newValue, toByteOffset: 1856 + slot.rawValue * 8, as: UInt64.self)
+    }
+  }
+}
+
+/// A system register's encoding: op0, op1, CRn, CRm and op2, as in bits 20 to 5 of `mrs` and `msr`.
+struct AArch64SystemKey: Hashable, Sendable {
+  var rawValue: UInt16
+  init(rawValue: UInt16) { self.rawValue = rawValue }
+  init(_ op0: UInt16, _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16) {
+    rawValue = op0 << 14 | op1 << 11 | n << 7 | m << 3 | op2
+  }
+  var op0: UInt16 { rawValue >> 14 }
+  var op1: UInt16 { rawValue >> 11 & 7 }
+  var n: UInt16 { rawValue >> 7 & 15 }
+  var m: UInt16 { rawValue >> 3 & 15 }
+  var op2: UInt16 { rawValue & 7 }
+}
+
+/// A system register that EL1 has [Arm ARM D19].
+struct AArch64SystemRegister: Sendable {
+  enum Kind: Sendable {
+    /// Plain state: reads and writes are inline.
+    case slot(AArch64SystemSlot, writable: UInt64)
+    /// `AArch64CPU.readSystem` and `writeSystem` know it.
+    case special
+    case zero
+  }
+  let key: AArch64SystemKey
+  let kind: Kind
+  /// The lowest levels that may read and write it; 4: none.
+  let reader: UInt8
+  let writer: UInt8
+
+  private static func slot(
+    _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, _ slot: AArch64SystemSlot,
+    writable: UInt64 = .max, op0: UInt16 = 3
+  ) -> Self {
+    .init(
+      key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: 1, writer: 1)
+  }
+  private static func special(
+    _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, reader: UInt8 = 1, writer: UInt8 = 1,
+    op0: UInt16 = 3
+  ) -> Self {
+    .init(key: .init(op0, op1, n, m, op2), kind: .special, reader: reader, writer: writer)
+  }
+
+  /// By encoding.
+  static let table: [AArch64SystemKey: AArch64SystemRegister] = Dictionary(
+    uniqueKeysWithValues: all.map { ($0.key, $0) })
+
+  private static var all: [Self] {
+    var rows: [Self] = [
+      slot(0, 1, 0, 1, .actlr), slot(0, 5, 1, 0, .afsr0), slot(0, 5, 1, 1, .afsr1),
+      slot(0, 5, 2, 0, .esr), slot(0, 6, 0, 0, .far), slot(0, 7, 4, 0, .par),
+      slot(0, 10, 2, 0, .mair), slot(0, 10, 3, 0, .amair), slot(0, 12, 0, 0, .vbar, writable: ~0x7ff),
+      slot(0, 13, 0, 1, .contextID), slot(0, 13, 0, 4, .tpidr1), slot(0, 14, 1, 0, .cntkctl),
+      slot(0, 4, 0, 0, .spsr), slot(0, 4, 0, 1, .elr),
+      slot(2, 0, 0, 0, .csselr, writable: 15),
+      // Debug: MDSCR_EL1, OSDLR_EL1, two break and two watch points, which are kept but never hit.
+      slot(0, 0, 2, 2, .mdscr, op0: 2), slot(0, 1, 3, 4, .osDoubleLock, writable: 1, op0: 2),
+      slot(0, 0, 0, 4, .breakValue0, op0: 2), slot(0, 0, 0, 5, .breakControl0, op0: 2),
+      slot(0, 0, 1, 4, .breakValue1, op0: 2), slot(0, 0, 1, 5, .breakControl1, op0: 2),
+      slot(0, 0, 0, 6, .watchValue0, op0: 2), slot(0, 0, 0, 7, .watchControl0, op0: 2),
+      slot(0, 0, 1, 6, .watchValue1, op0: 2), slot(0, 0, 1, 7, .watchControl1, op0: 2),
+      special(0, 1, 0, 4, reader: 4, op0: 2), special(0, 1, 1, 4, writer: 4, op0: 2),  // OSLAR, OSLSR
+      .init(key: .init(2, 3, 0, 1, 0), kind: .zero, reader: 0, writer: 4),  // MDCCSR_EL0
+      .init(key: .init(2, 0, 1, 0, 0), kind: .zero, reader: 1, writer: 4),  // MDRAR_EL1
+      // SCTLR, CPACR, TTBR0, TTBR1, TCR
+      special(0, 1, 0, 0), special(0, 1, 0, 2), special(0, 2, 0, 0), special(0, 2, 0, 1), special(0, 2, 0, 2),
+      // SP_EL0, SPSel, CurrentEL, PAN, DAIF
+      special(0, 4, 1, 0), special(0, 4, 2, 0), special(0, 4, 2, 2, writer: 4), special(0, 4, 2, 3),
+      special(3, 4, 2, 1),
+      // ISR, RVBAR, CCSIDR, CLIDR, AIDR
+      special(0, 12, 1, 0, writer: 4), special(0, 12, 0, 1, writer: 4), special(1, 0, 0, 0, writer: 4),
+      special(1, 0, 0, 1, writer: 4), special(1, 0, 0, 7, writer: 4),
+      // MIDR, MPIDR, REVIDR
+      special(0, 0, 0, 0, writer: 4), special(0, 0, 0, 5, writer: 4), special(0, 0, 0, 6, writer: 4),
+      // CNTP_TVAL, CTL, CVAL; CNTV_*
+      special(3, 14, 2, 0), special(3, 14, 2, 1), special(3, 14, 2, 2), special(3, 14, 3, 0),
+      special(3, 14, 3, 1), special(3, 14, 3, 2),
+    ]
+    // Feature registers; those that are not there read as zero [D19.2].
+    for m in 1...7 as ClosedRange<UInt16> {
+      for op2 in 0...7 as ClosedRange<UInt16> { rows.append(special(0, 0, m, op2, writer: 4)) }
+    }
+    // The interrupt controller's: ICC_*.
+    rows += [special(0, 4, 6, 0)]
+    for op2 in 0...7 as ClosedRange<UInt16> {
+      rows += [
+        special(0, 12, 8, op2), special(0, 12, 9, op2), special(0, 12, 11, op2), special(0, 12, 12, op2),
+      ]
+    }
+    return rows
+  }
+}

@@ -1,0 +1,166 @@
+import ApusIR
+import ApusISAAArch64
+
+// System instructions and registers [Arm ARM C4.1.93, D19].
+
+extension AArch64Translator {
+  private var key: AArch64SystemKey { .init(rawValue: UInt16(bits(5, 16))) }
+  private var nextPC: IRValue { constant(pc &+ 4) }
+
+  mutating func systemControl(_ opcode: AArch64Opcode) {
+    guard mode.isSystem, mode.level != 0 else { return undefined() }
+    switch opcode {
+    case .hvc:
+      call(.firmwareCall, nextPC)
+      finish(.dispatch)
+    // There is no EL3.
+    case .smc: undefined()
+    case .eret:
+      call(.exceptionReturn)
+      finish(.dispatch)
+    default: writeImmediate()
+    }
+  }
+
+  /// msr daifset, daifclr, spsel, pan.
+  private mutating func writeImmediate() {
+    let value = UInt64(bits(8, 4))
+    switch (bits(16, 3), bits(5, 3)) {
+    case (3, 6): setInterruptMask(block.binary(.or64, interruptMask, constant(value << 6)), mayUnmask: false)
+    case (3, 7):
+      setInterruptMask(block.binary(.andNot64, interruptMask, constant(value << 6)), mayUnmask: true)
+    case (0, 5): writeSpecial(.init(3, 0, 4, 2, 0), constant(value & 1))
+    case (0, 4) where features.hasPAN: writeSpecial(.init(3, 0, 4, 2, 3), constant((value & 1) << 22))
+    default: undefined()
+    }
+  }
+
+  // MARK: DAIF
+
+  private var interruptMask: IRValue { block.get64(AArch64SystemSlot.daif.offset) }
+
+  private mutating func setInterruptMask(_ value: IRValue, mayUnmask: Bool) {
+    block.set64(AArch64SystemSlot.daif.offset, value)
+    guard mayUnmask else { return }
+    storeFlags()
+    // An interrupt that is there already is taken before the next instruction.
+    let lines = block.getVolatile64(AArch64SystemSlot.interruptLines.offset)
+    let flag = block.compare(.notEqual, lines, constant(0))
+    block.set32(StateHeader.pendingExit, block.unary(.truncate32, block.binary(.shl64, flag, constant(1))))
+    block.poll(pc: pc &+ 4)
+  }
+
+  // MARK: Registers
+
+  mutating func readRegister() {
+    if let value = userRegister() { return setX(rd, value) }
+    guard mode.isSystem, let register = AArch64SystemRegister.table[key], mode.level >= register.reader else {
+      return undefined()
+    }
+    switch register.kind {
+    case .slot(let slot, _): setX(rd, block.get64(slot.offset))
+    case .zero: setX(rd, constant(0))
+    case .special:
+      switch (key.op1, key.n, key.m, key.op2) {
+      case (3, 4, 2, 1): setX(rd, interruptMask)
+      case (0, 4, 2, 2): setX(rd, constant(UInt64(mode.level) << 2))
+      case (0, 4, 1, 0): setX(rd, readSpecial())
+      default: setX(rd, readSpecial())
+      }
+    }
+  }
+
+  private mutating func readSpecial() -> IRValue { call(.readSystem, constant(UInt64(key.rawValue))) }
+
+  mutating func writeRegister() {
+    if writeUserRegister() { return }
+    guard mode.isSystem, let register = AArch64SystemRegister.table[key], mode.level >= register.writer else {
+      return undefined()
+    }
+    switch register.kind {
+    case .slot(let slot, let writable):
+      block.set64(
+        slot.offset, writable == .max ? x(rd) : block.binary(.and64, x(rd), constant(writable)))
+    case .zero: break
+    case .special:
+      if key == .init(3, 3, 4, 2, 1) {
+        setInterruptMask(block.binary(.and64, x(rd), constant(0x3c0)), mayUnmask: true)
+      } else {
+        writeSpecial(key, x(rd))
+      }
+    }
+  }
+
+  private mutating func writeSpecial(_ key: AArch64SystemKey, _ value: IRValue) {
+    call(.writeSystem, constant(UInt64(key.rawValue)), value, nextPC)
+    finish(.dispatch)
+  }
+
+  /// A register that EL0 may read.
+  private mutating func userRegister() -> IRValue? {
+    switch key {
+    case .init(3, 3, 4, 2, 0): return packedFlags()
+    case .init(3, 3, 4, 4, 0): return block.get64(AArch64State.Field.fpcr.offset)
+    case .init(3, 3, 4, 4, 1): return call(.readFPSR)
+    case .init(3, 3, 13, 0, 2): return block.get64(AArch64State.Field.tpidr.offset)
+    case .init(3, 3, 13, 0, 3): return block.get64(AArch64State.Field.tpidrro.offset)
+    // CTR_EL0: lines of 64 bytes, PIPT; instruction caches need `ic ivau`.
+    case .init(3, 3, 0, 0, 1): return constant(0x8444_c004)
+    // DCZID_EL0: dc zva clears 64 bytes.
+    case .init(3, 3, 0, 0, 7): return constant(4)
+    case .init(3, 3, 14, 0, 0): return constant(AArch64CPU.counterFrequency)
+    case .init(3, 3, 14, 0, 1), .init(3, 3, 14, 0, 2): return call(.readCounter)
+    default: return nil
+    }
+  }
+
+  private mutating func writeUserRegister() -> Bool {
+    switch key {
+    case .init(3, 3, 4, 2, 0): setFlags(.packed(block.binary(.and64, x(rd), constant(0xf000_0000))))
+    case .init(3, 3, 4, 4, 0):
+      call(.writeFPCR, x(rd), nextPC)
+      finish(.dispatch)
+    case .init(3, 3, 4, 4, 1): call(.writeFPSR, x(rd))
+    case .init(3, 3, 13, 0, 2): block.set64(AArch64State.Field.tpidr.offset, x(rd))
+    case .init(3, 3, 13, 0, 3) where mode.level != 0: block.set64(AArch64State.Field.tpidrro.offset, x(rd))
+    // CNTFRQ_EL0 belongs to the highest level, which sets what it is.
+    case .init(3, 3, 14, 0, 0) where mode.level != 0: break
+    default: return false
+    }
+    return true
+  }
+
+  // MARK: Caches, TLBs and address translation
+
+  mutating func system() {
+    switch (key.op1, key.n, key.m, key.op2) {
+    case (3, 7, 5, 1): synchronizeInstructions()  // ic ivau
+    case (3, 7, 10, 1), (3, 7, 11, 1), (3, 7, 12, 1), (3, 7, 14, 1):
+      break  // dc cvac, cvau, cvap, civac: caches are coherent
+    case (3, 7, 4, 1): clearLine()
+    case _ where !mode.isSystem || mode.level == 0: undefined()
+    case (0, 7, 1, 0), (0, 7, 5, 0): synchronizeInstructions()  // ic ialluis, iallu
+    case (0, 7, 6, 1), (0, 7, 6, 2), (0, 7, 10, 2), (0, 7, 14, 2): break  // dc ivac, isw, csw, cisw
+    case (0, 7, 8, 0...3):  // at s1e1r, s1e1w, s1e0r, s1e0w
+      call(.translateAddress, x(rd), constant(UInt64(key.op2 & 1)), constant(key.op2 < 2 ? 1 : 0))
+    case (0, 8, 3, 0...7), (0, 8, 7, 0...7):
+      guard ![4, 6].contains(key.op2) else { return undefined() }
+      call(.invalidateTLB, constant(UInt64(key.rawValue)), x(rd), nextPC)
+      finish(.dispatch)
+    default: undefined()
+    }
+  }
+
+  private mutating func synchronizeInstructions() {
+    call(.synchronizeInstructions, nextPC)
+    finish(.dispatch)
+  }
+
+  /// dc zva: 64 bytes.
+  private mutating func clearLine() {
+    storeFlags()
+    let base = block.binary(.and64, x(rd), constant(~63))
+    let zero = constant(0)
+    for offset in stride(from: 0, to: 64, by: 8) { block.store(.store64, base, zero, memory(Int64(offset))) }
+  }
+}

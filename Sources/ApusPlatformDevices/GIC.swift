@@ -1,0 +1,266 @@
+import ApusCPU
+import ApusDevice
+import ApusMemory
+import Synchronization
+
+/// A Generic Interrupt Controller with its wires; versions 2 and 3 are what its registers look like.
+///
+/// Any thread. Registers that each CPU has for itself are those of the vCPU whose thread makes the access.
+public final class GIC: Sendable {
+  public enum Version: Int, Sendable {
+    case v2 = 2
+    case v3 = 3
+  }
+
+  /// The wires to a CPU.
+  public struct Outputs: Sendable {
+    public var irq: InterruptLine
+    public var fiq: InterruptLine
+    public init(irq: InterruptLine, fiq: InterruptLine) { (self.irq, self.fiq) = (irq, fiq) }
+  }
+
+  public let version: Version
+  public let cpuCount: Int
+  /// Shared interrupts, a multiple of 32.
+  public let sharedCount: Int
+  private let state: Mutex<GICState>
+  private let outputs: [Outputs]
+
+  public init(version: Version, sharedCount: Int, outputs: [Outputs]) {
+    (self.version, self.sharedCount, self.outputs) = (version, sharedCount, outputs)
+    cpuCount = outputs.count
+    state = Mutex(GICState(cpuCount: outputs.count, sharedCount: sharedCount))
+  }
+
+  /// The levels of the inputs stay: they are the devices'.
+  public func reset() {
+    change { state in
+      let old = state
+      state = GICState(cpuCount: cpuCount, sharedCount: sharedCount)
+      state.shared.level = old.shared.level
+      for cpu in 0..<cpuCount {
+        state.own[cpu].level = old.own[cpu].level
+        (state.interfaces[cpu].irq, state.interfaces[cpu].fiq) = (
+          old.interfaces[cpu].irq, old.interfaces[cpu].fiq
+        )
+      }
+    }
+  }
+
+  /// The wire into shared interrupt `number`, from 0.
+  public func input(_ number: Int) -> InterruptLine {
+    precondition((0..<sharedCount).contains(number), "the GIC has no shared interrupt \(number)")
+    return InterruptLine { [weak self] level in self?.change { $0.setLevel(0, 32 + number, level) } }
+  }
+  /// A level of a CPU's own interrupt, 16 to 31.
+  public func setPrivate(_ cpu: Int, _ number: Int, _ level: Bool) {
+    change { $0.setLevel(cpu, number, level) }
+  }
+  /// A message: shared interrupt `number`, from 0, happens once.
+  public func pulse(_ number: Int) {
+    guard (0..<sharedCount).contains(number) else { return }
+    change { $0.shared.latched[number] = true }
+  }
+
+  /// The vCPU that this thread runs; 0 for others, like a debugger's.
+  var currentCPU: Int { min(VCPUThread.index ?? 0, cpuCount - 1) }
+
+  func read<T: Sendable>(_ body: (borrowing GICState) -> T) -> T { state.withLock { body($0) } }
+
+  /// Changes the state and brings the outputs in line.
+  @discardableResult
+  func change<T: Sendable>(_ body: (inout GICState) -> T) -> T {
+    state.withLock { state in
+      let result = body(&state)
+      for cpu in 0..<cpuCount {
+        let signalled = state.signalled(cpu)
+        let isFIQ = signalled?.group == 0 && (version == .v3 || state.interfaces[cpu].signalsFIQ)
+        let irq = signalled != nil && !isFIQ
+        if irq != state.interfaces[cpu].irq {
+          state.interfaces[cpu].irq = irq
+          outputs[cpu].irq.set(irq)
+        }
+        if isFIQ != state.interfaces[cpu].fiq {
+          state.interfaces[cpu].fiq = isFIQ
+          outputs[cpu].fiq.set(isFIQ)
+        }
+      }
+      return result
+    }
+  }
+
+  static func misuse(_ part: String, _ what: String, _ offset: UInt64, _ byteCount: Int) {
+    GuestErrorTrace.report(
+      "gic", "\(part): \(what) of \(byteCount) bytes at offset 0x\(String(offset, radix: 16))")
+  }
+
+  /// GICD_TYPER's lines and CPUs.
+  var typeRegister: UInt64 { UInt64(sharedCount / 32) | UInt64(cpuCount - 1) << 5 }
+}
+
+// MARK: Version 2
+
+/// GICv2's distributor [IHI 0048B.b §4.3].
+public final class GICv2Distributor: MMIODevice {
+  public static let byteCount: UInt64 = 0x1000
+  private let gic: GIC
+  public init(_ gic: GIC) { self.gic = gic }
+
+  public func readMMIO(offset: UInt64, byteCount: Int) -> UInt64 {
+    let cpu = gic.currentCPU
+    let offset32 = Int(offset)
+    switch offset32 {
+    case 0: return gic.read { ($0.isGroupForwarded[0] ? 1 : 0) | ($0.isGroupForwarded[1] ? 2 : 0) }
+    case 4: return gic.typeRegister
+    case 8: return 0x43b
+    case 0x800..<0xc00:
+      return gic.read { state in
+        (0..<byteCount).reduce(0) { $0 | target(offset32 - 0x800 + $1, cpu, state) << UInt64(8 * $1) }
+      }
+    case 0xf10..<0xf30:
+      return gic.read { state in
+        (0..<byteCount).reduce(0) { $0 | UInt64(state.senders[cpu][(offset32 + $1) & 15]) << UInt64(8 * $1) }
+      }
+    case 0xfe8: return 0x2b
+    case 0xfd0..<0x1000: return 0
+    default:
+      if let value = gic.read({ $0.read(offset32, byteCount, cpu: cpu) }) { return value }
+      GIC.misuse("distributor", "read", offset, byteCount)
+      return 0
+    }
+  }
+
+  private func target(_ number: Int, _ cpu: Int, _ state: borrowing GICState) -> UInt64 {
+    if number < 32 { return 1 << UInt64(cpu) }
+    return state.exists(number) ? state.targets[number - 32] & 0xff : 0
+  }
+
+  public func writeMMIO(offset: UInt64, byteCount: Int, value: UInt64) {
+    let cpu = gic.currentCPU
+    let offset32 = Int(offset)
+    let gic = self.gic
+    let isKnown = gic.change { state in
+      switch offset32 {
+      case 0: state.isGroupForwarded = [value & 1 != 0, value & 2 != 0]
+      case 0x800..<0xc00:
+        for k in 0..<byteCount {
+          let number = offset32 - 0x800 + k
+          if number >= 32, state.exists(number) { state.targets[number - 32] = value >> UInt64(8 * k) & 0xff }
+        }
+      case 0xf00:
+        let list: UInt64 =
+          switch value >> 24 & 3 {
+          case 0: value >> 16 & 0xff
+          case 1: 0xff & ~(1 << UInt64(cpu))
+          default: 1 << UInt64(cpu)
+          }
+        for target in 0..<gic.cpuCount where list >> UInt64(target) & 1 != 0 {
+          state.send(Int(value & 15), from: cpu, to: target)
+        }
+      case 0xf10..<0xf20:
+        for k in 0..<byteCount {
+          let number = (offset32 + k) & 15
+          state.senders[cpu][number] &= ~UInt8(truncatingIfNeeded: value >> UInt64(8 * k))
+          if state.senders[cpu][number] == 0 { state.own[cpu].latched[number] = false }
+        }
+      case 0xf20..<0xf30:
+        for k in 0..<byteCount {
+          let number = (offset32 + k) & 15
+          state.senders[cpu][number] |= UInt8(truncatingIfNeeded: value >> UInt64(8 * k))
+          if state.senders[cpu][number] != 0 { state.own[cpu].latched[number] = true }
+        }
+      default: return state.write(offset32, byteCount, value, cpu: cpu)
+      }
+      return true
+    }
+    if !isKnown { GIC.misuse("distributor", "write", offset, byteCount) }
+  }
+}
+
+/// GICv2's CPU interfaces, each CPU seeing its own [IHI 0048B.b §4.4].
+public final class GICv2Interface: MMIODevice {
+  public static let byteCount: UInt64 = 0x2000
+  private let gic: GIC
+  public init(_ gic: GIC) { self.gic = gic }
+
+  public func readMMIO(offset: UInt64, byteCount: Int) -> UInt64 {
+    let cpu = gic.currentCPU
+    switch offset {
+    case 0:
+      return gic.read { state in
+        let interface = state.interfaces[cpu]
+        return (interface.isGroupEnabled[0] ? 1 : 0) | (interface.isGroupEnabled[1] ? 2 : 0)
+          | (interface.signalsFIQ ? 8 : 0) | (interface.splitsEnd ? 0x200 : 0)
+      }
+    case 4: return gic.read { UInt64($0.interfaces[cpu].priorityMask) }
+    case 8: return gic.read { UInt64($0.interfaces[cpu].binaryPoint[0]) }
+    case 0x0c: return UInt64(gic.change { $0.acknowledge(cpu, group: nil) })
+    case 0x14: return gic.read { UInt64($0.runningPriority(cpu)) }
+    case 0x18: return gic.read { UInt64($0.signalled(cpu)?.number ?? 1023) }
+    case 0x1c: return gic.read { UInt64($0.interfaces[cpu].binaryPoint[1]) }
+    case 0x20: return UInt64(gic.change { $0.acknowledge(cpu, group: 1) })
+    case 0xd0: return gic.read { $0.activePriorities(cpu) }
+    case 0xd4..<0xf0: return 0
+    case 0xfc: return 0x0202_143b
+    default:
+      GIC.misuse("CPU interface", "read", offset, byteCount)
+      return 0
+    }
+  }
+
+  public func writeMMIO(offset: UInt64, byteCount: Int, value: UInt64) {
+    let cpu = gic.currentCPU
+    let isKnown = gic.change { state in
+      switch offset {
+      case 0:
+        state.interfaces[cpu].isGroupEnabled = [value & 1 != 0, value & 2 != 0]
+        state.interfaces[cpu].signalsFIQ = value & 8 != 0
+        state.interfaces[cpu].splitsEnd = value & 0x200 != 0
+      case 4: state.interfaces[cpu].priorityMask = UInt8(truncatingIfNeeded: value) & GICState.priorityMask
+      case 8: state.interfaces[cpu].binaryPoint[0] = max(2, UInt8(value & 7))
+      case 0x10, 0x24: state.end(cpu, Int(value & 0x3ff))
+      case 0x1c: state.interfaces[cpu].binaryPoint[1] = max(3, UInt8(value & 7))
+      case 0xd0..<0xf0: break  // what runs is kept by the interface itself
+      case 0x1000: state.deactivate(cpu, Int(value & 0x3ff))
+      default: return false
+      }
+      return true
+    }
+    if !isKnown { GIC.misuse("CPU interface", "write", offset, byteCount) }
+  }
+}
+
+/// GICv2m: messages as shared interrupts [Arm Base System Architecture, appendix on GICv2m].
+public final class GICv2MessageFrame: MMIODevice {
+  public static let byteCount: UInt64 = 0x1000
+  private let gic: GIC
+  private let first: Int
+  private let count: Int
+  /// - Parameter first: the first shared interrupt, from 0.
+  public init(_ gic: GIC, first: Int, count: Int) { (self.gic, self.first, self.count) = (gic, first, count) }
+
+  public func readMMIO(offset: UInt64, byteCount: Int) -> UInt64 {
+    switch offset {
+    case 8: UInt64(first + 32) << 16 | UInt64(count)
+    case 0xfcc: 0x1
+    case 0xfe8: 0x2b
+    default: 0
+    }
+  }
+  public func writeMMIO(offset: UInt64, byteCount: Int, value: UInt64) {
+    guard offset == 0x40 else { return GIC.misuse("message frame", "write", offset, byteCount) }
+    send(UInt32(truncatingIfNeeded: value))
+  }
+  /// - Parameter number: the interrupt's number with the 32 that are private.
+  public func send(_ number: UInt32) {
+    let index = Int(number & 0x3ff) - 32
+    if (first..<first + count).contains(index) { gic.pulse(index) }
+  }
+}
+
+extension GICState {
+  /// GICC_APR0 and ICC_AP1R0: a bit for each group priority that is being handled.
+  func activePriorities(_ cpu: Int) -> UInt64 {
+    interfaces[cpu].running.reduce(0) { $0 | 1 << UInt64($1.priority >> 3) }
+  }
+}
