@@ -20,6 +20,7 @@ public final class ArmVirtBoard: Board {
   public let ram: GuestRAM
   public let backends: MachineBackends
   private let boot: ArmVirtBoot
+  public let pressPowerKey: (@Sendable () -> Void)?
 
   /// - Parameters: as for `RISCVVirtBoard`.
   public init(
@@ -59,7 +60,14 @@ public final class ArmVirtBoard: Board {
       space: space, loop: loop, clock: clock, machine: machine, layout: Self.layout, input: { gic.input($0) })
     Self.addInterruptController(builder, gic)
     let serial = configuration.serials.first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()
-    Self.addPeripherals(builder, gic, serial, configuration)
+    let gpio = Self.addPeripherals(builder, gic, serial, configuration)
+    pressPowerKey = {
+      gpio.setInput(Map.powerKeyPin, true)
+      // Long enough for the guest to see it, and for its debouncing.
+      loop.schedule(at: HostClock.monotonicNanoseconds() + 100_000_000) {
+        gpio.setInput(Map.powerKeyPin, false)
+      }
+    }
     let banks = try builder.addFlash(memory.flash, configuration)
     let fwCfg = try builder.addFirmwareConfiguration(configuration)
     var added: [MachineConfiguration.Item] = []
@@ -150,7 +158,7 @@ public final class ArmVirtBoard: Board {
 
   private static func addPeripherals(
     _ builder: BoardBuilder, _ gic: GIC, _ serial: any CharacterBackend, _ configuration: MachineConfiguration
-  ) {
+  ) -> PL061 {
     let uart = PL011(gic.input(Map.uartInterrupt), serial)
     builder.map("pl011", Map.uart, PL011.byteCount, uart)
     builder.onReset { uart.reset() }
@@ -161,14 +169,6 @@ public final class ArmVirtBoard: Board {
     let gpio = PL061(gic.input(Map.gpioInterrupt))
     builder.map("pl061", Map.gpio, PL061.byteCount, gpio)
     builder.onReset { gpio.reset() }
+    return gpio
   }
-}
-
-/// A machine's board, as the program that runs it sees it.
-public protocol Board {
-  var machine: Machine { get }
-  /// Close them when the machine has ended.
-  var backends: MachineBackends { get }
-  /// The device tree blob as a start would hand it to the firmware (`-machine dumpdtb=`).
-  func deviceTreeBlob() throws(MachineError) -> [UInt8]
 }

@@ -11,6 +11,7 @@ public final class CharacterMultiplexer: CharacterBackend {
   public enum Command: Equatable, Sendable {
     case quit
     case switchToMonitor
+    case pressPowerKey
   }
 
   static let escape: UInt8 = 0x01  // Ctrl-a
@@ -18,7 +19,7 @@ public final class CharacterMultiplexer: CharacterBackend {
   static let inputLimit = 64 << 10
   static let help =
     "\r\nCtrl-a h    this help\r\nCtrl-a x    end the emulator\r\nCtrl-a c    switch to the monitor\r\n"
-    + "Ctrl-a b    send a break\r\nCtrl-a Ctrl-a    send Ctrl-a\r\n"
+    + "Ctrl-a b    send a break\r\nCtrl-a p    press the power key\r\nCtrl-a Ctrl-a    send Ctrl-a\r\n"
 
   private struct State {
     var frontEnd: CharacterFrontEnd?
@@ -75,6 +76,7 @@ public final class CharacterMultiplexer: CharacterBackend {
     switch byte {
     case UInt8(ascii: "x"): onCommand(self, .quit)
     case UInt8(ascii: "c"): onCommand(self, .switchToMonitor)
+    case UInt8(ascii: "p"): onCommand(self, .pressPowerKey)
     case UInt8(ascii: "b"): current?.receiveBreak()
     case UInt8(ascii: "h"), UInt8(ascii: "?"): print(Self.help)
     default: break

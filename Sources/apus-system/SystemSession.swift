@@ -38,6 +38,7 @@ struct SystemSession {
     }
     let machine = board.machine
     session.machine.withLock { $0 = machine }
+    session.powerKey.withLock { $0 = board.pressPowerKey }
     if !Set(configuration.logItems).isDisjoint(with: ["guest_errors", "unimp"]) {
       GuestErrorTrace.isEnabled.store(true, ordering: .relaxed)
     }
@@ -88,6 +89,7 @@ struct SystemSession {
   /// What back ends need of the machine, which is made after them.
   private final class Session: Sendable {
     let machine = Mutex<Machine?>(nil)
+    let powerKey = Mutex<(@Sendable () -> Void)?>(nil)
   }
 
   private func makeBackends(_ loop: EventLoop, _ session: Session) throws(HostError)
@@ -105,6 +107,12 @@ struct SystemSession {
         switch command {
         case .quit: session.machine.withLock { $0 }?.request(.quit)
         case .switchToMonitor: multiplexer.print("\r\nmonitor not available yet\r\n")
+        case .pressPowerKey:
+          if let press = session.powerKey.withLock({ $0 }) {
+            press()
+          } else {
+            multiplexer.print("\r\nthis machine has no power key\r\n")
+          }
         }
       }
       backends[device.id] = multiplexer

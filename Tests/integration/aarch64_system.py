@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""AArch64 machines: a Debian kernel on both interrupt controllers, devices on both buses, firmware, the power key.
+
+APUS_SYSTEM_AARCH64 names another emulator to test (bin/apus-system-aarch64 without it).
+"""
+import functools
+import hashlib
+import http.server
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import threading
+
+from harness import Machine as AnyMachine, ROOT, Skip, case, check, free_port, main, temporary
+
+
+def emulator():
+    return os.environ.get("APUS_SYSTEM_AARCH64") or str(ROOT / "bin" / "apus-system-aarch64")
+
+
+@functools.cache
+def guest():
+    """The directory with kernel, RAM disk and firmware (see scripts/fetch-guest)."""
+    done = subprocess.run([ROOT / "scripts" / "fetch-guest", "aarch64"], check=True, stdout=subprocess.PIPE, text=True)
+    return pathlib.Path(done.stdout.strip().splitlines()[-1])
+
+
+def Machine(arguments, **options):
+    return AnyMachine(arguments, program=[emulator()], **options)
+
+
+def linux(*options, append=""):
+    directory = guest()
+    return ["-M", "virt", "-cpu", "max", "-m", "512", "-nographic", "-kernel", directory / "Image", "-initrd",
+            directory / "initramfs.cpio", "-append", ("console=ttyAMA0 " + append).strip(), *options]
+
+
+def power_off(machine):
+    machine.send("poweroff -f\r")
+    check(machine.wait(30) == 0, f"poweroff ended with {machine.code}")
+
+
+@case("gicv2-one-cpu")
+def one_cpu():
+    with Machine(linux()) as machine:
+        machine.prompt()
+        check("aarch64" in machine.command("uname -m"), "uname -m is wrong")
+        check("GIC-0" in machine.command("cat /proc/interrupts"), "the interrupt controller is no GICv2")
+        check("499500" in machine.command("seq 0 999 | awk '{ s += $1 } END { print s }'"), "awk is wrong")
+        machine.send("reboot -f\r")
+        machine.prompt()
+        power_off(machine)
+
+
+@case("gicv3-four-cpus")
+def four_cpus():
+    digest = hashlib.md5(b"".join(b"%d\n" % number for number in range(1, 501))).hexdigest()
+    with Machine(linux("-smp", "4", "-machine", "gic-version=3")) as machine:
+        machine.prompt()
+        machine.command("dmesg -n 1")
+        check(machine.command("nproc").strip() == "4", "nproc is not 4")
+        check("GICv3" in machine.command("cat /proc/interrupts"), "the interrupt controller is no GICv3")
+        machine.command("(for c in 0 1 2 3; do (for i in $(seq 40); do seq 500 | sort -n | md5sum; done | sort | "
+                        "uniq -c >/tmp/out$c) & done; wait)", 180)
+        sums = machine.command("cat /tmp/out0 /tmp/out1 /tmp/out2 /tmp/out3")
+        check(sums.split() == ["40", digest, "-"] * 4, f"parallel pipelines do not agree: {sums!r}")
+        # A CPU goes and comes back.
+        machine.command("echo 0 >/sys/devices/system/cpu/cpu3/online && echo 1 >/sys/devices/system/cpu/cpu3/online", 30)
+        check(machine.command("taskset -c 3 nproc").strip() == "1", "the fourth CPU did not come back")
+        power_off(machine)
+
+
+@case("models")
+def models():
+    for model, part in [("cortex-a53", "0xd03"), ("cortex-a57", "0xd07"), ("cortex-a72", "0xd08")]:
+        with Machine(linux("-cpu", model)) as machine:
+            machine.prompt()
+            check(part in machine.command("cat /proc/cpuinfo"), f"{model} is not what the guest sees")
+
+
+@case("interpreter")
+def interpreter():
+    # All the way to a shell takes a minute: the first seconds have page tables, exceptions and the interrupt controller.
+    with Machine(linux("-accel", "interpreter", append="earlycon=pl011,0x9000000")) as machine:
+        machine.expect("PSCIv1.1 detected", 60)
+        machine.expect("arch_timer: cp15 timer", 120)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def devices(suffix, *options):
+    content = os.urandom(3 << 20)
+    (temporary() / "served").mkdir(exist_ok=True)
+    (temporary() / "served" / "file").write_bytes(content)
+    disk = temporary() / f"disk-{suffix}.raw"
+    disk.write_bytes(content)
+    digest = hashlib.md5(content).hexdigest()
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(temporary() / "served")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with Machine(linux("-drive", f"file={disk},format=raw,if=none,id=d", "-device", f"virtio-blk-{suffix},drive=d",
+                           "-netdev", "user,id=n", "-device", f"virtio-net-{suffix},netdev=n", *options)) as machine:
+            machine.prompt()
+            check(digest in machine.command("md5sum /dev/vda"), "the disk's content is wrong")
+            machine.command("dd if=/dev/zero of=/dev/vda bs=4096 count=1 seek=7 conv=notrunc 2>/dev/null; sync")
+            machine.command("ip link set eth0 up; udhcpc -q -i eth0 -s /etc/udhcpc/default.script >/dev/null 2>&1")
+            check(digest in machine.command(
+                f"wget -q -O - http://10.0.2.2:{server.server_address[1]}/file | md5sum"), "the file's content is wrong")
+            power_off(machine)
+        check(disk.read_bytes() == content[:7 * 4096] + bytes(4096) + content[8 * 4096:], "what was written is wrong")
+    finally:
+        server.shutdown()
+
+
+@case("virtio-mmio")
+def mmio():
+    devices("device")
+
+
+@case("virtio-pci")
+def pci():
+    devices("pci")
+
+
+@case("virtio-pci-gicv3")
+def pci_v3():
+    devices("pci", "-machine", "gic-version=3", "-smp", "2")
+
+
+@case("power-key")
+def power_key():
+    with Machine(linux("-serial", "mon:stdio")) as machine:
+        machine.prompt()
+        machine.command("modload gpio_keys evdev")
+        machine.send("hexdump -v -n 24 /dev/input/event0; echo pressed\r")
+        machine.expect(r"hexdump[^\n]*\n", 10)
+        machine.pump(1)
+        machine.send(b"\x01p")
+        # Type 1 (key), code 116 (power), value 1.
+        machine.expect(r"0001 0074 0001 0000", 20)
+        machine.expect("pressed", 10)
+
+
+def flash():
+    """Copies of the firmware and of its variables."""
+    code, variables = temporary() / "code.fd", temporary() / "vars.fd"
+    shutil.copy(guest() / "efi" / "AAVMF_CODE.fd", code)
+    shutil.copy(guest() / "efi" / "AAVMF_VARS.fd", variables)
+    return (["-drive", f"if=pflash,format=raw,readonly=on,file={code}", "-drive",
+             f"if=pflash,format=raw,file={variables}"], variables)
+
+
+@case("uefi-kernel")
+def uefi_kernel():
+    options, variables = flash()
+    before = variables.read_bytes()
+    name = "/sys/firmware/efi/efivars/ApusTest-12345678-1234-1234-1234-123456789abc"
+    with Machine(linux(*options)) as machine:
+        machine.prompt(180)
+        check("EDK II" in machine.command("dmesg | grep -i 'efi:'"), "the kernel was not started by UEFI")
+        machine.command("modload efivarfs; mount -t efivarfs efivarfs /sys/firmware/efi/efivars")
+        machine.command(f"printf '\\007\\000\\000\\000swift' >{name}")
+        power_off(machine)
+    check(variables.read_bytes() != before, "the variables' flash bank did not change")
+    with Machine(linux(*options)) as machine:
+        machine.prompt(180)
+        machine.command("modload efivarfs; mount -t efivarfs efivarfs /sys/firmware/efi/efivars")
+        check("swift" in machine.command(f"cat {name}"), "the variable did not survive")
+        machine.send("reboot -f\r")
+        machine.prompt(180)
+
+
+@case("uefi-shell")
+def uefi_shell():
+    options, _ = flash()
+    with Machine(["-M", "virt", "-cpu", "cortex-a57", "-m", "256", "-nographic", *options]) as machine:
+        machine.expect("UEFI Interactive Shell", 120)
+        machine.expect("Shell>", 60)
+        machine.send("\rver\r")
+        machine.expect("EDK II", 30)
+        machine.send("reset -s\r")
+        check(machine.wait(60) == 0, f"reset -s ended with {machine.code}")
+
+
+@case("bad-input")
+def bad_input():
+    small = temporary() / "small"
+    small.write_bytes(b"\x7fELF")
+    table = [(["-M", "virt,gic-version=5"], "gic-version"), (["-M", "virt,secure=on"], "secure"),
+             (["-M", "raspi9"], "raspi9"), (["-cpu", "cortex-a99"], "cortex-a99"), (["-kernel", small], "ELF"),
+             (["-kernel", ROOT / "Package.swift", "-initrd", "/nosuch"], "/nosuch"), (["-smp", "9"], "8"),
+             (["-drive", f"if=pflash,format=raw,file={small}"], "67108864"), (["-m", "300G"], "255G"),
+             (["-bios", "/nosuch/bios"], "/nosuch/bios")]
+    for arguments, says in table:
+        done = subprocess.run([emulator(), "-nographic", "-serial", "null", *map(str, arguments)], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=20)
+        lines = done.stderr.splitlines()
+        check(done.returncode == 1 and len(lines) == 1 and lines[0].startswith("apus-system-aarch64: ")
+              and re.search(says, lines[0]), f"{arguments}: {done.returncode}, {done.stderr!r}")
+
+
+if __name__ == "__main__":
+    main()
