@@ -46,6 +46,7 @@ public final class TranslationCache: @unchecked Sendable {
       options.engine == .jit
       ? try CodeBuffer(byteCount: options.codeBufferByteCount, isPrivate: options.forks) : nil
     block.optimisations = options.optimisations
+    if options.engine == .jit, !X86HostFeatures.current.hasFMA { block.optimisations.remove(.hostVector) }
     if options.writesPerfMap { perfMap = PerfMap() }
     memory?.onMapChange { [unowned self] in lock.withLock { for vcpu in vcpus { vcpu.mappingsChanged() } } }
     memory?.onCodeWrite { [unowned self] address, count in invalidate(address.rawValue, count) }

@@ -508,6 +508,34 @@ public struct X86Assembler: @unchecked Sendable {
     byte(0)
   }
 
+  /// movups.
+  public mutating func loadWhole(_ to: X86Vector, _ memory: X86Memory) { sse(0, 0x10, to, memory) }
+  public mutating func storeWhole(_ memory: X86Memory, _ from: X86Vector) { sse(0, 0x11, from, memory) }
+  /// movhps: the upper 64 bits.
+  public mutating func loadUpper(_ to: X86Vector, _ memory: X86Memory) { sse(0, 0x16, to, memory) }
+  public mutating func storeUpper(_ memory: X86Memory, _ from: X86Vector) { sse(0, 0x17, from, memory) }
+  /// An AVX instruction on 128 bits with prefix 66: to = a op b. map: 1 0F, 2 0F38.
+  public mutating func avx(_ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, map: UInt8 = 1) {
+    vex(to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: map, prefix: 1, wide: false, long: false, opcode)
+  }
+  /// The same with an immediate byte; prefix: 0 none, 1 66.
+  public mutating func avx(
+    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, immediate: UInt8, map: UInt8,
+    prefix: UInt8
+  ) {
+    vex(
+      to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: map, prefix: prefix, wide: false, long: false,
+      opcode)
+    byte(immediate)
+  }
+  /// A shift by an immediate: to = a shifted. opcode 71 words, 72 double words, 73 quad words; the extension is ModRM's.
+  public mutating func avxShift(
+    _ opcode: UInt8, _ group: UInt8, _ to: X86Vector, _ a: X86Vector, by count: UInt8
+  ) {
+    vex(group, vvvv: to.rawValue, rm: a.rawValue, map: 1, prefix: 1, wide: false, long: false, opcode)
+    byte(count)
+  }
+
   /// A three-byte VEX prefix, the opcode and a register ModRM. prefix: 0 none, 1 0x66, 2 0xf3, 3 0xf2.
   @inlinable
   public mutating func vex(

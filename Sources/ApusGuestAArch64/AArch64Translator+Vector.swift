@@ -5,6 +5,9 @@ import ApusISAAArch64
 
 extension AArch64Translator {
   mutating func vector(_ opcode: AArch64Opcode) {
+    if block.optimisations.contains(.hostVector), let operation = wholeOperation(opcode) {
+      return whole(operation)
+    }
     switch opcode {
     case .vectorImmediate: if immediateVector() { return }
     case .vectorThreeSame: if bitwiseVector() || addVector() { return }
@@ -103,5 +106,133 @@ extension AArch64Translator {
     default: return false
     }
     return true
+  }
+
+  // MARK: Whole registers
+
+  /// An operation of the IR with its operands' registers; b `nil` is zero.
+  private struct WholeOperation {
+    var operation: IRVectorOperation
+    var scale: Int
+    var amount = 0
+    var a: Int
+    var b: Int?
+    /// The upper half is written; otherwise it becomes zero, or stays for `narrowHigh`.
+    var isFull: Bool
+  }
+
+  private func whole(_ one: WholeOperation) {
+    block.vector(
+      IRVectorOperand(
+        one.operation, scale: one.scale, amount: one.amount, isFull: one.isFull,
+        destination: AArch64State.v(rd), a: AArch64State.v(one.a), b: one.b.map(AArch64State.v)))
+    if !one.isFull, one.operation != .narrowHigh { setHigh(rd, nil) }
+  }
+
+  private func wholeOperation(_ opcode: AArch64Opcode) -> WholeOperation? {
+    let found: WholeOperation?
+    switch opcode {
+    case .vectorThreeSame: found = threeSame()
+    case .vectorMiscellaneous: found = miscellaneous()
+    case .vectorShift: found = shift()
+    case .vectorPermute: found = permute()
+    case .vectorExtract:
+      found =
+        isFull
+        ? WholeOperation(operation: .extract, scale: 0, amount: Int(bits(11, 4)), a: rn, b: rm, isFull: true)
+        : nil
+    default: found = nil
+    }
+    guard let found, found.operation.isAvailable(scale: found.scale) else { return nil }
+    return found
+  }
+
+  private var isUnsigned: Bool { bits(29, 1) == 1 }
+
+  private func threeSame() -> WholeOperation? {
+    let u = isUnsigned
+    var scale = Int(bits(22, 2))
+    let operation: IRVectorOperation
+    switch bits(11, 5) {
+    case 0x03:
+      let operations: [IRVectorOperation] = [
+        .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse,
+      ]
+      operation = rn == rm && !u && scale == 2 ? .move : operations[(u ? 4 : 0) + scale]
+      scale = 0
+    case 0x06: operation = u ? .greaterUnsigned : .greaterSigned
+    case 0x07: operation = u ? .greaterOrEqualUnsigned : .greaterOrEqualSigned
+    case 0x0c: operation = u ? .maxUnsigned : .maxSigned
+    case 0x0d: operation = u ? .minUnsigned : .minSigned
+    case 0x10: operation = u ? .subtract : .add
+    case 0x11: operation = u ? .equal : .anySet
+    case 0x12: operation = u ? .multiplySubtract : .multiplyAdd
+    case 0x13 where !u: operation = .multiply
+    case 0x14 where isFull: operation = u ? .maxPairsUnsigned : .maxPairsSigned
+    case 0x15 where isFull: operation = u ? .minPairsUnsigned : .minPairsSigned
+    case 0x17 where isFull && !u: operation = .addPairs
+    default: return nil
+    }
+    // Lanes of 64 bits need the whole register.
+    guard scale < 3 || isFull else { return nil }
+    return WholeOperation(operation: operation, scale: scale, a: rn, b: rm, isFull: isFull)
+  }
+
+  private func miscellaneous() -> WholeOperation? {
+    let u = isUnsigned
+    let scale = Int(bits(22, 2))
+    func one(_ operation: IRVectorOperation) -> WholeOperation? {
+      guard scale < 3 || isFull else { return nil }
+      return WholeOperation(operation: operation, scale: scale, a: rn, b: nil, isFull: isFull)
+    }
+    switch bits(12, 5) {
+    case 0x05 where u && scale == 0: return one(.not)
+    case 0x08: return one(u ? .greaterOrEqualSigned : .greaterSigned)
+    case 0x09 where !u: return one(.equal)
+    case 0x0b: return one(u ? .negate : .absolute)
+    case 0x12 where !u && scale < 3:
+      return WholeOperation(
+        operation: isFull ? .narrowHigh : .narrowLow, scale: scale, a: rn, b: nil, isFull: false)
+    default: return nil
+    }
+  }
+
+  private func shift() -> WholeOperation? {
+    let field = Int(bits(16, 7))
+    guard field >= 8 else { return nil }
+    let scale = 6 - (field.leadingZeroBitCount - (Int.bitWidth - 7))
+    // Bits 6 to 3 hold the size: its highest bit.
+    let lane = scale - 3
+    let bitCount = 8 << lane
+    func one(_ operation: IRVectorOperation, _ amount: Int) -> WholeOperation? {
+      guard lane < 3 || isFull, amount < bitCount else { return nil }
+      return WholeOperation(operation: operation, scale: lane, amount: amount, a: rn, b: nil, isFull: isFull)
+    }
+    switch bits(11, 5) {
+    case 0x00: return one(isUnsigned ? .shiftRightUnsigned : .shiftRightSigned, 2 * bitCount - field)
+    case 0x0a where !isUnsigned: return one(.shiftLeft, field - bitCount)
+    case 0x10 where !isUnsigned && lane < 3:
+      return WholeOperation(
+        operation: isFull ? .narrowHigh : .narrowLow, scale: lane, amount: 2 * bitCount - field, a: rn,
+        b: nil,
+        isFull: false)
+    case 0x14 where lane < 3:
+      let operation: IRVectorOperation =
+        isFull
+        ? (isUnsigned ? .widenHighUnsigned : .widenHighSigned)
+        : isUnsigned ? .widenLowUnsigned : .widenLowSigned
+      return WholeOperation(
+        operation: operation, scale: lane, amount: field - bitCount, a: rn, b: nil, isFull: true)
+    default: return nil
+    }
+  }
+
+  private func permute() -> WholeOperation? {
+    guard isFull else { return nil }
+    let operations: [UInt32: IRVectorOperation] = [
+      1: .evenLanes, 5: .oddLanes, 3: .interleaveLow, 7: .interleaveHigh,
+    ]
+    guard let operation = operations[bits(12, 3)] else { return nil }
+    return WholeOperation(operation: operation, scale: Int(bits(22, 2)), a: rn, b: rm, isFull: true)
   }
 }

@@ -125,6 +125,13 @@ extension IRBlock {
   public func store(_ opcode: IROpcode, _ address: IRValue, _ value: IRValue, _ operand: IRMemoryOperand) {
     _ = append(IRInstruction(opcode, a: address.index, b: value.index, immediate: operand.rawValue))
   }
+  /// An operation on vector registers of the state; what was known of its destination is forgotten.
+  public func vector(_ operand: IRVectorOperand) {
+    _ = append(IRInstruction(.vector, immediate: operand.rawValue))
+    for offset in [operand.destination, operand.destination + 8] where offset >> 3 < Self.slotCount {
+      slots[offset >> 3] = .max
+    }
+  }
   public func fence() { _ = append(IRInstruction(.fence)) }
 
   // MARK: Folding

@@ -59,6 +59,7 @@ extension IRBlock {
     case .get32, .get64, .getF64, .set32, .set64, .setF64: return " [\(i.immediate)]"
     case .compare64, .compare32: return " \(IRCondition(rawValue: UInt16(i.immediate))!)"
     case .exitIf64, .exitIf32: return " \(IRCondition(rawValue: i.c)!) -> \(hex)"
+    case .vector: return " \(IRVectorOperand(rawValue: i.immediate))"
     case .call: return " helper \(i.immediate & 0xffff_ffff)"
     default:
       if i.opcode.accessesMemory {

@@ -56,11 +56,14 @@ public struct IROptimisations: OptionSet, Sendable {
   /// Accesses off one base register look their page up once.
   public static let group = IROptimisations(rawValue: 256)
 
-  public static let all = IROptimisations(rawValue: 511)
+  /// Vector registers of 128 bits on the host's.
+  public static let hostVector = IROptimisations(rawValue: 512)
+
+  public static let all = IROptimisations(rawValue: 1023)
   public static let names: [(String, IROptimisations)] = [
     ("fold", .fold), ("forward", .forward), ("superblock", .superblock), ("chain", .chain),
     ("jump-cache", .jumpCache), ("pin", .pin), ("host-float", .hostFloat), ("dead-code", .deadCode),
-    ("group", .group),
+    ("group", .group), ("host-vector", .hostVector),
   ]
 }
 

@@ -47,6 +47,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   // The monitor lives in the state header. storeConditional gives 0 if it stored, 1 if not.
   case loadLinked32, loadLinked64, storeConditional32, storeConditional64
   case fence
+  // Whole vector registers of the state (immediate = IRVectorOperand): no values.
+  case vector
   // Floating point; immediate = IRFloatOperand.
   case addF32, subF32, mulF32, divF32, sqrtF32, mulAddF32, minF32, maxF32
   case addF64, subF64, mulF64, divF64, sqrtF64, mulAddF64, minF64, maxF64
@@ -78,7 +80,7 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   public var resultType: IRType {
     switch self {
     case .instruction, .set32, .set64, .setF64, .setFloatFlags, .store8, .store16, .store32, .store64,
-      .storeF32, .storeF64, .fence,
+      .storeF32, .storeF64, .fence, .vector,
       .exitIf64, .exitIf32, .poll:
       return .none
     case .const32, .get32, .add32, .sub32, .mul32, .and32, .or32, .xor32, .shl32, .shrU32, .shrS32, .rotr32,
@@ -115,7 +117,7 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// The types of a, b, c; `.none` where there is no operand. `call` takes up to three i64.
   public var operandTypes: (IRType, IRType, IRType) {
     switch self {
-    case .instruction, .const32, .const64, .get32, .get64, .getF64, .getFloatFlags, .fence, .poll:
+    case .instruction, .const32, .const64, .get32, .get64, .getF64, .getFloatFlags, .fence, .vector, .poll:
       return (.none, .none, .none)
     case .set32: return (.i32, .none, .none)
     case .set64, .setFloatFlags, .countLeadingZeros64, .countTrailingZeros64, .countOnes64, .byteSwap64,
@@ -164,7 +166,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// Whether the operation does something besides giving its result.
   public var hasEffect: Bool {
     switch self {
-    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .fence, .call, .exitIf64, .exitIf32, .poll:
+    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .fence, .vector, .call, .exitIf64, .exitIf32,
+      .poll:
       return true
     default: return accessesMemory || setsFloatFlags
     }

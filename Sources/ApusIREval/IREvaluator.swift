@@ -45,6 +45,7 @@ public final class IREvaluator {
         pc = UInt64(bitPattern: i.immediate)
         instructionCount &+= 1
       case .fence: apus_fence()
+      case .vector: IRVectorUnit.execute(IRVectorOperand(rawValue: i.immediate), state)
       case .getFloatFlags: values[index] = UInt64(Self.floatFlags(state))
       case .setFloatFlags:
         state.storeBytes(

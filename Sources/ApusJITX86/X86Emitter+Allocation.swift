@@ -429,6 +429,11 @@ extension X86Emitter {
     values[value].home = -1
   }
 
+  /// The same for the slot at an offset, by an operation without values.
+  func forgetMemory(_ offset: Int) {
+    if offset >> 3 < Self.slotCount { forgetSlotMemory(offset >> 3, exceptFor: -1) }
+  }
+
   /// Before a helper that changes guest registers: what lives in slots must survive on its own, and nothing is
   /// known about the slots afterwards.
   func detachFromState() {

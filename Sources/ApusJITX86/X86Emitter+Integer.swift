@@ -77,6 +77,7 @@ extension X86Emitter {
     case .signExtend32: emitExtend(i, 32, signed: true)
     case .zeroExtend32: emitExtend(i, 32, signed: false)
     case .fence: asm.memoryFence()
+    case .vector: emitVector(IRVectorOperand(rawValue: i.immediate))
     case .getFloatFlags: emitGetFloatFlags()
     case .setFloatFlags: emitSetFloatFlags(i)
     case .call: emitCall(i)

@@ -1,0 +1,132 @@
+import ApusIR
+
+/// The meaning of `vector`, lane by lane.
+enum IRVectorUnit {
+  typealias Vector = (low: UInt64, high: UInt64)
+
+  static func execute(_ operand: IRVectorOperand, _ state: UnsafeMutableRawPointer) {
+    func read(_ offset: Int) -> Vector {
+      (
+        state.load(fromByteOffset: offset, as: UInt64.self),
+        state.load(fromByteOffset: offset + 8, as: UInt64.self)
+      )
+    }
+    let a = read(operand.a)
+    let b = operand.b.map(read) ?? (0, 0)
+    let d = read(operand.destination)
+    let result = compute(operand, a, b, d)
+    state.storeBytes(of: result.low, toByteOffset: operand.destination, as: UInt64.self)
+    if operand.isFull || operand.operation == .narrowHigh {
+      state.storeBytes(of: result.high, toByteOffset: operand.destination + 8, as: UInt64.self)
+    }
+  }
+
+  private static func lane(_ v: Vector, _ index: Int, _ bits: Int) -> UInt64 {
+    let position = index * bits
+    let word = position < 64 ? v.low : v.high
+    return bits == 64 ? word : word >> UInt64(position & 63) & (1 << UInt64(bits) - 1)
+  }
+  private static func signed(_ value: UInt64, _ bits: Int) -> Int64 {
+    Int64(bitPattern: value << UInt64(64 - bits)) >> Int64(64 - bits)
+  }
+  /// Lanes of `bits`, each cut to its size.
+  private static func lanes(_ bits: Int, _ body: (Int) -> UInt64) -> Vector {
+    var result: Vector = (0, 0)
+    for index in 0..<128 / bits {
+      let value = bits == 64 ? body(index) : body(index) & (1 << UInt64(bits) - 1)
+      let position = index * bits
+      if position < 64 {
+        result.low |= value << UInt64(position)
+      } else {
+        result.high |= value << UInt64(position - 64)
+      }
+    }
+    return result
+  }
+
+  private static func compute(_ operand: IRVectorOperand, _ a: Vector, _ b: Vector, _ d: Vector) -> Vector {
+    let bits = 8 << operand.scale
+    func each(_ body: (UInt64, UInt64, UInt64) -> UInt64) -> Vector {
+      lanes(bits) { body(lane(a, $0, bits), lane(b, $0, bits), lane(d, $0, bits)) }
+    }
+    func eachSigned(_ body: (Int64, Int64) -> UInt64) -> Vector {
+      each { a, b, _ in body(signed(a, bits), signed(b, bits)) }
+    }
+    func mask(_ holds: Bool) -> UInt64 { holds ? .max : 0 }
+    func word(_ body: (UInt64, UInt64, UInt64) -> UInt64) -> Vector {
+      (body(a.low, b.low, d.low), body(a.high, b.high, d.high))
+    }
+    /// Neighbours of a, then of b.
+    func pairs(_ body: (UInt64, UInt64) -> UInt64) -> Vector {
+      let count = 128 / bits
+      return lanes(bits) { index in
+        let source = index < count / 2 ? a : b
+        let first = 2 * index % count
+        return body(lane(source, first, bits), lane(source, first + 1, bits))
+      }
+    }
+    switch operand.operation {
+    case .move: return a
+    case .not: return word { a, _, _ in ~a }
+    case .and: return word { a, b, _ in a & b }
+    case .andNot: return word { a, b, _ in a & ~b }
+    case .or: return word { a, b, _ in a | b }
+    case .orNot: return word { a, b, _ in a | ~b }
+    case .xor: return word { a, b, _ in a ^ b }
+    case .select: return word { a, b, d in d & a | ~d & b }
+    case .insertIfTrue: return word { a, b, d in b & a | ~b & d }
+    case .insertIfFalse: return word { a, b, d in ~b & a | b & d }
+    case .add: return each { a, b, _ in a &+ b }
+    case .subtract: return each { a, b, _ in a &- b }
+    case .multiply: return each { a, b, _ in a &* b }
+    case .multiplyAdd: return each { a, b, d in d &+ a &* b }
+    case .multiplySubtract: return each { a, b, d in d &- a &* b }
+    case .negate: return each { a, _, _ in 0 &- a }
+    case .absolute: return eachSigned { a, _ in a.magnitude }
+    case .equal: return each { a, b, _ in mask(a == b) }
+    case .greaterSigned: return eachSigned { a, b in mask(a > b) }
+    case .greaterOrEqualSigned: return eachSigned { a, b in mask(a >= b) }
+    case .greaterUnsigned: return each { a, b, _ in mask(a > b) }
+    case .greaterOrEqualUnsigned: return each { a, b, _ in mask(a >= b) }
+    case .anySet: return each { a, b, _ in mask(a & b != 0) }
+    case .minSigned: return eachSigned { a, b in UInt64(bitPattern: min(a, b)) }
+    case .maxSigned: return eachSigned { a, b in UInt64(bitPattern: max(a, b)) }
+    case .minUnsigned: return each { a, b, _ in min(a, b) }
+    case .maxUnsigned: return each { a, b, _ in max(a, b) }
+    case .shiftLeft: return each { a, _, _ in a << UInt64(operand.amount) }
+    case .shiftRightSigned: return eachSigned { a, _ in UInt64(bitPattern: a >> Int64(operand.amount)) }
+    case .shiftRightUnsigned: return each { a, _, _ in a >> UInt64(operand.amount) }
+    case .interleaveLow, .interleaveHigh:
+      let base = operand.operation == .interleaveHigh ? 64 / bits : 0
+      return lanes(bits) { lane($0 & 1 == 0 ? a : b, base + $0 / 2, bits) }
+    case .evenLanes: return pairs { even, _ in even }
+    case .oddLanes: return pairs { _, odd in odd }
+    case .addPairs: return pairs { $0 &+ $1 }
+    case .minPairsUnsigned: return pairs { min($0, $1) }
+    case .maxPairsUnsigned: return pairs { max($0, $1) }
+    case .minPairsSigned: return pairs { UInt64(bitPattern: min(signed($0, bits), signed($1, bits))) }
+    case .maxPairsSigned: return pairs { UInt64(bitPattern: max(signed($0, bits), signed($1, bits))) }
+    case .extract:
+      return lanes(8) { index in
+        let position = index + operand.amount
+        return position < 16 ? lane(a, position, 8) : lane(b, position - 16, 8)
+      }
+    case .narrowLow, .narrowHigh:
+      var half: UInt64 = 0
+      for index in 0..<64 / bits {
+        let value =
+          lane(a, index, 2 * bits) >> UInt64(operand.amount) & (bits == 64 ? .max : 1 << UInt64(bits) - 1)
+        half |= value << UInt64(index * bits)
+      }
+      return operand.operation == .narrowLow ? (half, d.high) : (d.low, half)
+    case .widenLowSigned, .widenLowUnsigned, .widenHighSigned, .widenHighUnsigned:
+      let isHigh = operand.operation == .widenHighSigned || operand.operation == .widenHighUnsigned
+      let isSigned = operand.operation == .widenLowSigned || operand.operation == .widenHighSigned
+      let base = isHigh ? 64 / bits : 0
+      return lanes(2 * bits) { index in
+        let value = lane(a, base + index, bits)
+        return (isSigned ? UInt64(bitPattern: signed(value, bits)) : value) << UInt64(operand.amount)
+      }
+    }
+  }
+}
