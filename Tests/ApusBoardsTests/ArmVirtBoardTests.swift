@@ -24,11 +24,14 @@ import Testing
     #expect(tree.root["psci"]?.string("method") == "hvc")
     #expect(tree.root["intc@8000000"]?.string("compatible") == "arm,cortex-a15-gic")
     #expect(tree.root["intc@8000000/v2m@8020000"]?.cells("reg") == [0, 0x802_0000, 0, 0x1000])
-    #expect(tree.root["timer"]?.cells("interrupts") == [1, 13, 0x304, 1, 14, 0x304, 1, 11, 0x304, 1, 10, 0x304])
+    #expect(
+      tree.root["timer"]?.cells("interrupts") == [1, 13, 0x304, 1, 14, 0x304, 1, 11, 0x304, 1, 10, 0x304])
     #expect(tree.root["virtio_mmio@a003e00"]?.cells("interrupts") == [0, 47, 1])
     #expect(tree.root["chosen"]?.string("stdout-path") == "/pl011@9000000")
     // Every node with a unit address and a MMIO window answers loads.
-    for address in [0x800_0000, 0x801_0000, 0x802_0000, 0x900_0000, 0x901_0000, 0x903_0000, 0xa00_0000, 0xa00_3e00]
+    for address in [
+      0x800_0000, 0x801_0000, 0x802_0000, 0x900_0000, 0x901_0000, 0x903_0000, 0xa00_0000, 0xa00_3e00,
+    ]
       as [UInt64]
     {
       #expect(board.space.load(.init(address), 4) != nil, "nothing at 0x\(String(address, radix: 16))")
@@ -38,7 +41,8 @@ import Testing
   @Test func version3HasRedistributors() throws {
     let tree = try DeviceTree(parsing: try board(["-M", "virt,gic-version=max"]).deviceTreeBlob())
     #expect(tree.root["intc@8000000"]?.string("compatible") == "arm,gic-v3")
-    #expect(tree.root["intc@8000000"]?.cells("reg") == [0, 0x800_0000, 0, 0x10000, 0, 0x80a_0000, 0, 0xf6_0000])
+    #expect(
+      tree.root["intc@8000000"]?.cells("reg") == [0, 0x800_0000, 0, 0x10000, 0, 0x80a_0000, 0, 0xf6_0000])
   }
 
   @Test(arguments: [

@@ -175,7 +175,8 @@ import Testing
             distributor.writeMMIO(offset: offset, byteCount: byteCount, value: value)
             _ = distributor.readMMIO(offset: offset, byteCount: byteCount)
           } else {
-            distributor3.writeMMIO(offset: random.pick([offset, 0x6000 + offset]), byteCount: byteCount, value: value)
+            distributor3.writeMMIO(
+              offset: random.pick([offset, 0x6000 + offset]), byteCount: byteCount, value: value)
             _ = distributor3.readMMIO(offset: random.next() % 0x10000, byteCount: byteCount)
           }
         case 3 where version == 3:
@@ -205,7 +206,9 @@ import Testing
   let backend = FakeBackend()
   let uart: PL011
   init() { uart = PL011(interrupt.line, backend) }
-  func write(_ register: UInt64, _ value: UInt64) { uart.writeMMIO(offset: register, byteCount: 4, value: value) }
+  func write(_ register: UInt64, _ value: UInt64) {
+    uart.writeMMIO(offset: register, byteCount: 4, value: value)
+  }
   func read(_ register: UInt64) -> UInt64 { uart.readMMIO(offset: register, byteCount: 4) }
 
   @Test func sendsAndReceives() {
@@ -257,7 +260,9 @@ import Testing
   let interrupt = Probe()
   let gpio: PL061
   init() { gpio = PL061(interrupt.line) }
-  func write(_ register: UInt64, _ value: UInt64) { gpio.writeMMIO(offset: register, byteCount: 4, value: value) }
+  func write(_ register: UInt64, _ value: UInt64) {
+    gpio.writeMMIO(offset: register, byteCount: 4, value: value)
+  }
   func read(_ register: UInt64) -> UInt64 { gpio.readMMIO(offset: register, byteCount: 4) }
 
   @Test func edgesInterrupt() {

@@ -3,6 +3,7 @@
 
 APUS_SYSTEM_AARCH64 names another emulator to test (bin/apus-system-aarch64 without it).
 """
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import threading
 
-from harness import Machine as AnyMachine, ROOT, Skip, case, check, free_port, main, temporary
+from harness import Machine as AnyMachine, ROOT, case, check, main, temporary
 
 
 def emulator():
@@ -93,29 +94,36 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def devices(suffix, *options):
-    content = os.urandom(3 << 20)
+@contextlib.contextmanager
+def served(content):
+    """Serves `content` as /file on a loopback port."""
     (temporary() / "served").mkdir(exist_ok=True)
     (temporary() / "served" / "file").write_bytes(content)
-    disk = temporary() / f"disk-{suffix}.raw"
-    disk.write_bytes(content)
-    digest = hashlib.md5(content).hexdigest()
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Quiet, directory=str(temporary() / "served")))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+
+
+def devices(suffix, *options):
+    content = os.urandom(3 << 20)
+    disk = temporary() / f"disk-{suffix}.raw"
+    disk.write_bytes(content)
+    digest = hashlib.md5(content).hexdigest()
+    with served(content) as port:
         with Machine(linux("-drive", f"file={disk},format=raw,if=none,id=d", "-device", f"virtio-blk-{suffix},drive=d",
                            "-netdev", "user,id=n", "-device", f"virtio-net-{suffix},netdev=n", *options)) as machine:
             machine.prompt()
             check(digest in machine.command("md5sum /dev/vda"), "the disk's content is wrong")
             machine.command("dd if=/dev/zero of=/dev/vda bs=4096 count=1 seek=7 conv=notrunc 2>/dev/null; sync")
             machine.command("ip link set eth0 up; udhcpc -q -i eth0 -s /etc/udhcpc/default.script >/dev/null 2>&1")
-            check(digest in machine.command(
-                f"wget -q -O - http://10.0.2.2:{server.server_address[1]}/file | md5sum"), "the file's content is wrong")
+            check(digest in machine.command(f"wget -q -O - http://10.0.2.2:{port}/file | md5sum"),
+                  "the file's content is wrong")
             power_off(machine)
         check(disk.read_bytes() == content[:7 * 4096] + bytes(4096) + content[8 * 4096:], "what was written is wrong")
-    finally:
-        server.shutdown()
 
 
 @case("virtio-mmio")

@@ -1,21 +1,23 @@
 #!/usr/bin/env python3
-"""Debian trixie on a disk: login, a compiler, python3, sqlite3, files that survive, a clean file system. Takes long."""
+"""Debian on a disk, trixie for riscv64 and bookworm for aarch64: login, a compiler, python3, sqlite3, files that survive, a clean file system. Takes long."""
 import os
 import shutil
 import subprocess
 import time
 
+import aarch64_system
 from harness import Machine, ROOT, Skip, case, check, emulator, linux, main, report, temporary
 
 PROMPT = r"root@debian:[^#]*# "
 
 
-def disk(name):
+def disk(name, target="riscv64"):
     """A copy of the root file system's image, built if it is not in the cache."""
     if not shutil.which("debootstrap", path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
         raise Skip("debootstrap is missing; run scripts/install-deps --all")
-    done = subprocess.run([ROOT / "scripts" / "fetch-rootfs"], check=True, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "APUS_SYSTEM": emulator()})
+    program = emulator() if target == "riscv64" else aarch64_system.emulator()
+    done = subprocess.run([ROOT / "scripts" / "fetch-rootfs", target], check=True, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "APUS_SYSTEM": program})
     path = temporary() / name
     subprocess.run(["cp", "--sparse=always", "--reflink=auto", done.stdout.strip().splitlines()[-1], path], check=True)
     return path
@@ -27,10 +29,16 @@ def login(machine):
     machine.expect(PROMPT, 120)
 
 
-def exercise(device):
-    image = disk(f"{device}.img")
-    machine = Machine(linux("-smp", "2", "-m", "1024", "-drive", f"file={image},format=raw,if=none,id=root", "-device",
-                            f"{device},drive=root", append="apus_root=/dev/vda"))
+def exercise(device, target="riscv64"):
+    image = disk(f"{target}-{device}.img", target)
+    options = ["-smp", "2", "-m", "1024", "-drive", f"file={image},format=raw,if=none,id=root", "-device",
+               f"{device},drive=root"]
+    if target == "riscv64":
+        machine = Machine(linux(*options, append="apus_root=/dev/vda"))
+    else:
+        machine = aarch64_system.Machine(aarch64_system.linux(
+            *options, "-machine", "gic-version=3", "-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n",
+            append="apus_root=/dev/vda"))
     with machine:
         login(machine)
         report(f"login after {time.monotonic() - machine.started:.0f} s")
@@ -44,8 +52,10 @@ def exercise(device):
             "sqlite3 /root/t.db 'create table t(n); with recursive c(n) as (select 0 union all select n + 1 from c "
             "where n < 999) insert into t select n from c; select sum(n) from t;'", 120), "sqlite3 is wrong")
         digest = machine.command("head -c 20000000 /dev/urandom >/root/random; sync; md5sum /root/random", 120).split()[0]
+        if target == "aarch64":
+            network(machine)
         machine.send("reboot\r")
-        machine.expect("OpenSBI v", 200)
+        machine.expect("OpenSBI v" if target == "riscv64" else "Booting Linux", 200)
         login(machine)
         check(digest in machine.command("echo 3 >/proc/sys/vm/drop_caches; md5sum /root/random", 120),
               "a file changed over the reboot")
@@ -60,6 +70,14 @@ def exercise(device):
     check(done.returncode == 0, f"fsck found errors: {done.stdout[-500:]}")
 
 
+def network(machine):
+    """A file from the host's web server."""
+    with aarch64_system.served(b"swift" * 1000) as port:
+        machine.command("i=$(ls /sys/class/net | grep -v lo); ip addr add 10.0.2.15/24 dev $i; ip link set $i up", 60)
+        fetch = f"import urllib.request; print(len(urllib.request.urlopen('http://10.0.2.2:{port}/file').read()))"
+        check("5000" in machine.command(f'python3 -c "{fetch}"', 120), "the network does not work")
+
+
 @case("virtio-blk-device")
 def mmio():
     exercise("virtio-blk-device")
@@ -68,6 +86,11 @@ def mmio():
 @case("virtio-blk-pci")
 def pci():
     exercise("virtio-blk-pci")
+
+
+@case("aarch64")
+def aarch64():
+    exercise("virtio-blk-pci", "aarch64")
 
 
 if __name__ == "__main__":
