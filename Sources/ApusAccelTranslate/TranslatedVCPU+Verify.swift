@@ -57,7 +57,9 @@ extension TranslatedVCPU {
     for index in 0..<record.ir!.pointee.count {
       let i = record.ir!.pointee.instructions[index]
       if i.opcode == .call,
-        IRHelperEffects(rawValue: UInt8(truncatingIfNeeded: i.immediate >> 32)).contains(.mayExit)
+        !IRHelperEffects(rawValue: UInt8(truncatingIfNeeded: i.immediate >> 32)).isDisjoint(with: [
+          .mayExit, .varies,
+        ])
       {
         return true
       }

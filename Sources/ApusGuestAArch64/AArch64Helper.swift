@@ -160,7 +160,7 @@ enum AArch64Helper: Int, CaseIterable {
         return 0
       }
     case .readCounter:
-      IRHelper("read-counter", []) { state, _, _, _ in AArch64CPU.with(state) { $0.counter() } }
+      IRHelper("read-counter", [.varies]) { state, _, _, _ in AArch64CPU.with(state) { $0.counter() } }
     case .crc32:
       // a: the sum so far, b: the data, c: 2-bit size and bit 2 for the Castagnoli polynomial.
       IRHelper("crc32", []) { _, sum, data, kind in

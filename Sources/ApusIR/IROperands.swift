@@ -125,6 +125,8 @@ public struct IRHelperEffects: OptionSet, Sendable {
   public static let mayExit = IRHelperEffects(rawValue: 4)
   /// Needs the PC of the current instruction in the state.
   public static let readsPC = IRHelperEffects(rawValue: 8)
+  /// Two calls with the same state may answer differently (a clock): lockstep does not compare the block.
+  public static let varies = IRHelperEffects(rawValue: 16)
 }
 
 /// A function that generated code and the evaluator call: the state's base, then a, b, c.

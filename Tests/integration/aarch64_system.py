@@ -196,6 +196,27 @@ def uefi_shell():
         check(machine.wait(60) == 0, f"reset -s ended with {machine.code}")
 
 
+@case("uefi-grub")
+def uefi_grub():
+    """GRUB, Debian's, from a disk: the removable medium's path, its menu, a kernel and its RAM disk."""
+    disk = temporary() / "esp.img"
+    with open(disk, "wb") as file:
+        file.truncate(96 << 20)
+    menu = temporary() / "grub.cfg"
+    menu.write_text('set timeout=0\nmenuentry "Apus" {\n  linux /Image console=ttyAMA0 quiet apus_run=uname\n  initrd /initrd\n}\n')
+    subprocess.run(["/usr/sbin/mkfs.vfat", "-F", "32", disk], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["mmd", "-i", disk, "::/EFI", "::/EFI/BOOT", "::/EFI/debian"], check=True)
+    for source, target in [(guest() / "efi" / "grubaa64.efi.signed", "EFI/BOOT/BOOTAA64.EFI"), (menu, "EFI/debian/grub.cfg"),
+                           (guest() / "Image", "Image"), (guest() / "initramfs.cpio", "initrd")]:
+        subprocess.run(["mcopy", "-i", disk, source, f"::/{target}"], check=True)
+    options, _ = flash()
+    with Machine(["-M", "virt", "-cpu", "max", "-m", "1024", "-nographic", *options, "-drive",
+                  f"file={disk},format=raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d"]) as machine:
+        machine.expect("Welcome to GRUB", 60)
+        machine.expect("exit code 0", 120)
+        check(machine.wait(30) == 0, f"poweroff ended with {machine.code}")
+
+
 @case("bad-input")
 def bad_input():
     small = temporary() / "small"

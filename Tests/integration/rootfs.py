@@ -93,5 +93,16 @@ def aarch64():
     exercise("virtio-blk-pci", "aarch64")
 
 
+@case("aarch64-installer")
+def installer():
+    fetch = ". scripts/lib/debian.sh; debian_fetch bookworm arm64 debian-installer-12-netboot-arm64"
+    done = subprocess.run(["bash", "-c", fetch], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    subprocess.run(["dpkg-deb", "-x", done.stdout.strip().splitlines()[-1], temporary()], check=True)
+    files = temporary() / "usr/lib/debian-installer/images/12/arm64/text/debian-installer/arm64"
+    with aarch64_system.Machine(["-M", "virt", "-cpu", "max", "-m", "1024", "-nographic", "-kernel", files / "linux",
+                                 "-initrd", files / "initrd.gz", "-append", "console=ttyAMA0"]) as machine:
+        machine.expect("Choose the language|Select a language", 300)
+
+
 if __name__ == "__main__":
     main()
