@@ -49,10 +49,23 @@ final class FakeDevice: Sendable {
     loop.schedule(at: HostClock.monotonicNanoseconds() + milliseconds * 1_000_000) { loop.stop() }
     loop.run()
   }
-  /// Runs the loop until `isDone`, ten seconds at most: hosts are busy.
-  func runLoop(until isDone: () -> Bool) throws {
+  /// Runs the loop, once for a test, until each condition in turn has come true and its action is done; ten seconds at
+  /// most, for hosts are busy.
+  func runLoop(_ steps: (until: @Sendable () -> Bool, then: @Sendable () -> Void)...) {
+    let next = Mutex(0)
     let deadline = HostClock.monotonicNanoseconds() + 10_000_000_000
-    while !isDone(), HostClock.monotonicNanoseconds() < deadline { try runLoop(5) }
+    let loop = loop
+    @Sendable func look() {
+      let index = next.withLock { $0 }
+      if index == steps.count || HostClock.monotonicNanoseconds() > deadline { return loop.stop() }
+      if steps[index].until() {
+        steps[index].then()
+        next.withLock { $0 += 1 }
+      }
+      loop.schedule(at: HostClock.monotonicNanoseconds() + 2_000_000, look)
+    }
+    look()
+    loop.run()
   }
   func path(_ name: String) -> String { "/tmp/apus-test-\(HostProcess.identifier)-\(name)" }
 
@@ -76,9 +89,9 @@ final class FakeDevice: Sendable {
     server.attach(device.frontEnd)
     client.attach(other.frontEnd)
     _ = client.write(Array("ping".utf8))
-    try runLoop { device.text == "ping" }
-    _ = server.write(Array("pong".utf8))
-    try runLoop { other.text == "pong" }
+    runLoop(
+      ({ [device] in device.text == "ping" }, { _ = server.write(Array("pong".utf8)) }),
+      ({ other.text == "pong" }, {}))
     #expect(device.text == "ping" && other.text == "pong")
     #expect(device.state.withLock { $0.isConnected })
   }
@@ -110,8 +123,10 @@ final class FakeDevice: Sendable {
         }
       }
     }
-    try runLoop(60)
-    try runLoop { received.withLock { $0 } == sent.withLock { $0 } }
+    let start = HostClock.monotonicNanoseconds()
+    runLoop(
+      ({ HostClock.monotonicNanoseconds() > start + 60_000_000 }, {}),
+      ({ received.withLock { $0 } == sent.withLock { $0 } }, {}))
     #expect(refused.withLock { $0 })
     #expect(device.state.withLock { $0.writable } > 0)
     #expect(received.withLock { $0 } == sent.withLock { $0 })
@@ -126,12 +141,14 @@ final class FakeDevice: Sendable {
     backend.attach(device.frontEnd)
     let peer = try #require(HostSocket.accept(listener))
     try HostDescriptor.writeAll(peer, Array("abcd".utf8))
-    try runLoop { device.text == "ab" }
-    try runLoop()
-    #expect(device.text == "ab")
-    device.state.withLock { $0.capacity = 10 }
-    backend.acceptInput()
-    try runLoop { device.text == "abcd" }
+    runLoop(
+      (
+        { [device] in device.text == "ab" },
+        { [device] in
+          device.state.withLock { $0.capacity = 10 }
+          backend.acceptInput()
+        }
+      ), ({ [device] in device.text == "abcd" }, {}))
     #expect(device.text == "abcd")
   }
 
@@ -145,7 +162,7 @@ final class FakeDevice: Sendable {
     let terminal = try HostDescriptor.openTerminal(slave)
     try HostDescriptor.writeAll(terminal, Array("typed".utf8))
     _ = backend.write(Array("shown".utf8))
-    try runLoop { device.text == "typed" }
+    runLoop(({ [device] in device.text == "typed" }, {}))
     #expect(device.text == "typed")
     var bytes: [UInt8] = []
     #expect(HostDescriptor.readSome(terminal, limit: 100, into: &bytes) == .transferred(5))
@@ -165,7 +182,7 @@ final class FakeDevice: Sendable {
     #expect(commands.withLock { $0 } == [.switchToMonitor, .quit])
     device.state.withLock { $0.capacity = 10 }
     multiplexer.acceptInput()
-    try runLoop { device.state.withLock { $0.received.count } == 3 }
+    runLoop(({ [device] in device.state.withLock { $0.received.count } == 3 }, {}))
     #expect(device.state.withLock { $0.received } == [0x61, 0x01, 0x62])
     #expect(inner.output.contains("Ctrl-a x"))
   }
