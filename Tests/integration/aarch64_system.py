@@ -11,8 +11,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import threading
+import time
 
 from harness import Machine as AnyMachine, ROOT, case, check, main, temporary
 
@@ -232,6 +234,20 @@ def bad_input():
         lines = done.stderr.splitlines()
         check(done.returncode == 1 and len(lines) == 1 and lines[0].startswith("apus-system-aarch64: ")
               and re.search(says, lines[0]), f"{arguments}: {done.returncode}, {done.stderr!r}")
+
+
+@case("lost-guest")
+def lost_guest():
+    """Undefined instructions without a vector table, on one and several CPUs: the machine can still be ended."""
+    nothing = temporary() / "nothing"
+    nothing.write_bytes(bytes(4096))
+    for options in [[], ["-smp", "4", "-machine", "gic-version=3"], ["-accel", "interpreter"]]:
+        machine = Machine(["-M", "virt", "-nographic", "-kernel", nothing, *options], terminal=False)
+        with machine:
+            time.sleep(0.5)
+            check(machine.poll() is None, f"it ended with {machine.code}: {machine.tail()}")
+            machine.signal(signal.SIGTERM)
+            machine.wait(10)
 
 
 if __name__ == "__main__":
