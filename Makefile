@@ -4,7 +4,7 @@ SWIFT = swift
 FLAGS = --scratch-path $(SCRATCH)
 SOURCES = Sources Tests Package.swift
 
-.PHONY: all build run test test-all integration fmt check bench docs deps guest clean
+.PHONY: all build run run-aarch64 test test-all integration fmt check bench docs deps guest clean
 all: build
 
 # Release programs, as bin/apus-*.
@@ -21,6 +21,11 @@ run: deps build
 	@guest=$$(scripts/fetch-guest) && exec bin/apus-system-riscv64 -M virt -smp 2 -m 512 -nographic \
 	-bios "$$guest/opensbi/fw_dynamic.bin" -kernel "$$guest/Image" -initrd "$$guest/initramfs.cpio" \
 	-append "console=ttyS0" $(ARGS)
+
+# The same in an AArch64 machine.
+run-aarch64: deps build
+	@guest=$$(scripts/fetch-guest aarch64) && exec bin/apus-system-aarch64 -M virt -cpu max -smp 2 -m 512 -nographic \
+	-kernel "$$guest/Image" -initrd "$$guest/initramfs.cpio" -append "console=ttyAMA0" $(ARGS)
 
 # Unit tests, then the quick integration tests; test-all adds the long ones (a Debian root file system, ...).
 test: deps build
