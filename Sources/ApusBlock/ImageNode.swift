@@ -106,7 +106,7 @@ extension ImageNode {
   /// `count` bytes from `offset` on, zeros behind the end.
   public func bytes(at offset: UInt64, count: Int) throws(BlockError) -> [UInt8] {
     if count == 0 { return [] }
-    let buffer = HostBuffer(byteCount: count)
+    let buffer = HostBuffer(byteCount: count, isZeroed: false)
     try read(at: offset, into: [buffer.io])
     return buffer.array()
   }

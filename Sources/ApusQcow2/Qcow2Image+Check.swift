@@ -26,22 +26,36 @@ extension Qcow2Image {
 
   /// Reference counts, kept for the parts of the file that have any.
   struct CountMap {
-    private static let chunk: UInt64 = 1 << 14
-    private var chunks: [UInt64: [UInt32]] = [:]
+    static let chunk: UInt64 = 1 << 14
+    final class Chunk { var counts = [UInt32](repeating: 0, count: Int(CountMap.chunk)) }
+    private var chunks: [UInt64: Chunk] = [:]
+    /// The chunk of the last increment: neighbours follow each other.
+    private var recent: (key: UInt64, chunk: Chunk)?
     private(set) var end: UInt64 = 0
 
     subscript(cluster: UInt64) -> UInt32 {
-      chunks[cluster / Self.chunk]?[Int(cluster % Self.chunk)] ?? 0
+      chunks[cluster / Self.chunk]?.counts[Int(cluster % Self.chunk)] ?? 0
     }
+    /// The counts of `[number * chunk, (number + 1) * chunk)`; `nil` if all are 0.
+    func counts(chunk number: UInt64) -> [UInt32]? { chunks[number]?.counts }
+
     mutating func increment(_ cluster: UInt64) {
       let key = cluster / Self.chunk
-      chunks[key, default: [UInt32](repeating: 0, count: Int(Self.chunk))][Int(cluster % Self.chunk)] += 1
+      let chunk: Chunk
+      if let recent, recent.key == key {
+        chunk = recent.chunk
+      } else {
+        chunk = chunks[key] ?? Chunk()
+        chunks[key] = chunk
+        recent = (key, chunk)
+      }
+      chunk.counts[Int(cluster % Self.chunk)] += 1
       end = max(end, cluster + 1)
     }
     /// All clusters with a count.
     func visit(_ body: (UInt64, UInt32) throws(BlockError) -> Void) throws(BlockError) {
       for key in chunks.keys.sorted() {
-        guard let counts = chunks[key] else { continue }
+        guard let counts = chunks[key]?.counts else { continue }
         for (index, count) in counts.enumerated() where count > 0 {
           try body(key * Self.chunk + UInt64(index), count)
         }
@@ -150,7 +164,9 @@ extension Qcow2Image {
       }
       counts.increment(offset >> clusterBits)
       let l2 = try loadL2(at: offset)
-      for index in 0..<(1 << Int(l2Bits)) {
+      var next = 0
+      while let index = nextUsedEntry(l2, from: next) {
+        next = index + 1
         let item = entry(l2, index)
         if item.isCompressed {
           let range = compressedRange(item.descriptor)
@@ -194,6 +210,15 @@ extension Qcow2Image {
         }
       }
     }
+  }
+
+  /// The first entry from `start` on that is not all zeros.
+  private func nextUsedEntry(_ table: L2Table, from start: Int) -> Int? {
+    let words = entryByteCount / 8
+    let limit = words << Int(l2Bits)
+    let position = start * words
+    let used = position + HostBytes.zeroWordCount(table.buffer.base + position * 8, limit: limit - position)
+    return used < limit ? used / words : nil
   }
 
   /// Counts all references and writes them with another width.
@@ -240,10 +265,25 @@ extension Qcow2Image {
     for index in refcountTable.indices where refcountTable[index] & ~511 != 0 {
       let base = UInt64(index) * perBlock
       guard let block = try refcountBlock(base) else { continue }
-      for position in 0..<perBlock {
-        judge(
-          base + position, stored: readCount(block.buffer, Int(position)),
-          found: UInt64(counts[base + position]))
+      let piece = min(perBlock, CountMap.chunk)
+      for start in stride(from: 0, to: perBlock, by: Int(piece)) {
+        let first = base + start
+        let byteCount = max(1, (Int(piece) << header.refcountOrder) >> 3)
+        guard let found = counts.counts(chunk: first / CountMap.chunk) else {
+          // Nothing is used here, and mostly nothing is counted.
+          if HostBytes.isZero(block.buffer.base + (Int(start) << header.refcountOrder) >> 3, byteCount) {
+            continue
+          }
+          for position in start..<start + piece {
+            judge(base + position, stored: readCount(block.buffer, Int(position)), found: 0)
+          }
+          continue
+        }
+        for position in start..<start + piece {
+          judge(
+            base + position, stored: readCount(block.buffer, Int(position)),
+            found: UInt64(found[Int((base + position) % CountMap.chunk)]))
+        }
       }
     }
     try counts.visit { (cluster, count) throws(BlockError) in
@@ -336,7 +376,9 @@ extension Qcow2Image {
         }
       }
       let table = try loadL2(at: offset)
-      for position in 0..<(1 << Int(l2Bits)) {
+      var next = 0
+      while let position = nextUsedEntry(table, from: next) {
+        next = position + 1
         var item = entry(table, position)
         if item.isCompressed {
           if item.isCopied {

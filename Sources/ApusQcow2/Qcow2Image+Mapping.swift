@@ -88,7 +88,7 @@ extension Qcow2Image {
       throw corrupted("an L2 table at 0x\(String(tableOffset, radix: 16)) is not aligned to clusters")
     }
     try makeRoomInL2Cache()
-    let buffer = HostBuffer(byteCount: Int(clusterSize))
+    let buffer = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
     try file.read(at: tableOffset, into: buffer.io)
     let table = L2Table(tableOffset, buffer)
     table.lastUse = useCounter
@@ -147,6 +147,20 @@ extension Qcow2Image {
     let unitSize = UInt64(1) << unitBits
     var position = (offset & ~(unitSize - 1)) + unitSize
     let hasPlace = result.kind == .data || result.kind == .zeroAllocated
+    if !hasExtendedL2, position < end {
+      // Entries that are the first one's, or follow on it, are passed as plain numbers.
+      let index = l2Index(offset)
+      let limit = min((1 << Int(l2Bits)) - index - 1, Int((end - position + clusterSize - 1) >> clusterBits))
+      let first = entry(table, index).descriptor
+      let base = table.buffer.base + (index + 1) * 8
+      let count =
+        first == 0
+        ? HostBytes.zeroWordCount(base, limit: limit)
+        : HostBytes.bigWordRunLength(
+          base, limit: limit, first: hasPlace ? first &+ clusterSize : first, step: hasPlace ? clusterSize : 0
+        )
+      position += UInt64(count) << clusterBits
+    }
     while position < end {
       let next = entry(table, l2Index(position))
       let unit = (position >> unitBits) & (unitsPerCluster - 1)
@@ -205,15 +219,15 @@ extension Qcow2Image {
     case .zero, .zeroAllocated: for buffer in buffers { buffer.clear() }
     case .unallocated: try readBacking(offset, buffers)
     case .compressed:
-      let cluster = HostBuffer(byteCount: Int(clusterSize))
       let range = compressedRange(mapping.hostOffset)
-      let source = HostBuffer(byteCount: range.byteCount)
+      let source = HostBuffer(byteCount: range.byteCount, isZeroed: false)
       try file.read(at: range.offset, into: source.io)
       let within = Int(offset & (clusterSize - 1))
       if within == 0, buffers.count == 1, buffers[0].byteCount == Int(clusterSize) {
         try compression.decompress(source.io, into: buffers[0])
         return
       }
+      let cluster = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
       try compression.decompress(source.io, into: cluster.io)
       withExtendedLifetime(cluster) {
         var position = within

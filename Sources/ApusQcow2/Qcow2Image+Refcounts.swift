@@ -51,7 +51,7 @@ extension Qcow2Image {
       if refcountBlocks.values.contains(where: { $0.isDirty }) { try writeRefcountBlocks() }
       refcountBlocks.removeAll(keepingCapacity: true)
     }
-    let buffer = HostBuffer(byteCount: Int(clusterSize))
+    let buffer = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
     try file.read(at: offset, into: buffer.io)
     let block = RefcountBlock(offset, buffer)
     refcountBlocks[index] = block

@@ -237,7 +237,7 @@ extension Qcow2Image {
       }
       if isZero { return nil }
     }
-    let buffer = HostBuffer(byteCount: Int(count))
+    let buffer = HostBuffer(byteCount: Int(count), isZeroed: false)
     try readUnchecked(range.lowerBound, [buffer.io])
     return buffer
   }

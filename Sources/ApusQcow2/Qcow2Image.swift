@@ -205,7 +205,7 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     -> [UInt64]
   {
     if count == 0 { return [] }
-    let buffer = HostBuffer(byteCount: count * 8)
+    let buffer = HostBuffer(byteCount: count * 8, isZeroed: false)
     try file.read(at: offset, into: buffer.io)
     return (0..<count).map { buffer.big64($0 * 8) }
   }

@@ -113,7 +113,7 @@ public final class ImageCopier: Sendable {
   }
 
   private func work() {
-    let buffer = HostBuffer(byteCount: Int(chunkByteCount))
+    let buffer = HostBuffer(byteCount: Int(chunkByteCount), isZeroed: false)
     while let task = next() {
       do throws(BlockError) { try carryOut(task, buffer) } catch { fail(error) }
       finish(task)
