@@ -72,7 +72,9 @@ let package = Package(
       "ApusVirtioDevices",
       ["ApusVirtio", "ApusDevice", "ApusMemory", "ApusHost", "ApusBlock", "ApusNet", "ApusPCI"]),
     // Storage
-    lib("ApusBlock", ["ApusHost"], unchecked),
+    .systemLibrary(name: "CURing", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
+    lib("ApusRing", ["ApusHost", "CURing"], unchecked),
+    lib("ApusBlock", ["ApusRing", "ApusHost"], unchecked),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
     .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
     // No pkgConfig: the library is loaded when it is needed, and not linked.

@@ -239,6 +239,57 @@ extension Qcow2Image {
     }
   }
 
+  // MARK: Transfers that need no waiting
+
+  public var transferStart: TransferStart {
+    dataFile == nil && header.encryption == 0 ? file.transferStart : .unsupported
+  }
+  public func submitTransfers() { file.submitTransfers() }
+
+  /// Starts a transfer of stored bytes that lie side by side, if the tables that lead there are at hand.
+  public func startTransfer(_ transfer: NodeTransfer) -> Bool {
+    guard let hostOffset = plainPlace(transfer) else { return false }
+    let below = NodeTransfer(isWrite: transfer.isWrite, offset: hostOffset, transfer.buffers) {
+      [self] failure in
+      endTransfer(nil)
+      transfer.completion(failure)
+    }
+    if file.startTransfer(below) { return true }
+    endTransfer(nil)
+    return false
+  }
+
+  /// Where a transfer's bytes lie, if nothing has to be done before they are moved; then it counts as under way.
+  private func plainPlace(_ transfer: NodeTransfer) -> UInt64? {
+    guard monitor.tryLock() else { return nil }
+    defer { monitor.unlock() }
+    let (offset, total) = (transfer.offset, UInt64(transfer.buffers.totalByteCount))
+    let index = l1Index(offset)
+    guard total > 0, offset <= header.byteCount, total <= header.byteCount - offset, index < l1.count,
+      dataFile == nil, header.encryption == 0, l2Cache[l1[index] & Entry.offsetMask] != nil
+    else { return nil }
+    if transfer.isWrite {
+      let clusters = offset >> clusterBits..<((offset + total - 1) >> clusterBits) + 1
+      guard !isReadOnly, !isBroken, !isWriteThrough, bitmaps.isEmpty, l1[index] & Entry.copied != 0,
+        pendingFrees.count <= 1024, !allocations.contains(where: { $0.overlaps(clusters) })
+      else { return nil }
+    }
+    do throws(BlockError) {
+      let mapping = try lookup(offset, limit: total)
+      guard mapping.kind == .data, mapping.byteCount == total, !transfer.isWrite || mapping.isCopied else {
+        return nil
+      }
+      if transfer.isWrite {
+        let first = mapping.hostOffset >> clusterBits
+        let last = (mapping.hostOffset + total - 1) >> clusterBits
+        // The blocking way says what is wrong.
+        guard !(first...last).contains(where: metadataClusters.contains) else { return nil }
+      }
+      transfersInFlight += 1
+      return mapping.hostOffset
+    } catch { return nil }
+  }
+
   private func readBacking(_ offset: UInt64, _ buffers: [IOBuffer]) throws(BlockError) {
     let total = UInt64(buffers.totalByteCount)
     let size = backingNode?.byteCount ?? 0

@@ -198,7 +198,7 @@ extension Qcow2Image {
     return first..<first + UInt64(allocation.clusters.count)
   }
 
-  private func endTransfer(_ clusters: Range<UInt64>?) {
+  func endTransfer(_ clusters: Range<UInt64>?) {
     monitor.withLock {
       transfersInFlight -= 1
       if let clusters, let index = allocations.firstIndex(of: clusters) { allocations.remove(at: index) }

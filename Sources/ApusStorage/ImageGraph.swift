@@ -8,6 +8,7 @@ import ApusQcow2
 public struct OpenOptions: Sendable {
   public var isReadOnly = true
   public var cache = BlockCacheMode.writeback
+  public var requestMode = FileRequestMode.threads
   /// Leave the backing chain closed.
   public var withoutBacking = false
   /// Do not lock, nor mind other users (`-U`).
@@ -184,7 +185,7 @@ public struct ImageGraph {
     try list.check(
       known: [
         "host", "port", "path", "export", "server.type", "server.host", "server.port", "server.path",
-        "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "multi-conn",
+        "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "multi-conn", "x-dirty-bitmap",
       ], of: "nbd")
     let address: HostSocketAddress
     if let path = list["path"] ?? list["server.path"] {
@@ -203,6 +204,7 @@ public struct ImageGraph {
     configuration.export = list["export"] ?? ""
     configuration.isReadOnly = options.isReadOnly
     configuration.hostName = list["tls-hostname"]
+    configuration.statusContext = list["x-dirty-bitmap"]
     configuration.reconnectSeconds = try list.number("reconnect-delay", of: "nbd", in: 0...1_000_000) ?? 0
     configuration.openSeconds = try list.number("open-timeout", of: "nbd", in: 0...1_000_000) ?? 0
     configuration.connectionCount = Int(try list.number("multi-conn", of: "nbd", in: 1...16) ?? 1)
@@ -239,8 +241,12 @@ public struct ImageGraph {
       case let value?:
         throw ConfigurationError("the file '\(path)': locking is '\(value)'; it must be on, off or auto")
       }
-      if let aio = list["aio"], aio != "threads" {
-        throw ConfigurationError("the file '\(path)': aio=\(aio) is not implemented; leave it at threads")
+      configuration.requestMode = options.requestMode
+      if let aio = list["aio"] {
+        guard let mode = FileRequestMode(rawValue: aio) else {
+          throw .unknown("request mode", aio, among: FileRequestMode.allCases.map(\.rawValue))
+        }
+        configuration.requestMode = mode
       }
     } catch { throw StorageError(error) }
     do throws(BlockError) { return try FileNode(configuration) } catch { throw StorageError(error) }

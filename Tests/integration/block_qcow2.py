@@ -271,6 +271,30 @@ def amend():
         peer_io(image, "read -q -P 1 0 512k", "read -q -P 0 512k 256k", "read -q -P 1 768k 256k", options=("-f", "qcow2"))
 
 
+@case("request-modes")
+def request_modes():
+    """Requests through io_uring: the same bytes, on every layer that passes them on and on those that do not."""
+    raw = sample("modes.raw", 24 << 20)
+    image = path("modes.qcow2")
+    for mode, cache in (("threads", "none"), ("native", "none"), ("native", "directsync"), ("io_uring", "none"),
+                        ("io_uring", "writeback"), ("io_uring", "writethrough")):
+        img("convert", "-O", "qcow2", raw, image)
+        # Each write is flushed in two of the modes.
+        count = "600" if cache in ("none", "writeback") else "40"
+        for target, format in ((raw, "raw"), (image, "qcow2")):
+            # Aligned requests and others, over data, holes, the image's end and clusters that are not there yet.
+            for size, step, offset in ((4096, 69632, 0), (65536, 65536, 512), (5632, 7168, 1024)):
+                for write in ((), ("-w", "--pattern=85")):
+                    img("bench", "-q", *write, "-i", mode, "-t", cache, "-d", "32", "-c", count, "-s", size, "-S", step, "-o", offset,
+                        "-f", format, target)
+        both_check(image)
+        same(raw, image, "-f", "raw", "-F", "qcow2")
+        io(image, "aio_write -q -P 7 0 64k", "aio_flush", "read -q -P 7 0 64k", options=("-f", "qcow2", "-i", mode, "-t", cache))
+        peer_io(image, "read -q -P 7 0 64k", options=("-f", "qcow2",))
+    check("cache mode" in img("bench", "-n", "-f", "raw", raw, code=1), "aio=native with the page cache was not refused")
+    check("aio mode" in img("bench", "-i", "fast", "-f", "raw", raw, code=1), "an unknown mode was not refused")
+
+
 @case("locking")
 def locking():
     """A file that one program writes is refused by the other."""

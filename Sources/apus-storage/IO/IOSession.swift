@@ -9,6 +9,7 @@ final class IOSession {
   struct OpenSettings {
     var isReadOnly = false
     var cache = BlockCacheMode.writeback
+    var requestMode = FileRequestMode.threads
     var format: String?
     var isOptionList = false
     var sharesAll = false
@@ -50,6 +51,7 @@ final class IOSession {
     guard image == nil else { throw ToolError("file open already, try 'help close'") }
     var options = OpenOptions(writable: !settings.isReadOnly && !settings.isTemporary)
     options.cache = settings.cache
+    options.requestMode = settings.requestMode
     options.sharesAll = settings.sharesAll
     options.unmaps = settings.unmaps
     options.objects = settings.objects
