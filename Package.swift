@@ -137,7 +137,7 @@ let package = Package(
     .executableTarget(
       name: "apus-storage",
       dependencies: [
-        "ApusStorage", "ApusNBD", "ApusQcow2", "ApusBlock", "ApusConfig", "ApusCrypto", "ApusHost",
+        "ApusStorage", "ApusNBD", "ApusQcow2", "ApusImages", "ApusBlock", "ApusConfig", "ApusCrypto", "ApusHost",
       ],
       swiftSettings: common,
       linkerSettings: [.unsafeFlags(["-static-stdlib"])]),

@@ -98,6 +98,8 @@ public protocol ImageNode: AnyObject, Sendable {
   /// would have to do more than pass it on: then `read` or `write` is to be called.
   func startTransfer(_ transfer: NodeTransfer) -> Bool
   func submitTransfers()
+  /// Says what the node on top is about to do, for fault injection; the names are QEMU's.
+  func note(_ event: StaticString)
   /// Flushes and lets go of what the node holds. No request may follow.
   func close() throws(BlockError)
 }
@@ -114,6 +116,7 @@ extension ImageNode {
   public var transferStart: TransferStart { .unsupported }
   public func startTransfer(_ transfer: NodeTransfer) -> Bool { false }
   public func submitTransfers() {}
+  public func note(_ event: StaticString) {}
 
   public func child(_ role: String) -> (any ImageNode)? { children.first { $0.role == role }?.node }
   /// The node that answers what this layer leaves open.

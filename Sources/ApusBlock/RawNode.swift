@@ -50,10 +50,12 @@ public final class RawNode: ImageNode {
 
   public func read(at offset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
     if let error = rangeError(offset, UInt64(buffers.totalByteCount)) { throw error }
+    file.note("read_aio")
     try file.read(at: self.offset + offset, into: buffers)
   }
   public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
     if let error = writeError(offset, UInt64(buffers.totalByteCount)) { throw error }
+    file.note("write_aio")
     guard let recognise, offset < UInt64(Self.recognisedByteCount) else {
       return try file.write(at: self.offset + offset, from: buffers)
     }

@@ -54,7 +54,7 @@ public final class SectorCipher: Sendable {
   }
 
   public let algorithm: Algorithm
-  private let key: [UInt8]
+  let key: [UInt8]
   private let essivKey: [UInt8]
   private let free = Mutex<[Context]>([])
 

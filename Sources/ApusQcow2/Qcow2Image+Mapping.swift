@@ -89,6 +89,7 @@ extension Qcow2Image {
     }
     try makeRoomInL2Cache()
     let buffer = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
+    file.note("l2_load")
     try file.read(at: tableOffset, into: buffer.io)
     let table = L2Table(tableOffset, buffer)
     table.lastUse = useCounter
@@ -221,6 +222,7 @@ extension Qcow2Image {
     case .compressed:
       let range = compressedRange(mapping.hostOffset)
       let source = HostBuffer(byteCount: range.byteCount, isZeroed: false)
+      file.note("read_compressed")
       try file.read(at: range.offset, into: source.io)
       let within = Int(offset & (clusterSize - 1))
       if within == 0, buffers.count == 1, buffers[0].byteCount == Int(clusterSize) {

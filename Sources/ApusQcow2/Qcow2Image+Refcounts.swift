@@ -52,6 +52,7 @@ extension Qcow2Image {
       refcountBlocks.removeAll(keepingCapacity: true)
     }
     let buffer = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
+    file.note("refblock_load")
     try file.read(at: offset, into: buffer.io)
     let block = RefcountBlock(offset, buffer)
     refcountBlocks[index] = block
@@ -91,9 +92,11 @@ extension Qcow2Image {
     writeCount(buffer, Int(place - first), 1)
     let offset = place << clusterBits
     try checkOverlap(place..<place + 1)
+    file.note("refblock_alloc_write")
     try file.write(at: offset, from: buffer.io)
     try file.flush()
     refcountTable[index] = offset
+    file.note("refblock_alloc_hookup")
     try writeRefcountTableEntry(index)
     metadataClusters.insert(place)
     refcountBlocks[index] = RefcountBlock(offset, buffer)
@@ -168,6 +171,7 @@ extension Qcow2Image {
   ///
   /// - Parameter exactly: all of them, wherever they are.
   func allocate(_ count: UInt64, exactly: Bool = false) throws(BlockError) -> Range<UInt64> {
+    file.note("cluster_alloc")
     try markLazy()
     var start = freeHint
     var length: UInt64 = 0
@@ -248,6 +252,7 @@ extension Qcow2Image {
   func writeRefcountBlocks() throws(BlockError) -> Bool {
     var isAny = false
     for block in refcountBlocks.values.filter({ $0.isDirty }).sorted(by: { $0.offset < $1.offset }) {
+      file.note("refblock_update_part")
       try file.write(at: block.offset, from: block.buffer.io)
       block.isDirty = false
       isAny = true
@@ -265,12 +270,14 @@ extension Qcow2Image {
       try file.flush()
     }
     for table in tables {
+      file.note("l2_update")
       try file.write(at: table.offset, from: table.buffer.io)
       table.isDirty = false
     }
     if !dirtyL1Sectors.isEmpty {
       if !tables.isEmpty { try file.flush() }
       for sector in dirtyL1Sectors.sorted() {
+        file.note("l1_update")
         let entries = l1[(sector * 64)..<min(l1.count, sector * 64 + 64)]
         try file.write(entries.flatMap(bigEndianBytes), at: header.l1Offset + UInt64(sector) * 512)
       }
@@ -283,6 +290,7 @@ extension Qcow2Image {
   private func applyFrees(isFinal: Bool) throws(BlockError) {
     guard !pendingFrees.isEmpty, isFinal || transfersInFlight == 0 else { return }
     try file.flush()
+    file.note("cluster_free")
     let frees = pendingFrees
     pendingFrees.removeAll()
     for range in frees {

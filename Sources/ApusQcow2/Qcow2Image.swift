@@ -255,10 +255,12 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   // MARK: Guest data
 
   func readData(at hostOffset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
+    file.note("read_aio")
     if header.encryption == 0 { return try (dataFile ?? file).read(at: hostOffset, into: buffers) }
     try store().read(at: hostOffset, into: buffers)
   }
   func writeData(at hostOffset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
+    file.note("write_aio")
     if header.encryption == 0 { return try (dataFile ?? file).write(at: hostOffset, from: buffers) }
     try store().write(at: hostOffset, from: buffers)
   }

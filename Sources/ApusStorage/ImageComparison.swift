@@ -1,11 +1,5 @@
 import ApusBlock
 import ApusHost
-import ApusQcow2
-
-/// An image format with a check of its own.
-public protocol CheckedImage: ImageNode {
-  func check() throws(BlockError) -> Qcow2Image.CheckResult
-}
 
 /// Compares what two images read as.
 public struct ImageComparison {

@@ -47,6 +47,10 @@ public struct ImageGraph {
   public func open(_ filename: String, format: String? = nil) throws(StorageError) -> OpenedImage {
     if let list = try FileNames.options(filename) {
       var list = list
+      if filename.hasPrefix("blkdebug:") {
+        let below = try open(list, name: filename)
+        return try openFormat(below.node, filename, format, OptionList())
+      }
       if let driver = list["driver"], ImageFormat.named(driver) != nil || ImageFilter.names.contains(driver) {
         return try open(list, name: filename)
       }
@@ -133,7 +137,7 @@ public struct ImageGraph {
     var nested = list.nested(role)
     guard !nested.entries.isEmpty else { throw StorageError("\(shown): \(role)= is missing") }
     list.entries.removeAll { $0.key.hasPrefix(role + ".") }
-    if nested["driver"] == nil, role == "file" {
+    if nested["driver"] == nil, role == "file" || nested["filename"] != nil {
       if let filename = nested["filename"], let options = try FileNames.options(filename) {
         _ = nested.take("filename")
         nested.entries = options.entries + nested.entries

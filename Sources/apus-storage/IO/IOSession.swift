@@ -12,6 +12,8 @@ final class IOSession {
     var requestMode = FileRequestMode.threads
     var format: String?
     var isOptionList = false
+    /// The list, if it is not the name itself.
+    var options: OptionList?
     var sharesAll = false
     var unmaps = true
     var copiesOnRead = false
@@ -61,8 +63,12 @@ final class IOSession {
       }
       var list = OptionList()
       if settings.isOptionList {
-        do throws(ConfigurationError) { list = try OptionList(parsing: name) } catch {
-          throw StorageError(error)
+        if let options = settings.options {
+          list = options
+        } else {
+          do throws(ConfigurationError) { list = try OptionList(parsing: name) } catch {
+            throw StorageError(error)
+          }
         }
         if let format = settings.format, list["driver"] == nil {
           list.entries.append(.init("driver", format))
