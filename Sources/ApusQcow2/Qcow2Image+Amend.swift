@@ -115,6 +115,8 @@ extension Qcow2Image {
       try quiesce()
       try flushMetadata(isFinal: true)
       try file.flush()
+      // Entries of version 3 have fields that older ones may lack.
+      if version == 3, !snapshots.isEmpty { try replaceSnapshotTable(snapshots) }
       header.version = version
       if version == 2 {
         header.compatible = 0

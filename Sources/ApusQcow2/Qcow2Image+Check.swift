@@ -109,12 +109,19 @@ extension Qcow2Image {
       guard repair == .all else { return }
       try rebuildRefcounts(counts, &result)
     } else {
-      try compare(counts, repair: repair, &result)
+      // What a snapshot without its L1 table had is not free.
+      let keepsLeaks = snapshots.contains { $0.damage == .misplacedL1 }
+      try compare(counts, repair: keepsLeaks ? .none : repair, &result)
     }
     try checkCopiedFlags(repair: repair, &result)
     result.imageEndOffset = counts.end << clusterBits
     if repair != .none { try flushMetadata(isFinal: true) }
     freeHint = 0
+    // Only now can clusters be had safely.
+    if repair == .all, snapshotTableNeedsRewriting {
+      try replaceSnapshotTable(snapshots)
+      try flushMetadata(isFinal: true)
+    }
   }
 
   // MARK: References
@@ -133,20 +140,38 @@ extension Qcow2Image {
     if l1.count > 0 { add(header.l1Offset, UInt64(l1.count) * 8) }
     result.totalClusters = (header.byteCount + clusterSize - 1) >> clusterBits
     try collectTree(l1, isActive: true, &counts, &result, repair: repair, fileClusters)
-    do throws(BlockError) {
-      if snapshots.isEmpty { snapshots = try readSnapshots() }
-    } catch {
-      result.report("ERROR \(error.description)")
-      result.checkErrors += 1
+    snapshots = try readSnapshots()
+    reportSnapshotTable(&result, repair)
+    // How far a table reaches that does not end is not known: a new one takes its place, and the old one is free.
+    if header.snapshotCount > 0, !(snapshotTableIsCut && repair == .all) {
+      add(header.snapshotsOffset, UInt64(snapshotTableByteCount))
     }
-    if !snapshots.isEmpty { add(header.snapshotsOffset, UInt64(snapshotTableByteCount())) }
-    for snapshot in snapshots {
+    for snapshot in snapshots where snapshot.damage != .misplacedL1 {
       if snapshot.l1Size > 0 { add(snapshot.l1Offset, UInt64(snapshot.l1Size) * 8) }
       try collectTree(
         try readL1(snapshot), isActive: false, &counts, &result, repair: repair, fileClusters)
     }
     if header.encryption != 0, let place = header.encryptionHeader { add(place.offset, place.byteCount) }
     for range in try bitmapRanges(&result) { add(range.offset, range.byteCount) }
+  }
+
+  private func reportSnapshotTable(_ result: inout CheckResult, _ repair: Repair) {
+    for (number, snapshot) in snapshots.enumerated() {
+      guard let damage = snapshot.damage else { continue }
+      let text = "snapshot table entry \(number) (\(snapshot.name)) \(damage.text)"
+      // Where a lost L1 table was is not to be known.
+      note(&result, damage == .misplacedL1 ? .none : repair, text)
+    }
+    if snapshotTableIsCut {
+      note(
+        &result, repair, "the snapshot table ends after \(snapshots.count) of \(header.snapshotCount) entries"
+      )
+    }
+  }
+
+  /// Whether writing the snapshot table anew mends it.
+  private var snapshotTableNeedsRewriting: Bool {
+    snapshotTableIsCut || snapshots.contains { $0.damage == .incomplete || $0.damage == .excess }
   }
 
   private func collectTree(

@@ -43,6 +43,9 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   /// Requests that move data without the lock; clusters are not given to others meanwhile.
   var transfersInFlight = 0
   var snapshots: [Snapshot] = []
+  /// As it is in the file.
+  var snapshotTableByteCount = 0
+  var snapshotTableIsCut = false
   var bitmaps: [PersistentBitmap] = []
   /// Whether bitmaps on disk are marked as in use by us.
   var bitmapsAreInUse = false
@@ -193,6 +196,7 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     rememberMetadata()
     do throws(BlockError) {
       snapshots = try readSnapshots()
+      try checkSnapshotTable()
       bitmaps = try readBitmapDirectory()
     } catch {
       if !options.isForCheck { throw error }

@@ -296,7 +296,8 @@ public struct ImageGraph {
       if backed?.backingFile != nil { rest.entries.removeAll { $0.key.hasPrefix("backing.") } }
       try refuse(rest, driver.name)
       let backingName = backed?.backingFile?.name
-      let backing = try openBacking(backingName, backed?.backingFile?.format, filename, given)
+      let backing = try openBacking(
+        backingName, backed?.backingFile?.format, Self.origin(filename, file), given)
       backed?.attachBacking(backing?.node)
       return OpenedImage(
         node, filename: filename, format: driver.name, backing: backing, backingFilename: backingName)
@@ -333,7 +334,7 @@ public struct ImageGraph {
         guard let name = external.name else {
           throw StorageError("its external data file is not named; give data-file.filename=")
         }
-        return try openFile(FileNames.resolve(name, from: filename), OptionList())
+        return try openFile(FileNames.resolve(name, from: Self.origin(filename, file)), OptionList())
       }
     }
     let image = try Qcow2Image(file, dataFile: dataFile, options: settings)
@@ -349,7 +350,7 @@ public struct ImageGraph {
       }
       backing = node
     } else {
-      backing = try openBacking(name, image.backingFormat, filename, given)
+      backing = try openBacking(name, image.backingFormat, Self.origin(filename, file), given)
     }
     image.attachBacking(backing?.node)
     return OpenedImage(image, filename: filename, format: "qcow2", backing: backing, backingFilename: name)
@@ -405,9 +406,17 @@ public struct ImageGraph {
     return try checked { () throws(StorageError) in try options.objects.secret(id) }
   }
 
-  private func openBacking(_ name: String?, _ format: String?, _ filename: String, _ given: OptionList)
-    throws(BlockError) -> OpenedImage?
-  {
+  /// Whom names in an image are relative to: the image's own name, or the file's that a `json:` name leads to.
+  private static func origin(_ filename: String, _ file: any ImageNode) -> String {
+    guard filename.hasPrefix("json:") else { return filename }
+    var node = file
+    while let next = node.child("file") { node = next }
+    return (node as? FileNode)?.path ?? filename
+  }
+
+  private func openBacking(
+    _ name: String?, _ format: String?, _ filename: String, _ given: OptionList
+  ) throws(BlockError) -> OpenedImage? {
     if options.withoutBacking { return nil }
     guard name != nil || !given.entries.isEmpty else { return nil }
     guard depth < 200 else {

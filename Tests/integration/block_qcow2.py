@@ -2,6 +2,7 @@
 """qcow2 images of every kind, written by apus-img and apus-io and read by Debian's qemu-img, and the other way."""
 import itertools
 import json
+import struct
 import os
 import random
 
@@ -269,6 +270,49 @@ def amend():
         both_check(image)
         same_information(image)
         peer_io(image, "read -q -P 1 0 512k", "read -q -P 0 512k 256k", "read -q -P 1 768k 256k", options=("-f", "qcow2"))
+
+
+@case("damaged-snapshots")
+def damaged_snapshots():
+    """A snapshot table that is wrong: it is told, repaired where that is possible, and nothing else is lost."""
+    image, copy = path("snapshots-damaged.qcow2"), path("snapshots-damaged-copy.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "8M")
+    io(image, "write -q -P 1 0 2M")
+    peer_img("snapshot", "-c", "one", image)
+    io(image, "write -q -P 2 1M 2M")
+    data = open(image, "rb").read()
+    table = struct.unpack_from(">Q", data, 64)[0]
+
+    def damaged(place, layout, value):
+        with open(copy, "wb") as file:
+            file.write(data[:place] + struct.pack(layout, value) + data[place + struct.calcsize(layout):])
+
+    # The snapshot's L1 table is misplaced: the disk is still there, and what the snapshot has is not given away.
+    damaged(table, ">Q", struct.unpack_from(">Q", data, table)[0] + 512)
+    check("misplaced" in img("check", copy, code=2), "the misplaced table was not found")
+    io(copy, "read -q -P 1 0 1M", "read -q -P 2 1M 2M", "write -q -P 3 4M 64k", options=("-f", "qcow2"))
+    check("misplaced" in img("snapshot", "-a", "one", copy, code=1), "a damaged snapshot was applied")
+    img("check", "-r", "all", copy, code=2)
+    with open(copy, "r+b") as file:
+        file.seek(table)
+        file.write(data[table:table + 8])
+    both_check(copy)
+    img("snapshot", "-a", "one", copy)
+    io(copy, "read -q -P 1 0 2M", "read -q -P 0 2M 6M", options=("-f", "qcow2"))
+    # More entries than there are: only check opens the image, and cuts the table.
+    damaged(60, ">I", 60000)
+    check("does not end" in io(copy, "quit", code=1, options=("-f", "qcow2")), "a table without an end was opened")
+    img("check", copy, code=2)
+    img("check", "-r", "all", copy)
+    both_check(copy)
+    io(copy, "read -q -P 1 0 1M", "read -q -P 2 1M 2M", options=("-f", "qcow2"))
+    img("snapshot", "-a", "one", copy)
+    io(copy, "read -q -P 1 0 2M", "read -q -P 0 2M 6M", options=("-f", "qcow2"))
+    both_check(copy)
+    # Backing files are found from where a json: name's file lies.
+    img("create", "-q", "-f", "qcow2", "-b", "snapshots-damaged.qcow2", "-F", "qcow2", path("relative.qcow2"))
+    io(f'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{path("relative.qcow2")}"}}}}', "read -q -P 2 1M 2M")
+    check("-F" in img("rebase", "-u", "-b", image, path("relative.qcow2"), code=1), "rebase without the backing file's format")
 
 
 @case("request-modes")

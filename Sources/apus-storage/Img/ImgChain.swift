@@ -134,7 +134,7 @@ extension ImgTool {
       throw ToolError("must specify backing file (-b) or use simple mode (-b \"\")")
     }
     let format = arguments["F"]
-    if !backing.isEmpty, format == nil, !arguments.has("u") {
+    if !backing.isEmpty, format == nil {
       throw ToolError("rebase needs the backing file's format: give -F")
     }
     var options = OpenOptions(writable: true)
