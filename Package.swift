@@ -72,7 +72,7 @@ let package = Package(
       "ApusVirtioDevices",
       ["ApusVirtio", "ApusDevice", "ApusMemory", "ApusHost", "ApusBlock", "ApusNet", "ApusPCI"]),
     // Storage
-    .systemLibrary(name: "CURing", pkgConfig: "liburing", providers: [.apt(["liburing-dev"])]),
+    .target(name: "CURing", cSettings: [.unsafeFlags(["-O2"])], linkerSettings: [.linkedLibrary("uring")]),
     lib("ApusRing", ["ApusHost", "CURing"], unchecked),
     lib("ApusBlock", ["ApusRing", "ApusHost"], unchecked),
     .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
@@ -137,7 +137,8 @@ let package = Package(
     .executableTarget(
       name: "apus-storage",
       dependencies: [
-        "ApusStorage", "ApusNBD", "ApusQcow2", "ApusImages", "ApusBlock", "ApusConfig", "ApusCrypto", "ApusHost",
+        "ApusStorage", "ApusNBD", "ApusQcow2", "ApusImages", "ApusBlock", "ApusConfig", "ApusCrypto",
+        "ApusHost",
       ],
       swiftSettings: common,
       linkerSettings: [.unsafeFlags(["-static-stdlib"])]),

@@ -223,10 +223,6 @@ public final class FaultNode: ImageNode {
     try forEachPiece(
       body.lowerBound, UInt64(body.count), best: limits.bestDiscard, most: limits.maximumDiscard
     ) { (start, count) throws(BlockError) in
-      guard limits.bestDiscard == 0 || (start % limits.bestDiscard == 0 && count % limits.bestDiscard == 0)
-      else {
-        return
-      }
       try check(.discard, start, count)
       try file.discard(at: start, byteCount: count)
     }

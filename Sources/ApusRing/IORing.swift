@@ -22,9 +22,9 @@ public final class IORing: @unchecked Sendable {
     deinit { vectors.deallocate() }
   }
 
-  // SAFETY: a heap cell that lives as long as the object. The submission side is touched with `submitting` held, the
+  // SAFETY: the library's object lives as long as this one. The submission side is touched with `submitting` held, the
   // completion side by the ring's thread alone; each pending request's memory is kept until it has completed.
-  private let ring = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
+  private let ring: OpaquePointer
   private let submitting = Monitor()
   private var queuedCount = 0
   private var isStopped = false
@@ -32,24 +32,21 @@ public final class IORing: @unchecked Sendable {
 
   /// - Parameter depth: requests that are queued before they are handed to the kernel; more than that may be under way.
   public init(depth: UInt32 = 128) throws(HostError) {
-    let code = apus_ring_start(ring, depth)
-    guard code == 0 else {
-      ring.deallocate()
-      throw HostError("set up io_uring", errno: -code)
-    }
+    var code: Int32 = 0
+    guard let ring = apus_ring_create(depth, &code) else { throw HostError("set up io_uring", errno: -code) }
+    self.ring = ring
     let cell = RingCell(ring: ring)
     thread = HostThread.spawn("io-uring") { Self.complete(cell) }
   }
 
   private struct RingCell: @unchecked Sendable {
     // SAFETY: the thread that gets it is joined before the ring goes.
-    let ring: UnsafeMutablePointer<io_uring>
+    let ring: OpaquePointer
   }
 
   deinit {
     stop()
-    io_uring_queue_exit(ring)
-    ring.deallocate()
+    apus_ring_destroy(ring)
   }
 
   /// Queues a transfer; `submit` hands it to the kernel. False if the queue has no room even then.
@@ -84,7 +81,7 @@ public final class IORing: @unchecked Sendable {
 
   private func submitLocked() {
     while queuedCount > 0 {
-      let code = io_uring_submit(ring)
+      let code = apus_ring_submit(ring)
       if code > 0 {
         queuedCount -= Int(code)
         continue
