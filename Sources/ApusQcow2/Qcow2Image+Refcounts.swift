@@ -173,6 +173,8 @@ extension Qcow2Image {
   func allocate(_ count: UInt64, exactly: Bool = false) throws(BlockError) -> Range<UInt64> {
     file.note("cluster_alloc")
     try markLazy()
+    // Each new refcount block lies at the start of what it counts, in the way of longer runs.
+    if exactly, count >> refcountBitsPerBlockLog > 0 { return try allocateLongRun(count) }
     var start = freeHint
     var length: UInt64 = 0
     var cluster = freeHint
@@ -202,6 +204,43 @@ extension Qcow2Image {
     for cluster in range { try setRefcount(cluster, 1) }
     if start <= freeHint || !exactly { freeHint = max(freeHint, range.upperBound) }
     return range
+  }
+
+  /// Takes more clusters side by side than one refcount block counts: behind all that is counted, after their blocks.
+  private func allocateLongRun(_ count: UInt64) throws(BlockError) -> Range<UInt64> {
+    let perBlock = UInt64(1) << refcountBitsPerBlockLog
+    var blockCount = (count + perBlock - 1) / perBlock
+    while blockCount * perBlock < blockCount + count { blockCount += 1 }
+    func firstIndex() -> Int { (refcountTable.lastIndex { $0 & ~511 != 0 } ?? -1) + 1 }
+    while firstIndex() + Int(blockCount) > refcountTable.count {
+      // By half its length each time.
+      let index = firstIndex()
+      try growRefcountTable(from: UInt64(index) << refcountBitsPerBlockLog, covering: index)
+    }
+    let index = firstIndex()
+    let first = UInt64(index) << refcountBitsPerBlockLog
+    let used = blockCount + count
+    guard (first + used) << clusterBits < 1 << 55 else {
+      throw BlockError(.noSpace, "qcow2 image: no room for \(count) clusters side by side")
+    }
+    try checkOverlap(first..<first + used)
+    for number in 0..<blockCount {
+      let buffer = HostBuffer(byteCount: Int(clusterSize))
+      let base = number * perBlock
+      for cluster in base..<min(base + perBlock, used) { writeCount(buffer, Int(cluster - base), 1) }
+      let offset = (first + number) << clusterBits
+      try file.write(at: offset, from: buffer.io)
+      refcountBlocks[index + Int(number)] = RefcountBlock(offset, buffer)
+    }
+    try file.flush()
+    for number in 0..<blockCount {
+      refcountTable[index + Int(number)] = (first + number) << clusterBits
+      metadataClusters.insert(first + number)
+    }
+    for position in stride(from: index & ~63, to: index + Int(blockCount), by: 64) {
+      try writeRefcountTableEntry(position)
+    }
+    return first + blockCount..<first + used
   }
 
   /// Refuses to use clusters that hold tables: the counts must be wrong.

@@ -69,6 +69,25 @@ def faults_by_events():
     check(data == b"\x05" * 1000 + b"\x06" * 30000 + b"\x05" * 9000 + bytes(20000) + b"\x05" * ((1 << 20) - 60000), "other bytes changed")
 
 
+@case("commit-through-options")
+def commit_through_options():
+    """A backing file that a json: name describes is written to as it says."""
+    base, top = path("window.raw"), path("window-top.qcow2")
+    open(base, "wb").write(b"\x05" * (3 << 20))
+    window = "json:" + json.dumps({"driver": "raw", "offset": 1 << 20, "size": 1 << 20, "file": {"driver": "file", "filename": base}})
+    img("create", "-q", "-f", "qcow2", "-b", window, "-F", "raw", top)
+    io(top, "read -q -P 5 0 1M", "write -q -P 6 64k 64k", options=("-f", "qcow2"))
+    img("commit", "-q", "-f", "qcow2", top)
+    start = (1 << 20) + 65536
+    check(open(base, "rb").read() == b"\x05" * start + b"\x06" * 65536 + b"\x05" * ((3 << 20) - start - 65536), "written elsewhere")
+    base = path("window.qcow2")
+    img("create", "-q", "-f", "qcow2", base, "1M")
+    img("create", "-q", "-f", "qcow2", "-b", graph(base, event="write_aio", errno=28), "-F", "qcow2", top)
+    io(top, "write -q -P 6 64k 64k", options=("-f", "qcow2"))
+    check("fails as asked" in img("commit", "-f", "qcow2", top, code=1), "the commit did not fail")
+    io(top, "read -q -P 6 64k 64k", options=("-f", "qcow2"))
+
+
 @case("bad-chains")
 def bad_chains():
     a, b = path("circle-a.qcow2"), path("circle-b.qcow2")

@@ -315,6 +315,31 @@ def damaged_snapshots():
     check("-F" in img("rebase", "-u", "-b", image, path("relative.qcow2"), code=1), "rebase without the backing file's format")
 
 
+@case("long-tables")
+def long_tables():
+    """Tables longer than what a refcount block counts: L1 tables of small clusters, a LUKS header in them."""
+    image = path("long.qcow2")
+    for size, options in (("2G", "cluster_size=512"), ("300M", "cluster_size=512,refcount_bits=64"), ("8G", "cluster_size=1k,refcount_bits=64")):
+        img("create", "-q", "-f", "qcow2", "-o", options, image, size)
+        io(image, "write -q -P 1 0 1M", "write -q -P 2 200M 64k")
+        img("snapshot", "-c", "one", image)
+        io(image, "write -q -P 3 512k 1M")
+        both_check(image)
+        img("resize", "-q", image, "+4G")
+        io(image, "write -q -P 4 4200M 64k")
+        img("snapshot", "-c", "two", image)
+        both_check(image)
+        io(image, "read -q -P 1 0 512k", "read -q -P 2 200M 64k")
+    secret = ("--object", "secret,id=s0,data=astrochicken")
+    img("create", "-q", *secret, "-f", "qcow2", "-o", "cluster_size=512,encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=s0",
+        image, "1M")
+    opened = f"driver=qcow2,file.filename={image},encrypt.key-secret=s0"
+    io(opened, "write -q -P 5 0 1M", options=(*secret, "--image-opts"))
+    peer_io(opened, "read -q -P 5 0 1M", options=(*secret, "--image-opts"))
+    img("check", image)
+    peer_img("check", *secret, "--image-opts", opened)
+
+
 @case("request-modes")
 def request_modes():
     """Requests through io_uring: the same bytes, on every layer that passes them on and on those that do not."""

@@ -19,18 +19,21 @@ extension ImgTool {
   ) { (arguments) throws(ToolError) in
     let name = try operand(arguments, "commit")
     let mode = try cacheMode(arguments["cache"], default: .writeback)
-    if arguments.has("image-opts") {
-      // Options can say more than names: the chain is opened once, for writing.
+    // Once to learn the chain, then each image for what is done with it: one file is not opened twice.
+    let chain = try open(name, arguments, format: arguments["format"], OpenOptions()).chain
+    if arguments.has("image-opts")
+      || ([name] + chain.compactMap(\.backingFilename)).contains(where: { $0.hasPrefix("json:") })
+    {
+      // Options say more than the names of images: the chain is opened as a whole, for writing.
+      try request { () throws(BlockError) in try chain[0].node.close() }
       var options = OpenOptions(writable: true)
       options.writesBacking = true
       options.cache = mode
-      let front = try open(name, arguments, format: nil, options)
+      let front = try open(name, arguments, format: arguments["format"], options)
       let base = try commitBase(front.chain, arguments, name)
       return try carryOutCommit(
         front, front.chain[base], arguments, empties: !arguments.has("d") && !arguments.has("b"))
     }
-    // Once to learn the chain, then each image for what is done with it: one file is not opened twice.
-    let chain = try open(name, arguments, format: arguments["format"], OpenOptions()).chain
     let baseIndex = try commitBase(chain, arguments, name)
     let baseName = chain[baseIndex].filename
     let baseFormat = chain[baseIndex].format
