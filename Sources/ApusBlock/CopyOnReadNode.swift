@@ -27,6 +27,7 @@ public final class CopyOnReadNode: ImageNode {
     while done < total {
       let status = try file.status(at: offset + done, byteCount: total - done)
       if !status.isAllocated {
+        file.note("cor_write")
         let part = buffers.slice(offset: Int(done), count: Int(status.byteCount))
         if part.allSatisfy({ HostBytes.isZero($0) }) {
           try file.writeZeroes(at: offset + done, byteCount: status.byteCount, mayUnmap: true)

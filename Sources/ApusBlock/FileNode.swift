@@ -1,4 +1,5 @@
 import ApusHost
+import ApusRing
 import Synchronization
 
 /// How the host's caches are used (`cache=`).
@@ -18,11 +19,20 @@ public enum BlockCacheMode: String, Sendable, CaseIterable {
   public var isWriteThrough: Bool { self == .writethrough || self == .directsync }
 }
 
+/// How requests reach the host (`aio=`).
+public enum FileRequestMode: String, Sendable, CaseIterable {
+  /// Calls that block, on threads of whoever has many at once.
+  case threads
+  /// The kernel's asynchronous interface as the machine's disks have it, past the page cache only.
+  case native
+  case ioUring = "io_uring"
+}
+
 /// A file or block device whose bytes are the node's bytes (`file`, `host_device`).
 ///
 /// Any thread. A regular file grows when something is written behind its end. With a direct cache mode, requests whose
-/// offset, length or memory is not aligned go through a second, cached descriptor. Not modelled: io_uring, Linux AIO,
-/// SCSI pass-through, persistent reservations.
+/// offset, length or memory is not aligned go through a second, cached descriptor. io_uring serves `aio=io_uring` and
+/// `aio=native`. Not modelled: SCSI pass-through, persistent reservations.
 public final class FileNode: ImageNode {
   public struct Configuration: Sendable {
     public var path: String
@@ -36,6 +46,7 @@ public final class FileNode: ImageNode {
     public var isLocked = true
     /// Others may write at the same time (`share-rw=on`).
     public var sharesWrites = false
+    public var requestMode = FileRequestMode.threads
     public init(path: String) { self.path = path }
   }
 
@@ -52,6 +63,7 @@ public final class FileNode: ImageNode {
   // For direct modes: the same file without O_DIRECT, for requests that are not aligned.
   private let cachedFile: HostFile?
   private let size: Atomic<UInt64>
+  private let ring: IORing?
   private let canZeroRange = Atomic<Bool>(true)
 
   public init(_ configuration: Configuration) throws(BlockError) {
@@ -60,11 +72,17 @@ public final class FileNode: ImageNode {
       throw BlockError(
         .invalid, "cannot use '\(configuration.path)' as a disk: it is no regular file or block device")
     }
+    guard configuration.requestMode != .native || configuration.cache.isDirect else {
+      throw BlockError(
+        .invalid,
+        "'\(configuration.path)': aio=native needs a cache mode past the page cache: none or directsync")
+    }
     if configuration.isLocked {
       try ImageLock.acquire(file, writable: !isReadOnly, sharesWrites: configuration.sharesWrites)
     }
     do throws(HostError) {
       size = Atomic(try file.byteCount())
+      ring = configuration.requestMode == .threads ? nil : try IORing()
       cachedFile =
         configuration.cache.isDirect
         ? try HostFile(path: configuration.path, isReadOnly ? [] : .writable) : nil
@@ -157,6 +175,47 @@ public final class FileNode: ImageNode {
       if configuration.cache.isWriteThrough { try file.synchronizeData() }
     }
     grow(to: offset + UInt64(buffers.totalByteCount))
+  }
+
+  public var transferStart: TransferStart { ring == nil ? .unsupported : .immediate }
+
+  public func startTransfer(_ transfer: NodeTransfer) -> Bool {
+    // A write that has to be durable takes two steps.
+    guard let ring, !transfer.isWrite || !(isReadOnly || configuration.cache.isWriteThrough) else {
+      return false
+    }
+    let chosen = fileFor(transfer.offset, transfer.buffers)
+    let total = transfer.buffers.totalByteCount
+    return ring.start(
+      isWrite: transfer.isWrite, chosen.descriptor, offset: transfer.offset, transfer.buffers
+    ) { [self] count in
+      transfer.completion(finish(transfer, chosen, count, total))
+    }
+  }
+  public func submitTransfers() { ring?.submit() }
+
+  /// What a transfer came to; does the rest of one that stopped early, which reads do at the file's end.
+  private func finish(_ transfer: NodeTransfer, _ file: HostFile, _ count: Int, _ total: Int) -> BlockError? {
+    do throws(BlockError) {
+      if count < 0, count != -4, count != -11 {
+        throw BlockError(
+          HostError(
+            "\(transfer.isWrite ? "write" : "read") at offset 0x\(String(transfer.offset, radix: 16)) of",
+            path,
+            errno: Int32(-count)))
+      }
+      let done = max(0, count)
+      if done < total {
+        let rest = transfer.buffers.slice(offset: done, count: total - done)
+        if transfer.isWrite {
+          try write(at: transfer.offset + UInt64(done), from: rest)
+        } else {
+          try read(at: transfer.offset + UInt64(done), into: rest)
+        }
+      }
+      if transfer.isWrite { grow(to: transfer.offset + UInt64(total)) }
+      return nil
+    } catch { return error }
   }
 
   private func grow(to end: UInt64) {
@@ -283,6 +342,7 @@ public final class FileNode: ImageNode {
 
   public func close() throws(BlockError) {
     defer { if configuration.isLocked { ImageLock.release(file) } }
+    ring?.stop()
     try flush()
   }
 }

@@ -23,6 +23,32 @@ public struct BlockStatus: Sendable, Equatable {
 /// How much of an image's room is taken before it is needed (`preallocation=`).
 public enum Preallocation: String, Sendable, CaseIterable { case off, metadata, falloc, full }
 
+/// A read or write that keeps no thread waiting.
+public struct NodeTransfer: Sendable {
+  public var isWrite: Bool
+  public var offset: UInt64
+  /// Their memory is valid until the completion.
+  public var buffers: [IOBuffer]
+  /// Called once, on any thread; it must not block.
+  public var completion: @Sendable (BlockError?) -> Void
+
+  public init(
+    isWrite: Bool, offset: UInt64, _ buffers: [IOBuffer],
+    completion: @escaping @Sendable (BlockError?) -> Void
+  ) {
+    (self.isWrite, self.offset, self.buffers, self.completion) = (isWrite, offset, buffers, completion)
+  }
+}
+
+/// How a node starts transfers.
+public enum TransferStart: Sendable {
+  /// It has only calls that block.
+  case unsupported
+  /// Starting may wait for the other side to take the request.
+  case mayWait
+  case immediate
+}
+
 /// Where an image keeps its bytes, as a format driver and the tools see it: a node of the block graph whose requests
 /// block.
 ///
@@ -66,6 +92,14 @@ public protocol ImageNode: AnyObject, Sendable {
   func compress(_ buffer: IOBuffer) throws(BlockError) -> [UInt8]?
   /// Stores one cluster (the image's last may be short) as `compress` made it, or as it is.
   func writeCompressed(at offset: UInt64, original: IOBuffer, compressed: [UInt8]?) throws(BlockError)
+  /// Whether `startTransfer` can be of use.
+  var transferStart: TransferStart { get }
+  /// Starts a transfer that lies inside the node; `submitTransfers` sends what was started on its way. False if the node
+  /// would have to do more than pass it on: then `read` or `write` is to be called.
+  func startTransfer(_ transfer: NodeTransfer) -> Bool
+  func submitTransfers()
+  /// Says what the node on top is about to do, for fault injection; the names are QEMU's.
+  func note(_ event: StaticString)
   /// Flushes and lets go of what the node holds. No request may follow.
   func close() throws(BlockError)
 }
@@ -78,6 +112,11 @@ extension ImageNode {
   public var hasWriteCache: Bool { true }
   public var isZeroInitialized: Bool { false }
   public var allocatedByteCount: UInt64 { children.reduce(0) { $0 + $1.node.allocatedByteCount } }
+
+  public var transferStart: TransferStart { .unsupported }
+  public func startTransfer(_ transfer: NodeTransfer) -> Bool { false }
+  public func submitTransfers() {}
+  public func note(_ event: StaticString) {}
 
   public func child(_ role: String) -> (any ImageNode)? { children.first { $0.role == role }?.node }
   /// The node that answers what this layer leaves open.
@@ -106,7 +145,7 @@ extension ImageNode {
   /// `count` bytes from `offset` on, zeros behind the end.
   public func bytes(at offset: UInt64, count: Int) throws(BlockError) -> [UInt8] {
     if count == 0 { return [] }
-    let buffer = HostBuffer(byteCount: count)
+    let buffer = HostBuffer(byteCount: count, isZeroed: false)
     try read(at: offset, into: [buffer.io])
     return buffer.array()
   }

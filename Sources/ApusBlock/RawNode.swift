@@ -50,10 +50,12 @@ public final class RawNode: ImageNode {
 
   public func read(at offset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
     if let error = rangeError(offset, UInt64(buffers.totalByteCount)) { throw error }
+    file.note("read_aio")
     try file.read(at: self.offset + offset, into: buffers)
   }
   public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
     if let error = writeError(offset, UInt64(buffers.totalByteCount)) { throw error }
+    file.note("write_aio")
     guard let recognise, offset < UInt64(Self.recognisedByteCount) else {
       return try file.write(at: self.offset + offset, from: buffers)
     }
@@ -76,6 +78,16 @@ public final class RawNode: ImageNode {
     }
     try file.write(at: self.offset + offset, from: [copy.io])
   }
+  public var transferStart: TransferStart { file.transferStart }
+  public func startTransfer(_ transfer: NodeTransfer) -> Bool {
+    let total = UInt64(transfer.buffers.totalByteCount)
+    guard (transfer.isWrite ? writeError : rangeError)(transfer.offset, total) == nil else { return false }
+    if transfer.isWrite, recognise != nil, transfer.offset < UInt64(Self.recognisedByteCount) { return false }
+    var below = transfer
+    below.offset += offset
+    return file.startTransfer(below)
+  }
+  public func submitTransfers() { file.submitTransfers() }
   public func flush() throws(BlockError) { try file.flush() }
   public func discard(at offset: UInt64, byteCount: UInt64) throws(BlockError) {
     if let error = writeError(offset, byteCount) { throw error }

@@ -1,7 +1,8 @@
 import ApusHost
 import Synchronization
 
-/// An image as devices want it: requests return at once and run on a pool's threads.
+/// An image as devices want it: requests return at once. The image starts them itself if it can without waiting
+/// (io_uring), else they run on a pool's threads.
 ///
 /// Any thread.
 public final class ThreadedBlockNode: BlockNode {
@@ -20,6 +21,7 @@ public final class ThreadedBlockNode: BlockNode {
   private let pool: WorkerPool
   private let inFlight = InFlightCounter()
   private let isClosed = Atomic<Bool>(false)
+  private let startsTransfers: Bool
 
   public init(
     name: String = "", _ image: any ImageNode, discards: Bool = true,
@@ -31,6 +33,22 @@ public final class ThreadedBlockNode: BlockNode {
     limits.discardAlignment = discards ? Int(max(4096, image.clusterByteCount)) : 0
     limits.maximumTransfer = image.transferLimit
     self.limits = limits
+    startsTransfers = image.transferStart == .immediate
+  }
+
+  /// Hands a transfer to the image; false if it has to go to the pool.
+  private func start(
+    isWrite: Bool, _ offset: UInt64, _ buffers: [IOBuffer], _ completion: @escaping Completion
+  ) -> Bool {
+    guard startsTransfers, offset + UInt64(buffers.totalByteCount) <= image.byteCount else { return false }
+    inFlight.enter()
+    let isStarted = image.startTransfer(
+      NodeTransfer(isWrite: isWrite, offset: offset, buffers) { [inFlight] failure in
+        completion(failure)
+        inFlight.leave()
+      })
+    if isStarted { image.submitTransfers() } else { inFlight.leave() }
+    return isStarted
   }
 
   private func submit(
@@ -62,6 +80,7 @@ public final class ThreadedBlockNode: BlockNode {
 
   public func read(offset: UInt64, into buffers: [IOBuffer], completion: @escaping Completion) {
     if let error = rangeError(offset, UInt64(buffers.totalByteCount)) { return completion(error) }
+    if start(isWrite: false, offset, buffers, completion) { return }
     submit(completion) { [self] () throws(BlockError) in
       try image.read(at: offset, into: inside(offset, buffers, clears: true))
     }
@@ -71,6 +90,7 @@ public final class ThreadedBlockNode: BlockNode {
     offset: UInt64, from buffers: [IOBuffer], forceUnitAccess: Bool, completion: @escaping Completion
   ) {
     if let error = writeError(offset, UInt64(buffers.totalByteCount)) { return completion(error) }
+    if !forceUnitAccess, start(isWrite: true, offset, buffers, completion) { return }
     submit(completion) { [self] () throws(BlockError) in
       try image.write(at: offset, from: inside(offset, buffers, clears: false))
       if forceUnitAccess { try image.flush() }

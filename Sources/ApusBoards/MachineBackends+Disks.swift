@@ -106,8 +106,14 @@ extension MachineBackends {
           ).description)
     }
     options.cache = cache
-    if let aio = drive["aio"], aio != "threads" {
-      throw MachineError("\(what): aio=\(aio) is not implemented; use aio=threads")
+    if let aio = drive["aio"] {
+      guard let mode = FileRequestMode(rawValue: aio) else {
+        throw MachineError(
+          "\(what): "
+            + ConfigurationError.unknown("request mode", aio, among: FileRequestMode.allCases.map(\.rawValue))
+            .description)
+      }
+      options.requestMode = mode
     }
     var graph = graph(options)
     switch drive["discard"] {

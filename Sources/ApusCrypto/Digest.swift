@@ -7,12 +7,12 @@ public struct CryptoError: Error, CustomStringConvertible, Equatable {
 
   /// The failure of a call of the library's.
   init(_ what: String, code: Int32) {
-    description = "\(what): \(String(cString: gnutls_strerror(code)))"
+    description = "\(what): \(String(cString: apus_gnutls_strerror(code)))"
   }
 }
 
 /// Whether the library could be started; asked before its first use.
-let libraryIsReady = gnutls_global_init() == 0
+let libraryIsReady = apus_gnutls_is_available() && apus_gnutls_global_init() == 0
 
 /// Hash functions by the names that LUKS headers have for them.
 public enum Digest: String, Sendable, CaseIterable {
@@ -31,12 +31,20 @@ public enum Digest: String, Sendable, CaseIterable {
   private var macIdentifier: gnutls_mac_algorithm_t {
     gnutls_mac_algorithm_t(rawValue: identifier.rawValue)
   }
-  public var byteCount: Int { Int(gnutls_hash_get_len(identifier)) }
+  public var byteCount: Int {
+    switch self {
+    case .sha1, .ripemd160: 20
+    case .sha224: 28
+    case .sha256: 32
+    case .sha384: 48
+    case .sha512: 64
+    }
+  }
 
   public func hash(_ bytes: [UInt8]) throws(CryptoError) -> [UInt8] {
-    guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
+    guard libraryIsReady else { throw CryptoError("GnuTLS (libgnutls.so.30) is missing or does not start") }
     var result = [UInt8](repeating: 0, count: byteCount)
-    let code = gnutls_hash_fast(identifier, bytes, bytes.count, &result)
+    let code = apus_gnutls_hash_fast(identifier, bytes, bytes.count, &result)
     guard code == 0 else { throw CryptoError("cannot compute \(rawValue)", code: code) }
     return result
   }
@@ -46,11 +54,11 @@ public enum Digest: String, Sendable, CaseIterable {
     throws(CryptoError)
     -> [UInt8]
   {
-    guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
+    guard libraryIsReady else { throw CryptoError("GnuTLS (libgnutls.so.30) is missing or does not start") }
     var result = [UInt8](repeating: 0, count: byteCount)
     let code = Self.withDatum(password) { key in
       Self.withDatum(salt) { salt in
-        gnutls_pbkdf2(macIdentifier, key, salt, iterations, &result, byteCount)
+        apus_gnutls_pbkdf2(macIdentifier, key, salt, iterations, &result, byteCount)
       }
     }
     guard code == 0 else { throw CryptoError("cannot derive a key with \(rawValue)", code: code) }
@@ -69,9 +77,9 @@ public enum Digest: String, Sendable, CaseIterable {
 
 /// Bytes that nobody can guess, for keys and salts.
 public func cryptographicRandomBytes(_ count: Int) throws(CryptoError) -> [UInt8] {
-  guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
+  guard libraryIsReady else { throw CryptoError("GnuTLS (libgnutls.so.30) is missing or does not start") }
   var result = [UInt8](repeating: 0, count: count)
-  let code = gnutls_rnd(GNUTLS_RND_KEY, &result, count)
+  let code = apus_gnutls_rnd(GNUTLS_RND_KEY, &result, count)
   guard code == 0 else { throw CryptoError("no random bytes", code: code) }
   return result
 }

@@ -7,6 +7,7 @@ import ApusHost
 public final class EncryptedStore: Sendable {
   private let node: any ImageNode
   private let cipher: SectorCipher
+  var key: [UInt8] { cipher.key }
   /// Where sector 0 lies in the node, in bytes.
   private let base: UInt64
   private let partial = Monitor()

@@ -128,20 +128,49 @@ public struct LUKSHeader: Sendable, Equatable {
     for slot in slots where slot.isActive {
       let material = try read(slot.offset, algorithm.keyByteCount * slot.stripes)
       do throws(CryptoError) {
-        let derived = try digest.derive(
-          passphrase, salt: slot.salt, iterations: slot.iterations, byteCount: algorithm.keyByteCount)
-        var split = material
-        let cipher = try SectorCipher(algorithm, key: derived)
-        try cipher.decrypt(&split, split.count, sector: 0)
-        let key = try merged(split, slot.stripes)
-        let found = try digest.derive(key, salt: keySalt, iterations: keyIterations, byteCount: 20)
-        if found == keyDigest { return .success(try SectorCipher(algorithm, key: key)) }
+        if let key = try key(slot, passphrase, material) {
+          return .success(try SectorCipher(algorithm, key: key))
+        }
       } catch { return .failure(error) }
     }
     return .failure(CryptoError("the passphrase opens none of the image's key slots"))
   }
 
+  /// The image's key, if a passphrase opens the slot that has this material.
+  func key(_ slot: Slot, _ passphrase: [UInt8], _ material: [UInt8]) throws(CryptoError) -> [UInt8]? {
+    let derived = try digest.derive(
+      passphrase, salt: slot.salt, iterations: slot.iterations, byteCount: algorithm.keyByteCount)
+    var split = material
+    let cipher = try SectorCipher(algorithm, key: derived)
+    try cipher.decrypt(&split, split.count, sector: 0)
+    let key = try merged(split, slot.stripes)
+    let found = try digest.derive(key, salt: keySalt, iterations: keyIterations, byteCount: 20)
+    return found == keyDigest ? key : nil
+  }
+
   // MARK: Making
+
+  private static func iterations(_ milliseconds: Int, _ perSecond: Double) -> UInt32 {
+    UInt32(clamping: max(1000, min(Int(perSecond) * milliseconds / 1000, 1 << 29)))
+  }
+
+  /// Puts the key into a slot, for a passphrase; returns the slot's material.
+  mutating func fill(_ number: Int, _ key: [UInt8], _ passphrase: [UInt8], milliseconds: Int)
+    throws(CryptoError)
+    -> [UInt8]
+  {
+    let perSecond = try Self.iterationsPerSecond(digest, algorithm.keyByteCount)
+    slots[number].isActive = true
+    slots[number].iterations = Self.iterations(milliseconds, perSecond)
+    slots[number].stripes = Self.stripes
+    slots[number].salt = try cryptographicRandomBytes(32)
+    let derived = try digest.derive(
+      passphrase, salt: slots[number].salt, iterations: slots[number].iterations,
+      byteCount: algorithm.keyByteCount)
+    var material = try split(key)
+    try SectorCipher(algorithm, key: derived).encrypt(&material, material.count, sector: 0)
+    return material
+  }
 
   /// A new header with its key's material in the first slot: all bytes before the payload.
   public static func make(_ parameters: Parameters) throws(CryptoError) -> (
@@ -151,30 +180,20 @@ public struct LUKSHeader: Sendable, Equatable {
     let digest = parameters.digest
     let key = try cryptographicRandomBytes(algorithm.keyByteCount)
     let perSecond = try iterationsPerSecond(digest, algorithm.keyByteCount)
-    func iterations(_ milliseconds: Int) -> UInt32 {
-      UInt32(clamping: max(1000, min(Int(perSecond) * milliseconds / 1000, 1 << 29)))
-    }
     let salt = try cryptographicRandomBytes(32)
-    let keyIterations = iterations(parameters.iterationMilliseconds / 8)
+    let keyIterations = iterations(parameters.iterationMilliseconds / 8, perSecond)
     var header = LUKSHeader(
       algorithm: algorithm, digest: digest, payloadOffset: 0,
       keyDigest: try digest.derive(key, salt: salt, iterations: keyIterations, byteCount: 20), keySalt: salt,
       keyIterations: keyIterations, uuid: try newUUID())
     // Each slot's material begins at a multiple of 4 KiB.
-    let material = (algorithm.keyByteCount * stripes + 4095) & ~4095
-    for number in 0..<8 { header.slots[number].offset = UInt64(4096 + material * number) }
-    header.payloadOffset = UInt64(4096 + material * 8)
-    header.slots[0].isActive = true
-    header.slots[0].iterations = iterations(parameters.iterationMilliseconds)
-    header.slots[0].salt = try cryptographicRandomBytes(32)
+    let room = (algorithm.keyByteCount * stripes + 4095) & ~4095
+    for number in 0..<8 { header.slots[number].offset = UInt64(4096 + room * number) }
+    header.payloadOffset = UInt64(4096 + room * 8)
+    let material = try header.fill(
+      0, key, parameters.passphrase, milliseconds: parameters.iterationMilliseconds)
     var bytes = header.encoded() + [UInt8](repeating: 0, count: Int(header.payloadOffset) - byteCount)
-    let derived = try digest.derive(
-      parameters.passphrase, salt: header.slots[0].salt, iterations: header.slots[0].iterations,
-      byteCount: algorithm.keyByteCount)
-    var split = try header.split(key)
-    let slotCipher = try SectorCipher(algorithm, key: derived)
-    try slotCipher.encrypt(&split, split.count, sector: 0)
-    bytes.replaceSubrange(4096..<4096 + split.count, with: split)
+    bytes.replaceSubrange(4096..<4096 + material.count, with: material)
     return (header, bytes, try SectorCipher(algorithm, key: key))
   }
 

@@ -58,6 +58,8 @@ public final class LUKSNode: ImageNode {
     } catch { throw BlockError(.io, error.description) }
   }
 
+  public func keySlots() throws(BlockError) -> LUKSKeySlots { try LUKSKeySlots(file, at: 0, opened: store) }
+
   public var driverName: String { "luks" }
   public var isReadOnly: Bool { file.isReadOnly }
   public var hasWriteCache: Bool { file.hasWriteCache }

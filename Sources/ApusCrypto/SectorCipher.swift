@@ -48,18 +48,18 @@ public final class SectorCipher: Sendable {
     var cipher: gnutls_cipher_hd_t?
     var essiv: gnutls_cipher_hd_t?
     deinit {
-      if let cipher { gnutls_cipher_deinit(cipher) }
-      if let essiv { gnutls_cipher_deinit(essiv) }
+      if let cipher { apus_gnutls_cipher_deinit(cipher) }
+      if let essiv { apus_gnutls_cipher_deinit(essiv) }
     }
   }
 
   public let algorithm: Algorithm
-  private let key: [UInt8]
+  let key: [UInt8]
   private let essivKey: [UInt8]
   private let free = Mutex<[Context]>([])
 
   public init(_ algorithm: Algorithm, key: [UInt8]) throws(CryptoError) {
-    guard libraryIsReady else { throw CryptoError("GnuTLS does not start") }
+    guard libraryIsReady else { throw CryptoError("GnuTLS (libgnutls.so.30) is missing or does not start") }
     guard algorithm.identifier != nil, key.count == algorithm.keyByteCount else {
       throw CryptoError("AES-\(algorithm.mode.rawValue) with a key of \(key.count) bytes is not possible")
     }
@@ -92,7 +92,9 @@ public final class SectorCipher: Sendable {
   {
     var handle: gnutls_cipher_hd_t?
     let code = Digest.withDatum(key) { key in
-      Digest.withDatum([UInt8](repeating: 0, count: 16)) { gnutls_cipher_init(&handle, identifier, key, $0) }
+      Digest.withDatum([UInt8](repeating: 0, count: 16)) {
+        apus_gnutls_cipher_init(&handle, identifier, key, $0)
+      }
     }
     guard code == 0 else { throw CryptoError("the cipher is not available", code: code) }
     return handle
@@ -100,10 +102,10 @@ public final class SectorCipher: Sendable {
 
   /// Encrypts `byteCount` bytes in place, the first of them at the start of sector `sector`.
   public func encrypt(_ base: UnsafeMutableRawPointer, _ byteCount: Int, sector: UInt64) throws(CryptoError) {
-    try run(base, byteCount, sector) { gnutls_cipher_encrypt2($0, $1, $2, $1, $2) }
+    try run(base, byteCount, sector) { apus_gnutls_cipher_encrypt2($0, $1, $2, $1, $2) }
   }
   public func decrypt(_ base: UnsafeMutableRawPointer, _ byteCount: Int, sector: UInt64) throws(CryptoError) {
-    try run(base, byteCount, sector) { gnutls_cipher_decrypt2($0, $1, $2, $1, $2) }
+    try run(base, byteCount, sector) { apus_gnutls_cipher_decrypt2($0, $1, $2, $1, $2) }
   }
 
   private func run(
@@ -123,10 +125,10 @@ public final class SectorCipher: Sendable {
       withUnsafeMutableBytes(of: &vector) { vector in
         if context.essiv != nil {
           var zero: InlineArray<2, UInt64> = [0, 0]
-          withUnsafeMutableBytes(of: &zero) { gnutls_cipher_set_iv(context.essiv, $0.baseAddress, 16) }
-          code = gnutls_cipher_encrypt2(context.essiv, vector.baseAddress, 16, vector.baseAddress, 16)
+          withUnsafeMutableBytes(of: &zero) { apus_gnutls_cipher_set_iv(context.essiv, $0.baseAddress, 16) }
+          code = apus_gnutls_cipher_encrypt2(context.essiv, vector.baseAddress, 16, vector.baseAddress, 16)
         }
-        gnutls_cipher_set_iv(context.cipher, vector.baseAddress, 16)
+        apus_gnutls_cipher_set_iv(context.cipher, vector.baseAddress, 16)
         if code == 0 { code = body(context.cipher, base + position, count) }
       }
       guard code == 0 else { throw CryptoError("a sector could not be encrypted or decrypted", code: code) }

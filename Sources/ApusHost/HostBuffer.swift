@@ -1,6 +1,6 @@
 import Glibc
 
-/// Page-aligned memory of a fixed size that lives as long as the object; zeroed at first.
+/// Page-aligned memory of a fixed size that lives as long as the object; zeroed at first unless told otherwise.
 ///
 /// Any thread may read; who writes makes sure that nobody else uses the same bytes. `base` and `bytes` do not keep the
 /// object: a use that may be its last needs `withExtendedLifetime`.
@@ -9,10 +9,11 @@ public final class HostBuffer: @unchecked Sendable {
   public let base: UnsafeMutableRawPointer
   public let byteCount: Int
 
-  public init(byteCount: Int) {
+  /// - Parameter isZeroed: false where all of it is written before any of it is read.
+  public init(byteCount: Int, isZeroed: Bool = true) {
     precondition(byteCount > 0, "a buffer needs room")
     base = UnsafeMutableRawPointer.allocate(byteCount: byteCount, alignment: 4096)
-    memset(base, 0, byteCount)
+    if isZeroed { memset(base, 0, byteCount) }
     self.byteCount = byteCount
   }
   public convenience init(_ bytes: [UInt8]) {
@@ -87,6 +88,28 @@ public enum HostBytes {
     return true
   }
   public static func isZero(_ buffer: IOBuffer) -> Bool { isZero(buffer.base, buffer.byteCount) }
+
+  /// How many of the `limit` words from `base` on are zero before the first that is not.
+  public static func zeroWordCount(_ base: UnsafeRawPointer, limit: Int) -> Int {
+    var count = 0
+    while count + 32 <= limit, isZero(base + count * 8, 256) { count += 32 }
+    while count < limit, base.loadUnaligned(fromByteOffset: count * 8, as: UInt64.self) == 0 { count += 1 }
+    return count
+  }
+  /// How many of the `limit` big-endian words from `base` on are `first`, `first + step`, `first + 2 * step` and so on.
+  public static func bigWordRunLength(
+    _ base: UnsafeRawPointer, limit: Int, first: UInt64, step: UInt64
+  ) -> Int {
+    var count = 0
+    var expected = first
+    while count < limit,
+      UInt64(bigEndian: base.loadUnaligned(fromByteOffset: count * 8, as: UInt64.self)) == expected
+    {
+      count += 1
+      expected &+= step
+    }
+    return count
+  }
 
   public static func areEqual(_ a: UnsafeRawPointer, _ b: UnsafeRawPointer, _ byteCount: Int) -> Bool {
     memcmp(a, b, byteCount) == 0

@@ -26,6 +26,8 @@ public final class Monitor: @unchecked Sendable {
 
   public func lock() { pthread_mutex_lock(mutex) }
   public func unlock() { pthread_mutex_unlock(mutex) }
+  /// Takes the lock if nobody has it.
+  public func tryLock() -> Bool { pthread_mutex_trylock(mutex) == 0 }
   public func withLock<R>(_ body: () throws -> R) rethrows -> R {
     lock()
     defer { unlock() }
@@ -90,6 +92,8 @@ public struct HostThread: @unchecked Sendable {
   }
 
   public func join() { pthread_join(handle, nil) }
+  /// Lets other threads run.
+  public static func yield() { sched_yield() }
   /// Lets the thread end unobserved; instead of `join`.
   public func detach() { pthread_detach(handle) }
 }

@@ -48,7 +48,7 @@ extension BlockTable {
 /// An image that is a table of blocks of one size: VDI, VHD, VMDK extents, Parallels, QED.
 ///
 /// Any thread. The lock is held while a block is made; data of blocks that are there moves without it.
-final class BlockTableImage: BackedImage, @unchecked Sendable {
+final class BlockTableImage: BackedImage, CheckedImage, @unchecked Sendable {
   // SAFETY: the table is touched with `monitor` held.
   private let monitor = Monitor()
   private let file: any ImageNode
@@ -77,6 +77,12 @@ final class BlockTableImage: BackedImage, @unchecked Sendable {
     [("file", file)] + (backingNode.map { [("backing", $0)] } ?? [])
   }
   func attachBacking(_ node: (any ImageNode)?) { monitor.withLock { backingNode = node } }
+
+  func check() throws(BlockError) -> TableCheck? {
+    // qemu-img knows no check of VHD either.
+    guard table.formatName != "vpc" else { return nil }
+    return try locked { () throws(BlockError) in try table.check(file) }
+  }
 
   private func locked<R>(_ body: () throws(BlockError) -> R) throws(BlockError) -> R {
     monitor.lock()

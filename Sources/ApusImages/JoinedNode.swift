@@ -4,7 +4,7 @@ import ApusHost
 /// Nodes one behind the other, as one disk: the extents of a VMDK.
 ///
 /// Any thread. A backing file shines through where an extent leaves something open.
-final class JoinedNode: BackedImage, @unchecked Sendable {
+final class JoinedNode: BackedImage, CheckedImage, @unchecked Sendable {
   // SAFETY: the backing node is attached before the first request.
   struct Part {
     var node: any ImageNode
@@ -45,6 +45,17 @@ final class JoinedNode: BackedImage, @unchecked Sendable {
     parts.reduce(file.allocatedByteCount) { $0 + $1.node.allocatedByteCount }
   }
   func attachBacking(_ node: (any ImageNode)?) { backingNode = node }
+
+  /// The extents' checks together.
+  func check() throws(BlockError) -> TableCheck? {
+    var result = TableCheck()
+    for (number, part) in parts.enumerated() {
+      guard let found = try (part.node as? any CheckedImage)?.check() else { continue }
+      result.corruptions += found.corruptions
+      result.messages += found.messages.map { "extent \(number): \($0)" }
+    }
+    return result
+  }
 
   /// The part that holds an offset.
   private func index(_ offset: UInt64) -> Int { (starts.lastIndex { $0 <= offset }) ?? 0 }

@@ -6,20 +6,33 @@ import Synchronization
 ///
 /// Any thread; requests of several threads share the connection and are answered in any order.
 final class NBDClient: @unchecked Sendable {
-  final class Waiter {
+  /// A request under way. Only the receiving thread completes it, so nobody frees its buffers while they are filled.
+  final class Waiter: @unchecked Sendable {
+    // SAFETY: written by the receiving thread until `isDone` is set with `monitor` held, read by others after that.
     let buffers: [IOBuffer]
     /// The export's offset of the first buffer's first byte.
     let startOffset: UInt64
-    var extents: [(UInt32, UInt32)] = []
+    var extents: [(byteCount: UInt64, flags: UInt64)] = []
     var failure: BlockError?
-    var isDone = false
-    /// The connection has ended.
-    var isCut = false
+    private var isDone = false
+    private let completion: (@Sendable (BlockError?) -> Void)?
     /// For the one who waits: others are not woken.
-    let monitor = Monitor()
-    init(_ buffers: [IOBuffer], _ startOffset: UInt64) {
-      (self.buffers, self.startOffset) = (buffers, startOffset)
+    private let monitor = Monitor()
+
+    init(
+      _ buffers: [IOBuffer], _ startOffset: UInt64, completion: (@Sendable (BlockError?) -> Void)? = nil
+    ) {
+      (self.buffers, self.startOffset, self.completion) = (buffers, startOffset, completion)
     }
+
+    func finish() {
+      if let completion { return completion(failure) }
+      monitor.withLock {
+        isDone = true
+        monitor.signal()
+      }
+    }
+    func wait() { monitor.withLock { while !isDone { monitor.wait() } } }
   }
 
   private let stream: NBDStream
@@ -28,7 +41,12 @@ final class NBDClient: @unchecked Sendable {
   let hasStatus: Bool
   let maximumBlock: Int
   private let hasStructuredReplies: Bool
+  let hasExtendedHeaders: Bool
   private let sending = Monitor()
+  // SAFETY: touched with `sending` held.
+  private let requestHead = HostBuffer(byteCount: 32)
+  // SAFETY: touched by the receiving thread only.
+  private let replyHead = HostBuffer(byteCount: 32)
   // SAFETY: what follows is touched with `monitor` held.
   private let monitor = Monitor()
   private var waiters: [UInt64: Waiter] = [:]
@@ -47,12 +65,18 @@ final class NBDClient: @unchecked Sendable {
     } catch { throw BlockError(error) }
     stream = opened.0
     var negotiation = opened.1
-    do throws(HostError) { try negotiation.go(stream, export) } catch { throw BlockError(error) }
+    do throws(HostError) {
+      try negotiation.go(stream, export, context: configuration.statusContext)
+    } catch { throw BlockError(error) }
     if let refusal = negotiation.refusal {
       throw BlockError(.invalid, "the NBD server \(address) refused the export '\(export)': \(refusal)")
     }
     (byteCount, flags) = (negotiation.byteCount, negotiation.flags)
     (hasStructuredReplies, hasStatus) = (negotiation.hasStructuredReplies, negotiation.context != nil)
+    hasExtendedHeaders = negotiation.hasExtendedHeaders
+    if let wanted = configuration.statusContext, negotiation.context == nil {
+      throw BlockError(.invalid, "the NBD server \(address) has no context '\(wanted)' (x-dirty-bitmap=)")
+    }
     maximumBlock = max(
       65536, min(Int(negotiation.maximumBlock ?? UInt32(NBD.maximumPayload)), NBD.maximumPayload))
     if !configuration.isReadOnly, flags & NBD.ExportFlag.readOnly != 0 {
@@ -68,65 +92,69 @@ final class NBDClient: @unchecked Sendable {
 
   /// Says good-bye; the server may be gone already.
   func close() {
-    var message = NBDBytes()
-    message.append(NBD.requestMagic)
-    message.append(UInt16(0))
-    message.append(NBD.Command.disconnect)
-    message.bytes += [UInt8](repeating: 0, count: 20)
     sending.lock()
-    do throws(HostError) { try stream.send(message) } catch {}
+    fillHead(NBD.Command.disconnect, 0, 0, 0, 0)
+    do throws(HostError) { try stream.send([requestHead.io(0, hasExtendedHeaders ? 32 : 28)]) } catch {}
     sending.unlock()
     stream.shutDown()
   }
 
   // MARK: Requests
 
+  /// Carries a request out; blocks until it is answered.
   func perform(
     _ type: UInt16, _ flags: UInt16, _ offset: UInt64, _ byteCount: UInt64, payload: [IOBuffer] = [],
     into buffers: [IOBuffer] = []
   ) throws(BlockError) -> Waiter {
     let waiter = Waiter(buffers, offset)
-    let cookie: UInt64 = monitor.withLock {
-      defer { nextCookie += 1 }
-      waiters[nextCookie] = waiter
-      return nextCookie
-    }
-    var message = NBDBytes()
-    message.append(NBD.requestMagic)
-    message.append(flags)
-    message.append(type)
-    message.append(cookie)
-    message.append(offset)
-    message.append(UInt32(byteCount))
-    sending.lock()
-    do throws(HostError) {
-      try stream.send(message, payload)
-      sending.unlock()
-    } catch {
-      sending.unlock()
-      fail(BlockError(error))
-    }
-    let isKnown = monitor.withLock { broken == nil }
-    waiter.monitor.withLock { while !waiter.isDone && isKnown && !waiter.isCut { waiter.monitor.wait() } }
-    monitor.withLock {
-      waiters[cookie] = nil
-      if !waiter.isDone { waiter.failure = broken }
-    }
+    try start(waiter, type, flags, offset, byteCount, payload: payload)
+    waiter.wait()
     if let failure = waiter.failure { throw failure }
     return waiter
   }
 
-  private func fail(_ error: BlockError) {
-    let waiting = monitor.withLock {
-      if broken == nil { broken = error }
-      return Array(waiters.values)
+  /// Sends a request. The waiter is told of the answer, unless this throws.
+  func start(
+    _ waiter: Waiter, _ type: UInt16, _ flags: UInt16, _ offset: UInt64, _ byteCount: UInt64,
+    payload: [IOBuffer] = []
+  ) throws(BlockError) {
+    let (cookie, failure): (UInt64, BlockError?) = monitor.withLock {
+      if let broken { return (0, broken) }
+      defer { nextCookie += 1 }
+      waiters[nextCookie] = waiter
+      return (nextCookie, nil)
     }
-    for waiter in waiting {
-      waiter.monitor.withLock {
-        waiter.isCut = true
-        waiter.monitor.signal()
-      }
+    if let failure { throw failure }
+    sending.lock()
+    defer { sending.unlock() }
+    fillHead(type, flags, cookie, offset, byteCount)
+    do throws(HostError) {
+      try stream.send([requestHead.io(0, hasExtendedHeaders ? 32 : 28)] + payload)
+    } catch {
+      // The receiving thread finds the connection at its end, and answers for all.
+      breakOff(BlockError(error))
     }
+  }
+
+  /// Makes the head of a request. `sending` held.
+  private func fillHead(
+    _ type: UInt16, _ flags: UInt16, _ cookie: UInt64, _ offset: UInt64, _ byteCount: UInt64
+  ) {
+    let hasPayload = hasExtendedHeaders && type == NBD.Command.write
+    requestHead.setBig(0, hasExtendedHeaders ? NBD.extendedRequestMagic : NBD.requestMagic)
+    requestHead.setBig(4, hasPayload ? flags | NBD.CommandFlag.payload : flags)
+    requestHead.setBig(6, type)
+    requestHead.setBig(8, cookie)
+    requestHead.setBig(16, offset)
+    if hasExtendedHeaders {
+      requestHead.setBig(24, byteCount)
+    } else {
+      requestHead.setBig(24, UInt32(byteCount))
+    }
+  }
+
+  private func breakOff(_ error: BlockError) {
+    monitor.withLock { if broken == nil { broken = error } }
     stream.shutDown()
   }
 
@@ -135,26 +163,37 @@ final class NBDClient: @unchecked Sendable {
   /// Takes one reply; false when the connection has ended.
   private func receiveReply(_ stream: NBDStream) -> Bool {
     do throws(HostError) {
-      guard var head = try stream.receive(16) else {
-        fail(BlockError(.io, "the NBD server closed the connection"))
-        return false
-      }
-      let magic = head.take(UInt32.self)
-      if magic == NBD.simpleReplyMagic {
-        let number = head.take(UInt32.self) ?? 0
-        return try receiveSimple(stream, number, head.take(UInt64.self) ?? 0)
-      }
-      guard magic == NBD.structuredReplyMagic, hasStructuredReplies, var rest = try stream.receive(4) else {
-        throw HostError("understand the NBD server's reply", errno: 71)
-      }
-      let flags = head.take(UInt16.self) ?? 0
-      let type = head.take(UInt16.self) ?? 0
-      let cookie = head.take(UInt64.self) ?? 0
-      return try receiveChunk(stream, flags, type, cookie, Int(rest.take(UInt32.self) ?? 0))
-    } catch {
-      fail(BlockError(error))
-      return false
+      if try receiveHead(stream) { return true }
+      breakOff(BlockError(.io, "the NBD server closed the connection"))
+    } catch { breakOff(BlockError(error)) }
+    let (left, failure) = monitor.withLock {
+      defer { waiters.removeAll() }
+      return (Array(waiters.values), broken)
     }
+    for waiter in left {
+      waiter.failure = failure
+      waiter.finish()
+    }
+    return false
+  }
+
+  /// Takes a reply's head and what follows; false at the stream's end.
+  private func receiveHead(_ stream: NBDStream) throws(HostError) -> Bool {
+    let head = replyHead
+    guard try stream.receive(head.io(0, hasExtendedHeaders ? 32 : 16)) else { return false }
+    switch head.big32(0) {
+    case NBD.simpleReplyMagic where !hasExtendedHeaders:
+      try receiveSimple(stream, head.big32(4), head.big64(8))
+    case NBD.structuredReplyMagic where hasStructuredReplies && !hasExtendedHeaders:
+      guard try stream.receive(head.io(16, 4)) else { return false }
+      try receiveChunk(stream, head.big16(4), head.big16(6), head.big64(8), Int(head.big32(16)))
+    case NBD.extendedReplyMagic where hasExtendedHeaders:
+      try receiveChunk(
+        stream, head.big16(4), head.big16(6), head.big64(8), Int(clamping: head.big64(24)),
+        offset: head.big64(16))
+    default: throw HostError("understand the NBD server's reply", errno: 71)
+    }
+    return true
   }
 
   private func waiter(_ cookie: UInt64) throws(HostError) -> Waiter {
@@ -164,16 +203,12 @@ final class NBDClient: @unchecked Sendable {
     return waiter
   }
 
-  private func finish(_ waiter: Waiter) {
-    waiter.monitor.withLock {
-      waiter.isDone = true
-      waiter.monitor.signal()
-    }
+  private func finish(_ waiter: Waiter, _ cookie: UInt64) {
+    monitor.withLock { waiters[cookie] = nil }
+    waiter.finish()
   }
 
-  private func receiveSimple(_ stream: NBDStream, _ number: UInt32, _ cookie: UInt64) throws(HostError)
-    -> Bool
-  {
+  private func receiveSimple(_ stream: NBDStream, _ number: UInt32, _ cookie: UInt64) throws(HostError) {
     let waiter = try waiter(cookie)
     if number != 0 {
       waiter.failure = NBD.error(number, "carry out a request")
@@ -182,16 +217,17 @@ final class NBDClient: @unchecked Sendable {
         throw HostError("receive data", errno: 104)
       }
     }
-    finish(waiter)
-    return true
+    finish(waiter, cookie)
   }
 
   private func receiveChunk(
-    _ stream: NBDStream, _ flags: UInt16, _ type: UInt16, _ cookie: UInt64, _ length: Int
-  )
-    throws(HostError) -> Bool
-  {
+    _ stream: NBDStream, _ flags: UInt16, _ type: UInt16, _ cookie: UInt64, _ length: Int,
+    offset: UInt64? = nil
+  ) throws(HostError) {
     let waiter = try waiter(cookie)
+    guard offset ?? waiter.startOffset == waiter.startOffset else {
+      throw HostError("understand the NBD server's reply with another request's offset", errno: 71)
+    }
     guard length <= NBD.maximumPayload + 16 else {
       throw HostError("take an NBD reply of \(length) bytes", errno: 71)
     }
@@ -211,12 +247,21 @@ final class NBDClient: @unchecked Sendable {
         throw HostError("understand the NBD server's hole", errno: 71)
       }
       for buffer in try target(waiter, offset, Int(count)) { buffer.clear() }
-    case NBD.Chunk.blockStatus:
+    case NBD.Chunk.blockStatusExtended where hasExtendedHeaders:
+      guard var body = try stream.receive(length), body.take(UInt32.self) != nil,
+        body.take(UInt32.self) != nil
+      else {
+        throw HostError("understand the NBD server's status", errno: 71)
+      }
+      while let count = body.take(UInt64.self), let value = body.take(UInt64.self) {
+        waiter.extents.append((count, value))
+      }
+    case NBD.Chunk.blockStatus where !hasExtendedHeaders:
       guard var body = try stream.receive(length), body.take(UInt32.self) != nil else {
         throw HostError("understand the NBD server's status", errno: 71)
       }
       while let count = body.take(UInt32.self), let value = body.take(UInt32.self) {
-        waiter.extents.append((count, value))
+        waiter.extents.append((UInt64(count), UInt64(value)))
       }
     default:
       guard type & 1 << 15 != 0, var body = try stream.receive(length) else {
@@ -226,8 +271,7 @@ final class NBDClient: @unchecked Sendable {
       let text = body.take(UInt16.self).flatMap { body.takeText(Int($0)) } ?? ""
       waiter.failure = NBD.error(number, "carry out a request" + (text.isEmpty ? "" : ": \(text)"))
     }
-    if flags & NBD.Chunk.done != 0 { finish(waiter) }
-    return true
+    if flags & NBD.Chunk.done != 0 { finish(waiter, cookie) }
   }
 
   /// The waiter's buffers for bytes at the export's `offset`.

@@ -86,6 +86,8 @@ final class NBDConnection: Sendable {
         continue
       }
       if option == NBD.Option.exportName {
+        // Its answer has no room for an error.
+        guard !terms.hasExtendedHeaders else { return nil }
         try sendExport(&terms, String(decoding: data.bytes, as: UTF8.self))
         return terms
       }
@@ -118,7 +120,7 @@ final class NBDConnection: Sendable {
     guard let export = find(name) else { return }
     var message = NBDBytes()
     message.append(export.node.byteCount)
-    message.append(export.flags)
+    message.append(export.flags(mayFragment: terms.hasStructuredReplies))
     if !terms.omitsZeroes { message.bytes += [UInt8](repeating: 0, count: 124) }
     try stream.send(message)
     terms.export = export
@@ -147,6 +149,11 @@ final class NBDConnection: Sendable {
         try refuse(option, NBD.Reply.invalid, "the option takes no data")
         return false
       }
+      guard option == NBD.Option.extendedHeaders || !terms.hasExtendedHeaders else {
+        try refuse(option, NBD.Reply.extendedHeadersRequired, "extended headers are agreed on")
+        return false
+      }
+      // Chunks' contents are the same with both.
       terms.hasStructuredReplies = true
       if option == NBD.Option.extendedHeaders { terms.hasExtendedHeaders = true }
       try reply(option, NBD.Reply.ack)
@@ -180,9 +187,10 @@ final class NBDConnection: Sendable {
       $0.append(UInt32(max(4096, min(export.node.clusterByteCount, 65536))))
       $0.append(UInt32(NBD.maximumPayload))
     }
+    let structured = terms.hasStructuredReplies
     try info(option, NBD.Info.export) {
       $0.append(export.node.byteCount)
-      $0.append(export.flags)
+      $0.append(export.flags(mayFragment: structured))
     }
     try reply(option, NBD.Reply.ack)
     guard option == NBD.Option.go else { return false }
@@ -245,19 +253,35 @@ final class NBDConnection: Sendable {
     var cookie: UInt64
     var offset: UInt64
     var byteCount: UInt64
-    var payload: HostBuffer?
+    var payload: IOBuffer?
+  }
+
+  /// A thread's memory for the data of one request after the other.
+  private final class Scratch {
+    private static let keptByteCount = 4 << 20
+    private var kept: HostBuffer?
+
+    /// Room for `byteCount` bytes, until the next call.
+    func room(_ byteCount: Int) -> IOBuffer {
+      if let kept, kept.byteCount >= byteCount { return kept.io(0, byteCount) }
+      // Zeroed: what a driver leaves out must not show what this process had there before.
+      let buffer = HostBuffer(byteCount: max(4096, byteCount))
+      if byteCount <= Self.keptByteCount { kept = buffer }
+      return buffer.io(0, byteCount)
+    }
   }
 
   /// Receives and answers until the connection ends. Several threads at once.
   private func answer(_ terms: Terms, _ export: NBDExport) {
     let head = HostBuffer(byteCount: 32)
+    let scratch = Scratch()
     while !hasEnded.load(ordering: .relaxed) {
       receiving.lock()
-      let request = hasEnded.load(ordering: .relaxed) ? nil : receive(terms, export, head)
+      let request = hasEnded.load(ordering: .relaxed) ? nil : receive(terms, head, scratch)
       if request == nil { hasEnded.store(true, ordering: .relaxed) }
       receiving.unlock()
       guard let request else { break }
-      do throws(HostError) { try answer(request, terms, export) } catch {
+      do throws(HostError) { try answer(request, terms, export, scratch) } catch {
         hasEnded.store(true, ordering: .relaxed)
         stream.shutDown()
       }
@@ -265,7 +289,7 @@ final class NBDConnection: Sendable {
   }
 
   /// The next request with its payload; `nil` at the end. `receiving` held.
-  private func receive(_ terms: Terms, _ export: NBDExport, _ head: HostBuffer) -> Request? {
+  private func receive(_ terms: Terms, _ head: HostBuffer, _ scratch: Scratch) -> Request? {
     do throws(HostError) {
       guard try stream.receive(head.io(0, terms.hasExtendedHeaders ? 32 : 28)) else { return nil }
       let magic = terms.hasExtendedHeaders ? NBD.extendedRequestMagic : NBD.requestMagic
@@ -274,20 +298,28 @@ final class NBDConnection: Sendable {
         flags: head.big16(4), type: head.big16(6), cookie: head.big64(8), offset: head.big64(16),
         byteCount: terms.hasExtendedHeaders ? head.big64(24) : UInt64(head.big32(24)), payload: nil)
       if request.type == NBD.Command.disconnect { return nil }
-      if request.type == NBD.Command.write
-        || (terms.hasExtendedHeaders && request.flags & NBD.CommandFlag.payload != 0)
-      {
+      // With extended headers a flag tells of a payload, whatever the command makes of it.
+      let hasPayload =
+        terms.hasExtendedHeaders
+        ? request.flags & NBD.CommandFlag.payload != 0 : request.type == NBD.Command.write
+      if hasPayload {
         guard request.byteCount <= UInt64(NBD.maximumPayload) else { return nil }
-        let buffer = HostBuffer(byteCount: max(1, Int(request.byteCount)))
-        if request.byteCount > 0, try !stream.receive(buffer.io(0, Int(request.byteCount))) { return nil }
+        let buffer = scratch.room(Int(request.byteCount))
+        if request.byteCount > 0, try !stream.receive(buffer) { return nil }
         request.payload = buffer
       }
       return request
     } catch { return nil }
   }
 
-  private func answer(_ request: Request, _ terms: Terms, _ export: NBDExport) throws(HostError) {
+  private func answer(
+    _ request: Request, _ terms: Terms, _ export: NBDExport, _ scratch: Scratch
+  ) throws(HostError) {
     do throws(BlockError) {
+      guard (request.payload != nil) == (request.type == NBD.Command.write) else {
+        throw BlockError(
+          .invalid, "command \(request.type) takes \(request.payload == nil ? "a" : "no") payload")
+      }
       if request.type != NBD.Command.flush,
         let error = export.node.rangeError(request.offset, request.byteCount)
       {
@@ -295,7 +327,7 @@ final class NBDConnection: Sendable {
           ? BlockError(.noSpace, error.description) : error
       }
       switch request.type {
-      case NBD.Command.read: return try sendRead(request, terms, export)
+      case NBD.Command.read: return try sendRead(request, terms, export, scratch)
       case NBD.Command.blockStatus: return try sendStatus(request, terms, export)
       default: try change(request, export)
       }
@@ -308,9 +340,8 @@ final class NBDConnection: Sendable {
     if isWrite, export.isReadOnly { throw BlockError(.readOnly, "the export is read-only") }
     switch request.type {
     case NBD.Command.write:
-      guard let payload = request.payload else { throw BlockError(.invalid, "a write without data") }
-      if request.byteCount > 0 {
-        try export.node.write(at: request.offset, from: [payload.io(0, Int(request.byteCount))])
+      if let payload = request.payload, request.byteCount > 0 {
+        try export.node.write(at: request.offset, from: [payload])
       }
     case NBD.Command.flush: try export.node.flush()
     case NBD.Command.trim: try export.node.discard(at: request.offset, byteCount: request.byteCount)
@@ -377,12 +408,13 @@ final class NBDConnection: Sendable {
   }
 
   /// Reads are answered in one chunk, or in pieces with holes left out.
-  private func sendRead(_ request: Request, _ terms: Terms, _ export: NBDExport) throws(BlockError) {
+  private func sendRead(
+    _ request: Request, _ terms: Terms, _ export: NBDExport, _ scratch: Scratch
+  ) throws(BlockError) {
     guard request.byteCount > 0, request.byteCount <= UInt64(NBD.maximumPayload) else {
       throw BlockError(
         .invalid, "a read of \(request.byteCount) bytes; up to \(NBD.maximumPayload) are possible")
     }
-    let buffer = HostBuffer(byteCount: Int(request.byteCount))
     let mayFragment = terms.hasStructuredReplies && request.flags & NBD.CommandFlag.doNotFragment == 0
     if mayFragment, request.byteCount >= 65536 {
       let found = try export.status(request.offset, request.byteCount)
@@ -395,10 +427,11 @@ final class NBDConnection: Sendable {
         }
       }
     }
-    try export.node.read(at: request.offset, into: [buffer.io])
+    let buffer = scratch.room(Int(request.byteCount))
+    try export.node.read(at: request.offset, into: [buffer])
     var body = NBDBytes()
     if terms.hasStructuredReplies { body.append(request.offset) }
-    try sent { () throws(HostError) in try sendReply(request, terms, type: NBD.Chunk.data, body, [buffer.io])
+    try sent { () throws(HostError) in try sendReply(request, terms, type: NBD.Chunk.data, body, [buffer])
     }
   }
 

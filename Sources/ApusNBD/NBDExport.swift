@@ -35,9 +35,10 @@ public final class NBDExport: Sendable {
     (self.bitmaps, self.showsAllocationDepth) = (bitmaps, showsAllocationDepth)
   }
 
-  var flags: UInt16 {
-    var flags =
-      NBD.ExportFlag.hasFlags | NBD.ExportFlag.flush | NBD.ExportFlag.doNotFragment | NBD.ExportFlag.cache
+  /// - Parameter mayFragment: whether replies come in chunks, so that a client may want them whole.
+  func flags(mayFragment: Bool) -> UInt16 {
+    var flags = NBD.ExportFlag.hasFlags | NBD.ExportFlag.flush | NBD.ExportFlag.cache
+    if mayFragment { flags |= NBD.ExportFlag.doNotFragment }
     if isReadOnly {
       flags |= NBD.ExportFlag.readOnly
     } else {

@@ -5,7 +5,8 @@ struct NBDNegotiation {
   private(set) var byteCount: UInt64 = 0
   private(set) var flags: UInt16 = 0
   private(set) var hasStructuredReplies = false
-  /// The number of the base:allocation context, if the server has it.
+  private(set) var hasExtendedHeaders = false
+  /// The number of the context that block status is asked for, if the server has it.
   private(set) var context: UInt32?
   private(set) var minimumBlock: UInt32?
   private(set) var preferredBlock: UInt32?
@@ -92,13 +93,18 @@ struct NBDNegotiation {
   }
 
   /// Takes an export for transmission. `refusal` says why not.
-  mutating func go(_ stream: NBDStream, _ export: String) throws(HostError) {
-    try askForStructuredReplies(stream)
+  ///
+  /// - Parameter context: what block status is asked for instead of base:allocation.
+  mutating func go(_ stream: NBDStream, _ export: String, context wanted: String? = nil) throws(HostError) {
+    try send(stream, NBD.Option.extendedHeaders)
+    hasExtendedHeaders = try receive(stream, NBD.Option.extendedHeaders).type == NBD.Reply.ack
+    if hasExtendedHeaders { hasStructuredReplies = true } else { try askForStructuredReplies(stream) }
     if hasStructuredReplies {
-      context = try contexts(stream, NBD.Option.setMetaContext, export, [NBD.baseAllocation]).first?.1
+      context = try contexts(stream, NBD.Option.setMetaContext, export, [wanted ?? NBD.baseAllocation]).first?
+        .1
     }
     try ask(stream, NBD.Option.go, export)
-    if refusal == "" {
+    if refusal == "", !hasExtendedHeaders {
       // An old server without GO.
       refusal = nil
       try send(stream, NBD.Option.exportName, NBDBytes(Array(export.utf8)))

@@ -32,6 +32,8 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
     public var reconnectSeconds: UInt64 = 0
     /// How long opening waits for the server.
     public var openSeconds: UInt64 = 0
+    /// The context whose flags status requests show, as if they were base:allocation's.
+    public var statusContext: String?
     public init(_ address: HostSocketAddress) { self.address = address }
 
     var certificateName: String? {
@@ -41,15 +43,25 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
     }
   }
 
+  /// The extents of the last status reply, for the questions that follow at once.
+  private struct KnownStatus {
+    var start: UInt64 = 0
+    var extents: [(byteCount: UInt64, flags: UInt64)] = []
+    /// Monotonic nanoseconds: others may write to the export.
+    var until: UInt64 = 0
+  }
+
   private let configuration: Configuration
   // SAFETY: what follows is touched with `monitor` held.
   private let monitor = Monitor()
   private var clients: [NBDClient]
   private var turn = 0
   private var isClosed = false
+  private var known = KnownStatus()
   public let byteCount: UInt64
   private let flags: UInt16
   private let hasStatus: Bool
+  private let hasLongRequests: Bool
   private let maximumBlock: Int
 
   public var driverName: String { "nbd" }
@@ -62,6 +74,7 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
     let first = try Self.connect(configuration, seconds: configuration.openSeconds)
     (byteCount, flags) = (first.byteCount, first.flags)
     (hasStatus, maximumBlock) = (first.hasStatus, first.maximumBlock)
+    hasLongRequests = first.hasExtendedHeaders
     clients = [first]
     guard first.flags & NBD.ExportFlag.multiConnection != 0 else { return }
     while clients.count < configuration.connectionCount {
@@ -98,15 +111,19 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
 
   // MARK: Connections
 
+  private func nextClient() -> NBDClient {
+    monitor.withLock {
+      turn = (turn + 1) % clients.count
+      return clients[turn]
+    }
+  }
+
   private func perform(
     _ type: UInt16, _ flags: UInt16, _ offset: UInt64, _ byteCount: UInt64, payload: [IOBuffer] = [],
     into buffers: [IOBuffer] = []
   ) throws(BlockError) -> NBDClient.Waiter {
     while true {
-      let client = monitor.withLock {
-        turn = (turn + 1) % clients.count
-        return clients[turn]
-      }
+      let client = nextClient()
       do throws(BlockError) {
         return try client.perform(type, flags, offset, byteCount, payload: payload, into: buffers)
       } catch {
@@ -122,7 +139,9 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
     defer { monitor.unlock() }
     guard !isClosed, let index = clients.firstIndex(where: { $0 === client }) else { return }
     let fresh = try Self.connect(configuration, seconds: configuration.reconnectSeconds)
-    guard fresh.byteCount == byteCount, fresh.flags == flags, fresh.hasStatus == hasStatus else {
+    guard fresh.byteCount == byteCount, fresh.flags == flags, fresh.hasStatus == hasStatus,
+      fresh.hasExtendedHeaders == hasLongRequests
+    else {
       throw BlockError(.io, "the NBD server came back with another export")
     }
     clients[index] = fresh
@@ -145,6 +164,7 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
   public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
     let total = buffers.totalByteCount
     if let error = writeError(offset, UInt64(total)) { throw error }
+    forgetStatus()
     var done = 0
     while done < total {
       let count = min(total - done, maximumBlock)
@@ -163,6 +183,7 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
   public func discard(at offset: UInt64, byteCount: UInt64) throws(BlockError) {
     if let error = writeError(offset, byteCount) { throw error }
     guard flags & NBD.ExportFlag.trim != 0 else { return }
+    forgetStatus()
     try inPieces(offset, byteCount) { (start, count) throws(BlockError) in
       _ = try perform(NBD.Command.trim, 0, start, count)
     }
@@ -170,6 +191,7 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
 
   public func writeZeroes(at offset: UInt64, byteCount: UInt64, mayUnmap: Bool) throws(BlockError) {
     if let error = writeError(offset, byteCount) { throw error }
+    forgetStatus()
     if flags & NBD.ExportFlag.writeZeroes != 0 {
       return try inPieces(offset, byteCount) { (start, count) throws(BlockError) in
         _ = try perform(NBD.Command.writeZeroes, mayUnmap ? 0 : NBD.CommandFlag.noHole, start, count)
@@ -191,27 +213,85 @@ public final class NBDNode: ImageNode, @unchecked Sendable {
   {
     var done: UInt64 = 0
     while done < byteCount {
-      let count = min(byteCount - done, 1 << 30)
+      // Lengths have 64 bits with extended headers only.
+      let count = min(byteCount - done, hasLongRequests ? 1 << 62 : 1 << 30)
       try body(offset + done, count)
       done += count
     }
   }
 
+  // MARK: Transfers that keep no thread
+
+  /// A request may have to wait until the server takes it.
+  public var transferStart: TransferStart { configuration.reconnectSeconds == 0 ? .mayWait : .unsupported }
+
+  public func startTransfer(_ transfer: NodeTransfer) -> Bool {
+    let total = transfer.buffers.totalByteCount
+    guard configuration.reconnectSeconds == 0, total > 0, total <= maximumBlock,
+      (transfer.isWrite ? writeError : rangeError)(transfer.offset, UInt64(total)) == nil
+    else { return false }
+    if transfer.isWrite { forgetStatus() }
+    let waiter = NBDClient.Waiter(
+      transfer.isWrite ? [] : transfer.buffers, transfer.offset, completion: transfer.completion)
+    do throws(BlockError) {
+      try nextClient().start(
+        waiter, transfer.isWrite ? NBD.Command.write : NBD.Command.read, 0, transfer.offset, UInt64(total),
+        payload: transfer.isWrite ? transfer.buffers : [])
+    } catch { transfer.completion(error) }
+    return true
+  }
+
+  // MARK: Status
+
+  private func forgetStatus() { monitor.withLock { known.extents = [] } }
+
+  /// What the last reply says of an offset, if it is recent.
+  private func knownStatus(_ offset: UInt64) -> (byteCount: UInt64, flags: UInt64)? {
+    monitor.withLock {
+      guard !known.extents.isEmpty, offset >= known.start, HostClock.monotonicNanoseconds() < known.until
+      else {
+        return nil
+      }
+      while let first = known.extents.first {
+        if offset < known.start + first.byteCount {
+          return (known.start + first.byteCount - offset, first.flags)
+        }
+        known.start += first.byteCount
+        known.extents.removeFirst()
+      }
+      return nil
+    }
+  }
+
   public func status(at offset: UInt64, byteCount: UInt64) throws(BlockError) -> BlockStatus {
     if let error = rangeError(offset, byteCount) { throw error }
-    let count = min(byteCount, 1 << 31)
-    guard hasStatus, count > 0 else {
+    guard hasStatus, byteCount > 0 else {
       return BlockStatus(
         byteCount: byteCount, isZero: false, isData: true, isAllocated: true, hostOffset: offset)
     }
-    let waiter = try perform(NBD.Command.blockStatus, NBD.CommandFlag.one, offset, count)
-    guard let extent = waiter.extents.first, extent.0 > 0 else {
-      throw BlockError(.io, "the NBD server answered a status request with nothing")
+    let found: (byteCount: UInt64, flags: UInt64)
+    if let recent = knownStatus(offset) {
+      found = recent
+    } else {
+      let count = min(byteCount, hasLongRequests ? .max : 1 << 31)
+      let waiter = try perform(NBD.Command.blockStatus, 0, offset, count)
+      guard let extent = waiter.extents.first, waiter.extents.allSatisfy({ $0.byteCount > 0 }),
+        waiter.extents.reduce(
+          0, { $0.addingReportingOverflow($1.byteCount).overflow ? .max : $0 + $1.byteCount })
+          <= 1 << 63
+      else { throw BlockError(.io, "the NBD server answered a status request with nothing or with nonsense") }
+      found = extent
+      monitor.withLock {
+        known = KnownStatus(
+          start: offset, extents: waiter.extents, until: HostClock.monotonicNanoseconds() + 1_000_000_000)
+      }
     }
+    let (isHole, isZero) = (found.flags & 1 != 0, found.flags & 2 != 0)
+    // Another context's bits mean other things: its users want to tell all four cases apart.
+    let isAllocated = configuration.statusContext == nil || isZero || !isHole
     return BlockStatus(
-      byteCount: min(UInt64(extent.0), count), isZero: extent.1 & 2 != 0, isData: extent.1 & 1 == 0,
-      isAllocated: true,
-      hostOffset: offset)
+      byteCount: min(found.byteCount, byteCount), isZero: isZero, isData: !isHole, isAllocated: isAllocated,
+      hostOffset: isAllocated ? offset : nil)
   }
 
   public func close() throws(BlockError) {

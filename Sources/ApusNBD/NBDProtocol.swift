@@ -35,6 +35,7 @@ enum NBD {
     static let needsTLS: UInt32 = 1 << 31 | 5
     static let unknown: UInt32 = 1 << 31 | 6
     static let tooBig: UInt32 = 1 << 31 | 9
+    static let extendedHeadersRequired: UInt32 = 1 << 31 | 10
   }
   enum Info {
     static let export: UInt16 = 0

@@ -83,8 +83,8 @@ public enum ClusterCompression: UInt8, Sendable, CaseIterable {
   private func zstdCompress(_ input: IOBuffer, _ output: UnsafeMutableBufferPointer<UInt8>) -> Int {
     let codec = CodecPool.take()
     defer { CodecPool.give(codec) }
-    let count = ZSTD_compressCCtx(
-      codec.zstdCompressor, output.baseAddress, output.count, input.base, input.byteCount, 3)
+    let count = ZSTD_compress2(
+      codec.zstdCompressor, output.baseAddress, output.count, input.base, input.byteCount)
     return ZSTD_isError(count) != 0 ? 0 : count
   }
 }
@@ -92,9 +92,18 @@ public enum ClusterCompression: UInt8, Sendable, CaseIterable {
 /// One set of the libraries' contexts; used by one thread at a time.
 private final class Codec: @unchecked Sendable {
   // SAFETY: the pool hands it to one thread at a time; the contexts live as long as the object.
-  lazy var deflater: OpaquePointer? = libdeflate_alloc_compressor(5)
+  // The levels are those that make images as small as qemu-img's in the least time (docs/performance.md).
+  lazy var deflater: OpaquePointer? = libdeflate_alloc_compressor(3)
   lazy var inflater: OpaquePointer? = libdeflate_alloc_decompressor()
-  lazy var zstdCompressor: OpaquePointer? = ZSTD_createCCtx()
+  lazy var zstdCompressor: OpaquePointer? = {
+    let context = ZSTD_createCCtx()
+    // Level 3 with the fast search: a hash table of 65536 places sees all of a cluster.
+    ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, 3)
+    ZSTD_CCtx_setParameter(context, ZSTD_c_strategy, 1)
+    ZSTD_CCtx_setParameter(context, ZSTD_c_hashLog, 16)
+    ZSTD_CCtx_setParameter(context, ZSTD_c_minMatch, 5)
+    return context
+  }()
   lazy var zstdDecompressor: OpaquePointer? = ZSTD_createDCtx()
 }
 

@@ -1,4 +1,5 @@
 import ApusBlock
+import ApusCrypto
 import ApusHost
 
 /// Changes of an image's format-level properties, and what tools show of them.
@@ -26,6 +27,14 @@ extension Qcow2Image {
         isDirty: header.incompatible & Qcow2Header.Incompatible.dirty != 0, hasExtendedL2: hasExtendedL2,
         dataFile: header.usesDataFile ? header.dataFileName ?? "" : nil, isDataFileRaw: header.isDataFileRaw)
     }
+  }
+
+  /// The key slots of the image's encryption.
+  public func keySlots() throws(BlockError) -> LUKSKeySlots {
+    guard header.encryption != 0, let place = header.encryptionHeader else {
+      throw invalid("it is not encrypted")
+    }
+    return try LUKSKeySlots(file, at: place.offset, opened: encryptedStore)
   }
 
   /// Stores another backing file's name and format; the data stays as it is.
@@ -106,6 +115,8 @@ extension Qcow2Image {
       try quiesce()
       try flushMetadata(isFinal: true)
       try file.flush()
+      // Entries of version 3 have fields that older ones may lack.
+      if version == 3, !snapshots.isEmpty { try replaceSnapshotTable(snapshots) }
       header.version = version
       if version == 2 {
         header.compatible = 0

@@ -26,22 +26,36 @@ extension Qcow2Image {
 
   /// Reference counts, kept for the parts of the file that have any.
   struct CountMap {
-    private static let chunk: UInt64 = 1 << 14
-    private var chunks: [UInt64: [UInt32]] = [:]
+    static let chunk: UInt64 = 1 << 14
+    final class Chunk { var counts = [UInt32](repeating: 0, count: Int(CountMap.chunk)) }
+    private var chunks: [UInt64: Chunk] = [:]
+    /// The chunk of the last increment: neighbours follow each other.
+    private var recent: (key: UInt64, chunk: Chunk)?
     private(set) var end: UInt64 = 0
 
     subscript(cluster: UInt64) -> UInt32 {
-      chunks[cluster / Self.chunk]?[Int(cluster % Self.chunk)] ?? 0
+      chunks[cluster / Self.chunk]?.counts[Int(cluster % Self.chunk)] ?? 0
     }
+    /// The counts of `[number * chunk, (number + 1) * chunk)`; `nil` if all are 0.
+    func counts(chunk number: UInt64) -> [UInt32]? { chunks[number]?.counts }
+
     mutating func increment(_ cluster: UInt64) {
       let key = cluster / Self.chunk
-      chunks[key, default: [UInt32](repeating: 0, count: Int(Self.chunk))][Int(cluster % Self.chunk)] += 1
+      let chunk: Chunk
+      if let recent, recent.key == key {
+        chunk = recent.chunk
+      } else {
+        chunk = chunks[key] ?? Chunk()
+        chunks[key] = chunk
+        recent = (key, chunk)
+      }
+      chunk.counts[Int(cluster % Self.chunk)] += 1
       end = max(end, cluster + 1)
     }
     /// All clusters with a count.
     func visit(_ body: (UInt64, UInt32) throws(BlockError) -> Void) throws(BlockError) {
       for key in chunks.keys.sorted() {
-        guard let counts = chunks[key] else { continue }
+        guard let counts = chunks[key]?.counts else { continue }
         for (index, count) in counts.enumerated() where count > 0 {
           try body(key * Self.chunk + UInt64(index), count)
         }
@@ -95,12 +109,19 @@ extension Qcow2Image {
       guard repair == .all else { return }
       try rebuildRefcounts(counts, &result)
     } else {
-      try compare(counts, repair: repair, &result)
+      // What a snapshot without its L1 table had is not free.
+      let keepsLeaks = snapshots.contains { $0.damage == .misplacedL1 }
+      try compare(counts, repair: keepsLeaks ? .none : repair, &result)
     }
     try checkCopiedFlags(repair: repair, &result)
     result.imageEndOffset = counts.end << clusterBits
     if repair != .none { try flushMetadata(isFinal: true) }
     freeHint = 0
+    // Only now can clusters be had safely.
+    if repair == .all, snapshotTableNeedsRewriting {
+      try replaceSnapshotTable(snapshots)
+      try flushMetadata(isFinal: true)
+    }
   }
 
   // MARK: References
@@ -119,20 +140,38 @@ extension Qcow2Image {
     if l1.count > 0 { add(header.l1Offset, UInt64(l1.count) * 8) }
     result.totalClusters = (header.byteCount + clusterSize - 1) >> clusterBits
     try collectTree(l1, isActive: true, &counts, &result, repair: repair, fileClusters)
-    do throws(BlockError) {
-      if snapshots.isEmpty { snapshots = try readSnapshots() }
-    } catch {
-      result.report("ERROR \(error.description)")
-      result.checkErrors += 1
+    snapshots = try readSnapshots()
+    reportSnapshotTable(&result, repair)
+    // How far a table reaches that does not end is not known: a new one takes its place, and the old one is free.
+    if header.snapshotCount > 0, !(snapshotTableIsCut && repair == .all) {
+      add(header.snapshotsOffset, UInt64(snapshotTableByteCount))
     }
-    if !snapshots.isEmpty { add(header.snapshotsOffset, UInt64(snapshotTableByteCount())) }
-    for snapshot in snapshots {
+    for snapshot in snapshots where snapshot.damage != .misplacedL1 {
       if snapshot.l1Size > 0 { add(snapshot.l1Offset, UInt64(snapshot.l1Size) * 8) }
       try collectTree(
         try readL1(snapshot), isActive: false, &counts, &result, repair: repair, fileClusters)
     }
     if header.encryption != 0, let place = header.encryptionHeader { add(place.offset, place.byteCount) }
     for range in try bitmapRanges(&result) { add(range.offset, range.byteCount) }
+  }
+
+  private func reportSnapshotTable(_ result: inout CheckResult, _ repair: Repair) {
+    for (number, snapshot) in snapshots.enumerated() {
+      guard let damage = snapshot.damage else { continue }
+      let text = "snapshot table entry \(number) (\(snapshot.name)) \(damage.text)"
+      // Where a lost L1 table was is not to be known.
+      note(&result, damage == .misplacedL1 ? .none : repair, text)
+    }
+    if snapshotTableIsCut {
+      note(
+        &result, repair, "the snapshot table ends after \(snapshots.count) of \(header.snapshotCount) entries"
+      )
+    }
+  }
+
+  /// Whether writing the snapshot table anew mends it.
+  private var snapshotTableNeedsRewriting: Bool {
+    snapshotTableIsCut || snapshots.contains { $0.damage == .incomplete || $0.damage == .excess }
   }
 
   private func collectTree(
@@ -150,7 +189,9 @@ extension Qcow2Image {
       }
       counts.increment(offset >> clusterBits)
       let l2 = try loadL2(at: offset)
-      for index in 0..<(1 << Int(l2Bits)) {
+      var next = 0
+      while let index = nextUsedEntry(l2, from: next) {
+        next = index + 1
         let item = entry(l2, index)
         if item.isCompressed {
           let range = compressedRange(item.descriptor)
@@ -194,6 +235,15 @@ extension Qcow2Image {
         }
       }
     }
+  }
+
+  /// The first entry from `start` on that is not all zeros.
+  private func nextUsedEntry(_ table: L2Table, from start: Int) -> Int? {
+    let words = entryByteCount / 8
+    let limit = words << Int(l2Bits)
+    let position = start * words
+    let used = position + HostBytes.zeroWordCount(table.buffer.base + position * 8, limit: limit - position)
+    return used < limit ? used / words : nil
   }
 
   /// Counts all references and writes them with another width.
@@ -240,10 +290,25 @@ extension Qcow2Image {
     for index in refcountTable.indices where refcountTable[index] & ~511 != 0 {
       let base = UInt64(index) * perBlock
       guard let block = try refcountBlock(base) else { continue }
-      for position in 0..<perBlock {
-        judge(
-          base + position, stored: readCount(block.buffer, Int(position)),
-          found: UInt64(counts[base + position]))
+      let piece = min(perBlock, CountMap.chunk)
+      for start in stride(from: 0, to: perBlock, by: Int(piece)) {
+        let first = base + start
+        let byteCount = max(1, (Int(piece) << header.refcountOrder) >> 3)
+        guard let found = counts.counts(chunk: first / CountMap.chunk) else {
+          // Nothing is used here, and mostly nothing is counted.
+          if HostBytes.isZero(block.buffer.base + (Int(start) << header.refcountOrder) >> 3, byteCount) {
+            continue
+          }
+          for position in start..<start + piece {
+            judge(base + position, stored: readCount(block.buffer, Int(position)), found: 0)
+          }
+          continue
+        }
+        for position in start..<start + piece {
+          judge(
+            base + position, stored: readCount(block.buffer, Int(position)),
+            found: UInt64(found[Int((base + position) % CountMap.chunk)]))
+        }
       }
     }
     try counts.visit { (cluster, count) throws(BlockError) in
@@ -336,7 +401,9 @@ extension Qcow2Image {
         }
       }
       let table = try loadL2(at: offset)
-      for position in 0..<(1 << Int(l2Bits)) {
+      var next = 0
+      while let position = nextUsedEntry(table, from: next) {
+        next = position + 1
         var item = entry(table, position)
         if item.isCompressed {
           if item.isCopied {

@@ -88,7 +88,8 @@ extension Qcow2Image {
       throw corrupted("an L2 table at 0x\(String(tableOffset, radix: 16)) is not aligned to clusters")
     }
     try makeRoomInL2Cache()
-    let buffer = HostBuffer(byteCount: Int(clusterSize))
+    let buffer = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
+    file.note("l2_load")
     try file.read(at: tableOffset, into: buffer.io)
     let table = L2Table(tableOffset, buffer)
     table.lastUse = useCounter
@@ -147,6 +148,20 @@ extension Qcow2Image {
     let unitSize = UInt64(1) << unitBits
     var position = (offset & ~(unitSize - 1)) + unitSize
     let hasPlace = result.kind == .data || result.kind == .zeroAllocated
+    if !hasExtendedL2, position < end {
+      // Entries that are the first one's, or follow on it, are passed as plain numbers.
+      let index = l2Index(offset)
+      let limit = min((1 << Int(l2Bits)) - index - 1, Int((end - position + clusterSize - 1) >> clusterBits))
+      let first = entry(table, index).descriptor
+      let base = table.buffer.base + (index + 1) * 8
+      let count =
+        first == 0
+        ? HostBytes.zeroWordCount(base, limit: limit)
+        : HostBytes.bigWordRunLength(
+          base, limit: limit, first: hasPlace ? first &+ clusterSize : first, step: hasPlace ? clusterSize : 0
+        )
+      position += UInt64(count) << clusterBits
+    }
     while position < end {
       let next = entry(table, l2Index(position))
       let unit = (position >> unitBits) & (unitsPerCluster - 1)
@@ -205,15 +220,16 @@ extension Qcow2Image {
     case .zero, .zeroAllocated: for buffer in buffers { buffer.clear() }
     case .unallocated: try readBacking(offset, buffers)
     case .compressed:
-      let cluster = HostBuffer(byteCount: Int(clusterSize))
       let range = compressedRange(mapping.hostOffset)
-      let source = HostBuffer(byteCount: range.byteCount)
+      let source = HostBuffer(byteCount: range.byteCount, isZeroed: false)
+      file.note("read_compressed")
       try file.read(at: range.offset, into: source.io)
       let within = Int(offset & (clusterSize - 1))
       if within == 0, buffers.count == 1, buffers[0].byteCount == Int(clusterSize) {
         try compression.decompress(source.io, into: buffers[0])
         return
       }
+      let cluster = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
       try compression.decompress(source.io, into: cluster.io)
       withExtendedLifetime(cluster) {
         var position = within
@@ -223,6 +239,57 @@ extension Qcow2Image {
         }
       }
     }
+  }
+
+  // MARK: Transfers that need no waiting
+
+  public var transferStart: TransferStart {
+    dataFile == nil && header.encryption == 0 ? file.transferStart : .unsupported
+  }
+  public func submitTransfers() { file.submitTransfers() }
+
+  /// Starts a transfer of stored bytes that lie side by side, if the tables that lead there are at hand.
+  public func startTransfer(_ transfer: NodeTransfer) -> Bool {
+    guard let hostOffset = plainPlace(transfer) else { return false }
+    let below = NodeTransfer(isWrite: transfer.isWrite, offset: hostOffset, transfer.buffers) {
+      [self] failure in
+      endTransfer(nil)
+      transfer.completion(failure)
+    }
+    if file.startTransfer(below) { return true }
+    endTransfer(nil)
+    return false
+  }
+
+  /// Where a transfer's bytes lie, if nothing has to be done before they are moved; then it counts as under way.
+  private func plainPlace(_ transfer: NodeTransfer) -> UInt64? {
+    guard monitor.tryLock() else { return nil }
+    defer { monitor.unlock() }
+    let (offset, total) = (transfer.offset, UInt64(transfer.buffers.totalByteCount))
+    let index = l1Index(offset)
+    guard total > 0, offset <= header.byteCount, total <= header.byteCount - offset, index < l1.count,
+      dataFile == nil, header.encryption == 0, l2Cache[l1[index] & Entry.offsetMask] != nil
+    else { return nil }
+    if transfer.isWrite {
+      let clusters = offset >> clusterBits..<((offset + total - 1) >> clusterBits) + 1
+      guard !isReadOnly, !isBroken, !isWriteThrough, bitmaps.isEmpty, l1[index] & Entry.copied != 0,
+        pendingFrees.count <= 1024, !allocations.contains(where: { $0.overlaps(clusters) })
+      else { return nil }
+    }
+    do throws(BlockError) {
+      let mapping = try lookup(offset, limit: total)
+      guard mapping.kind == .data, mapping.byteCount == total, !transfer.isWrite || mapping.isCopied else {
+        return nil
+      }
+      if transfer.isWrite {
+        let first = mapping.hostOffset >> clusterBits
+        let last = (mapping.hostOffset + total - 1) >> clusterBits
+        // The blocking way says what is wrong.
+        guard !(first...last).contains(where: metadataClusters.contains) else { return nil }
+      }
+      transfersInFlight += 1
+      return mapping.hostOffset
+    } catch { return nil }
   }
 
   private func readBacking(_ offset: UInt64, _ buffers: [IOBuffer]) throws(BlockError) {

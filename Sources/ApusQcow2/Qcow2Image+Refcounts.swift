@@ -51,7 +51,8 @@ extension Qcow2Image {
       if refcountBlocks.values.contains(where: { $0.isDirty }) { try writeRefcountBlocks() }
       refcountBlocks.removeAll(keepingCapacity: true)
     }
-    let buffer = HostBuffer(byteCount: Int(clusterSize))
+    let buffer = HostBuffer(byteCount: Int(clusterSize), isZeroed: false)
+    file.note("refblock_load")
     try file.read(at: offset, into: buffer.io)
     let block = RefcountBlock(offset, buffer)
     refcountBlocks[index] = block
@@ -91,9 +92,11 @@ extension Qcow2Image {
     writeCount(buffer, Int(place - first), 1)
     let offset = place << clusterBits
     try checkOverlap(place..<place + 1)
+    file.note("refblock_alloc_write")
     try file.write(at: offset, from: buffer.io)
     try file.flush()
     refcountTable[index] = offset
+    file.note("refblock_alloc_hookup")
     try writeRefcountTableEntry(index)
     metadataClusters.insert(place)
     refcountBlocks[index] = RefcountBlock(offset, buffer)
@@ -168,7 +171,10 @@ extension Qcow2Image {
   ///
   /// - Parameter exactly: all of them, wherever they are.
   func allocate(_ count: UInt64, exactly: Bool = false) throws(BlockError) -> Range<UInt64> {
+    file.note("cluster_alloc")
     try markLazy()
+    // Each new refcount block lies at the start of what it counts, in the way of longer runs.
+    if exactly, count >> refcountBitsPerBlockLog > 0 { return try allocateLongRun(count) }
     var start = freeHint
     var length: UInt64 = 0
     var cluster = freeHint
@@ -198,6 +204,43 @@ extension Qcow2Image {
     for cluster in range { try setRefcount(cluster, 1) }
     if start <= freeHint || !exactly { freeHint = max(freeHint, range.upperBound) }
     return range
+  }
+
+  /// Takes more clusters side by side than one refcount block counts: behind all that is counted, after their blocks.
+  private func allocateLongRun(_ count: UInt64) throws(BlockError) -> Range<UInt64> {
+    let perBlock = UInt64(1) << refcountBitsPerBlockLog
+    var blockCount = (count + perBlock - 1) / perBlock
+    while blockCount * perBlock < blockCount + count { blockCount += 1 }
+    func firstIndex() -> Int { (refcountTable.lastIndex { $0 & ~511 != 0 } ?? -1) + 1 }
+    while firstIndex() + Int(blockCount) > refcountTable.count {
+      // By half its length each time.
+      let index = firstIndex()
+      try growRefcountTable(from: UInt64(index) << refcountBitsPerBlockLog, covering: index)
+    }
+    let index = firstIndex()
+    let first = UInt64(index) << refcountBitsPerBlockLog
+    let used = blockCount + count
+    guard (first + used) << clusterBits < 1 << 55 else {
+      throw BlockError(.noSpace, "qcow2 image: no room for \(count) clusters side by side")
+    }
+    try checkOverlap(first..<first + used)
+    for number in 0..<blockCount {
+      let buffer = HostBuffer(byteCount: Int(clusterSize))
+      let base = number * perBlock
+      for cluster in base..<min(base + perBlock, used) { writeCount(buffer, Int(cluster - base), 1) }
+      let offset = (first + number) << clusterBits
+      try file.write(at: offset, from: buffer.io)
+      refcountBlocks[index + Int(number)] = RefcountBlock(offset, buffer)
+    }
+    try file.flush()
+    for number in 0..<blockCount {
+      refcountTable[index + Int(number)] = (first + number) << clusterBits
+      metadataClusters.insert(first + number)
+    }
+    for position in stride(from: index & ~63, to: index + Int(blockCount), by: 64) {
+      try writeRefcountTableEntry(position)
+    }
+    return first + blockCount..<first + used
   }
 
   /// Refuses to use clusters that hold tables: the counts must be wrong.
@@ -248,6 +291,7 @@ extension Qcow2Image {
   func writeRefcountBlocks() throws(BlockError) -> Bool {
     var isAny = false
     for block in refcountBlocks.values.filter({ $0.isDirty }).sorted(by: { $0.offset < $1.offset }) {
+      file.note("refblock_update_part")
       try file.write(at: block.offset, from: block.buffer.io)
       block.isDirty = false
       isAny = true
@@ -265,12 +309,14 @@ extension Qcow2Image {
       try file.flush()
     }
     for table in tables {
+      file.note("l2_update")
       try file.write(at: table.offset, from: table.buffer.io)
       table.isDirty = false
     }
     if !dirtyL1Sectors.isEmpty {
       if !tables.isEmpty { try file.flush() }
       for sector in dirtyL1Sectors.sorted() {
+        file.note("l1_update")
         let entries = l1[(sector * 64)..<min(l1.count, sector * 64 + 64)]
         try file.write(entries.flatMap(bigEndianBytes), at: header.l1Offset + UInt64(sector) * 512)
       }
@@ -283,6 +329,7 @@ extension Qcow2Image {
   private func applyFrees(isFinal: Bool) throws(BlockError) {
     guard !pendingFrees.isEmpty, isFinal || transfersInFlight == 0 else { return }
     try file.flush()
+    file.note("cluster_free")
     let frees = pendingFrees
     pendingFrees.removeAll()
     for range in frees {

@@ -47,19 +47,41 @@ extension Qcow2Image {
     public var instructionCount: UInt64 = .max
     /// Extra data behind the fields known here.
     var unknownExtra: [UInt8] = []
+    var damage: SnapshotDamage?
 
     /// Whether `key` is this snapshot's id or name.
     public func matches(_ key: String) -> Bool { id == key || name == key }
   }
 
+  /// What is wrong with an entry of the snapshot table.
+  enum SnapshotDamage: Sendable, Equatable {
+    /// Fields that version 3 has are missing; they are known from elsewhere.
+    case incomplete
+    /// More extra data than there may be; it is left out.
+    case excess
+    case misplacedL1
+
+    var text: String {
+      switch self {
+      case .incomplete: "is incomplete"
+      case .excess: "has too much extra data"
+      case .misplacedL1: "leads to an L1 table that is misplaced or too large"
+      }
+    }
+  }
+
   public var snapshotList: [Snapshot] { monitor.withLock { snapshots } }
 
+  /// Reads the snapshot table, as far as it goes: `snapshotTableIsCut` and entries' `damage` tell what is wrong.
   func readSnapshots() throws(BlockError) -> [Snapshot] {
     var result: [Snapshot] = []
     var offset = header.snapshotsOffset
+    snapshotTableIsCut = false
     for _ in 0..<header.snapshotCount {
-      guard offset - header.snapshotsOffset < 64 << 20, offset < file.byteCount else {
-        throw invalid("the snapshot table does not end")
+      snapshotTableByteCount = Int(offset - header.snapshotsOffset)
+      guard offset - header.snapshotsOffset < 64 << 20, offset < file.byteCount, result.count < 65536 else {
+        snapshotTableIsCut = true
+        return result
       }
       let fields = HostBuffer(byteCount: 40)
       try file.read(at: offset, into: fields.io)
@@ -73,20 +95,27 @@ extension Qcow2Image {
       snapshot.vmClockNanoseconds = fields.big64(24)
       snapshot.vmStateByteCount = UInt64(fields.big32(32))
       let extraLength = Int(fields.big32(36))
-      guard extraLength <= 1024 else { throw invalid("a snapshot has \(extraLength) bytes of extra data") }
-      guard snapshot.l1Size <= 32 << 20 / 8, snapshot.l1Offset & (clusterSize - 1) == 0 else {
-        throw invalid("a snapshot's L1 table is misplaced or too large")
+      // Nothing at all where an entry should be: a snapshot has an ID.
+      guard extraLength < 64 << 20, idLength + nameLength > 0 else {
+        snapshotTableIsCut = true
+        return result
+      }
+      if isVersion3, extraLength < 16 { snapshot.damage = .incomplete }
+      if extraLength > 1024 { snapshot.damage = .excess }
+      if snapshot.l1Size > 32 << 20 / 8 || snapshot.l1Offset & (clusterSize - 1) != 0 {
+        snapshot.damage = .misplacedL1
       }
       let rest = try file.bytes(at: offset + 40, count: extraLength + idLength + nameLength)
       let extra = HostBuffer(Array(rest[..<extraLength]) + [UInt8](repeating: 0, count: 24))
       if extraLength >= 8 { snapshot.vmStateByteCount = extra.big64(0) }
       snapshot.diskByteCount = extraLength >= 16 ? extra.big64(8) : header.byteCount
       if extraLength >= 24 { snapshot.instructionCount = extra.big64(16) }
-      if extraLength > 24 { snapshot.unknownExtra = Array(rest[24..<extraLength]) }
+      if extraLength > 24, extraLength <= 1024 { snapshot.unknownExtra = Array(rest[24..<extraLength]) }
       snapshot.id = String(decoding: rest[extraLength..<extraLength + idLength], as: UTF8.self)
       snapshot.name = String(decoding: rest[(extraLength + idLength)...], as: UTF8.self)
       result.append(snapshot)
       offset += UInt64((40 + rest.count + 7) & ~7)
+      snapshotTableByteCount = Int(offset - header.snapshotsOffset)
     }
     return result
   }
@@ -113,7 +142,13 @@ extension Qcow2Image {
     return bytes
   }
 
-  func snapshotTableByteCount() -> Int { snapshots.reduce(0) { $0 + encoded($1).count } }
+  /// What keeps an image with a damaged snapshot table from being used.
+  func checkSnapshotTable() throws(BlockError) {
+    if snapshotTableIsCut { throw invalid("the snapshot table does not end; repair it with check -r all") }
+    if snapshots.contains(where: { $0.damage == .excess }) {
+      throw invalid("a snapshot has too much extra data; repair it with check -r all")
+    }
+  }
 
   func clusters(_ offset: UInt64, _ byteCount: Int) -> Range<UInt64> {
     let first = offset >> clusterBits
@@ -121,10 +156,12 @@ extension Qcow2Image {
   }
 
   /// Writes `list` as the new snapshot table and drops the old one.
-  private func replaceSnapshotTable(_ list: [Snapshot]) throws(BlockError) {
+  func replaceSnapshotTable(_ list: [Snapshot]) throws(BlockError) {
     let bytes = list.flatMap(encoded)
-    let old = clusters(header.snapshotsOffset, snapshotTableByteCount())
+    let old = snapshotTableIsCut ? 0..<0 : clusters(header.snapshotsOffset, snapshotTableByteCount)
     var offset: UInt64 = 0
+    // A table without an end was not counted: its place may be free.
+    if snapshotTableIsCut { metadataClusters.remove(header.snapshotsOffset >> clusterBits) }
     if !bytes.isEmpty {
       let place = try allocate((UInt64(bytes.count) + clusterSize - 1) >> clusterBits, exactly: true)
       offset = place.lowerBound << clusterBits
@@ -135,7 +172,12 @@ extension Qcow2Image {
     try file.flush()
     header.snapshotsOffset = offset
     header.snapshotCount = list.count
-    snapshots = list
+    snapshots = list.map {
+      var snapshot = $0
+      if snapshot.damage != .misplacedL1 { snapshot.damage = nil }
+      return snapshot
+    }
+    (snapshotTableByteCount, snapshotTableIsCut) = (bytes.count, false)
     try writeHeader()
     try file.flush()
     if !old.isEmpty { release(old) }
@@ -280,6 +322,9 @@ extension Qcow2Image {
   }
 
   func readL1(_ snapshot: Snapshot) throws(BlockError) -> [UInt64] {
+    guard snapshot.damage != .misplacedL1 else {
+      throw invalid("the L1 table of the snapshot '\(snapshot.name)' is misplaced or too large")
+    }
     guard snapshot.l1Size > 0 else { return [] }
     let buffer = HostBuffer(byteCount: snapshot.l1Size * 8)
     try file.read(at: snapshot.l1Offset, into: buffer.io)

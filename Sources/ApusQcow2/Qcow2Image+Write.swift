@@ -198,7 +198,7 @@ extension Qcow2Image {
     return first..<first + UInt64(allocation.clusters.count)
   }
 
-  private func endTransfer(_ clusters: Range<UInt64>?) {
+  func endTransfer(_ clusters: Range<UInt64>?) {
     monitor.withLock {
       transfersInFlight -= 1
       if let clusters, let index = allocations.firstIndex(of: clusters) { allocations.remove(at: index) }
@@ -237,7 +237,7 @@ extension Qcow2Image {
       }
       if isZero { return nil }
     }
-    let buffer = HostBuffer(byteCount: Int(count))
+    let buffer = HostBuffer(byteCount: Int(count), isZeroed: false)
     try readUnchecked(range.lowerBound, [buffer.io])
     return buffer
   }

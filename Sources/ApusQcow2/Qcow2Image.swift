@@ -43,6 +43,9 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   /// Requests that move data without the lock; clusters are not given to others meanwhile.
   var transfersInFlight = 0
   var snapshots: [Snapshot] = []
+  /// As it is in the file.
+  var snapshotTableByteCount = 0
+  var snapshotTableIsCut = false
   var bitmaps: [PersistentBitmap] = []
   /// Whether bitmaps on disk are marked as in use by us.
   var bitmapsAreInUse = false
@@ -193,6 +196,7 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     rememberMetadata()
     do throws(BlockError) {
       snapshots = try readSnapshots()
+      try checkSnapshotTable()
       bitmaps = try readBitmapDirectory()
     } catch {
       if !options.isForCheck { throw error }
@@ -205,7 +209,7 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     -> [UInt64]
   {
     if count == 0 { return [] }
-    let buffer = HostBuffer(byteCount: count * 8)
+    let buffer = HostBuffer(byteCount: count * 8, isZeroed: false)
     try file.read(at: offset, into: buffer.io)
     return (0..<count).map { buffer.big64($0 * 8) }
   }
@@ -255,10 +259,12 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   // MARK: Guest data
 
   func readData(at hostOffset: UInt64, into buffers: [IOBuffer]) throws(BlockError) {
+    file.note("read_aio")
     if header.encryption == 0 { return try (dataFile ?? file).read(at: hostOffset, into: buffers) }
     try store().read(at: hostOffset, into: buffers)
   }
   func writeData(at hostOffset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
+    file.note("write_aio")
     if header.encryption == 0 { return try (dataFile ?? file).write(at: hostOffset, from: buffers) }
     try store().write(at: hostOffset, from: buffers)
   }

@@ -19,10 +19,12 @@ public enum FileNames {
     }
     if name.hasPrefix("blkdebug:") {
       let parts = name.dropFirst(9).split(separator: ":", maxSplits: 1, omittingEmptySubsequences: false)
-      guard parts.count == 2, parts[0].isEmpty else {
-        throw StorageError("'\(name)': blkdebug's configuration files are not implemented; use its options")
+      guard parts.count == 2 else {
+        throw StorageError("'\(name)': it must be like blkdebug:CONFIG:IMAGE or blkdebug::IMAGE")
       }
-      return OptionList([.init("driver", "blkdebug"), .init("image.filename", String(parts[1]))])
+      return OptionList(
+        [.init("driver", "blkdebug"), .init("image.filename", String(parts[1]))]
+          + (parts[0].isEmpty ? [] : [.init("config", String(parts[0]))]))
     }
     // Letters before a colon name a protocol, unless a slash comes first.
     if let colon = name.firstIndex(of: ":"), !name[..<colon].contains("/"), !HostDescriptor.exists(name) {
@@ -31,6 +33,28 @@ public enum FileNames {
       )
     }
     return nil
+  }
+
+  /// Options together with the name of what they are about: the name goes where the options' driver looks for it.
+  public static func options(_ list: OptionList, of name: String) throws(StorageError) -> OptionList {
+    let driver = list["driver"]
+    var named = try options(name) ?? OptionList([.init("filename", name)])
+    if driver == "blkdebug" {
+      if named["driver"] != "blkdebug" {
+        named = OptionList(named.entries.map { .init("image.\($0.key)", $0.value) })
+      }
+      named.entries.removeAll { $0.key == "driver" }
+      // A format lies between the filter and the file.
+      if let format = list["image.driver"], ImageFormat.named(format) != nil {
+        named.entries = named.entries.map {
+          $0.key.hasPrefix("image.") ? .init("image.file." + $0.key.dropFirst(6), $0.value) : $0
+        }
+      }
+    } else {
+      named.entries = named.entries.map { .init("file.\($0.key)", $0.value) }
+    }
+    // What the options say comes first.
+    return OptionList(list.entries + named.entries.filter { list[$0.key] == nil })
   }
 
   /// `nbd://host[:port]/export`, `nbd+unix:///export?socket=path`, `nbd:host:port[:exportname=name]`,

@@ -1,11 +1,5 @@
 import ApusBlock
 import ApusHost
-import ApusQcow2
-
-/// An image format with a check of its own.
-public protocol CheckedImage: ImageNode {
-  func check() throws(BlockError) -> Qcow2Image.CheckResult
-}
 
 /// Compares what two images read as.
 public struct ImageComparison {
@@ -27,7 +21,9 @@ public struct ImageComparison {
     let sizes = (first.node.byteCount, second.node.byteCount)
     if isStrict, sizes.0 != sizes.1 { return .sizesDiffer }
     let common = min(sizes.0, sizes.1)
-    let buffers = (HostBuffer(byteCount: 2 << 20), HostBuffer(byteCount: 2 << 20))
+    let buffers = (
+      HostBuffer(byteCount: 256 << 10, isZeroed: false), HostBuffer(byteCount: 256 << 10, isZeroed: false)
+    )
     defer { withExtendedLifetime(buffers) {} }
     var position: UInt64 = 0
     while position < common {

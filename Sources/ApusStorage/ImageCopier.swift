@@ -92,7 +92,7 @@ public final class ImageCopier: Sendable {
   public func run() throws(BlockError) {
     state.withLock { $0.start = HostClock.monotonicNanoseconds() }
     // Files in the page cache are copied fastest by one: two only fight for the target's lock.
-    startHelpers(options.isCompressed ? HostProcess.processorCount : isLocal ? 1 : 4)
+    startHelpers(options.isCompressed ? HostProcess.processorCount : isLocal ? 1 : 3)
     work()
     while let helper = state.withLock({ $0.helpers.popLast() }) { helper.join() }
     if let failure = state.withLock({ $0.failure }) { throw failure }
@@ -113,7 +113,7 @@ public final class ImageCopier: Sendable {
   }
 
   private func work() {
-    let buffer = HostBuffer(byteCount: Int(chunkByteCount))
+    let buffer = HostBuffer(byteCount: Int(chunkByteCount), isZeroed: false)
     while let task = next() {
       do throws(BlockError) { try carryOut(task, buffer) } catch { fail(error) }
       finish(task)

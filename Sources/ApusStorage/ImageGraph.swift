@@ -8,6 +8,7 @@ import ApusQcow2
 public struct OpenOptions: Sendable {
   public var isReadOnly = true
   public var cache = BlockCacheMode.writeback
+  public var requestMode = FileRequestMode.threads
   /// Leave the backing chain closed.
   public var withoutBacking = false
   /// Do not lock, nor mind other users (`-U`).
@@ -46,6 +47,10 @@ public struct ImageGraph {
   public func open(_ filename: String, format: String? = nil) throws(StorageError) -> OpenedImage {
     if let list = try FileNames.options(filename) {
       var list = list
+      if filename.hasPrefix("blkdebug:") {
+        let below = try open(list, name: filename)
+        return try openFormat(below.node, filename, format, OptionList())
+      }
       if let driver = list["driver"], ImageFormat.named(driver) != nil || ImageFilter.names.contains(driver) {
         return try open(list, name: filename)
       }
@@ -132,7 +137,7 @@ public struct ImageGraph {
     var nested = list.nested(role)
     guard !nested.entries.isEmpty else { throw StorageError("\(shown): \(role)= is missing") }
     list.entries.removeAll { $0.key.hasPrefix(role + ".") }
-    if nested["driver"] == nil, role == "file" {
+    if nested["driver"] == nil, role == "file" || nested["filename"] != nil {
       if let filename = nested["filename"], let options = try FileNames.options(filename) {
         _ = nested.take("filename")
         nested.entries = options.entries + nested.entries
@@ -187,7 +192,7 @@ public struct ImageGraph {
     try list.check(
       known: [
         "host", "port", "path", "export", "server.type", "server.host", "server.port", "server.path",
-        "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "multi-conn",
+        "tls-creds", "tls-hostname", "reconnect-delay", "open-timeout", "multi-conn", "x-dirty-bitmap",
       ], of: "nbd")
     let address: HostSocketAddress
     let type = list["server.type"]
@@ -213,6 +218,7 @@ public struct ImageGraph {
     configuration.export = list["export"] ?? ""
     configuration.isReadOnly = options.isReadOnly
     configuration.hostName = list["tls-hostname"]
+    configuration.statusContext = list["x-dirty-bitmap"]
     configuration.reconnectSeconds = try list.number("reconnect-delay", of: "nbd", in: 0...1_000_000) ?? 0
     configuration.openSeconds = try list.number("open-timeout", of: "nbd", in: 0...1_000_000) ?? 0
     configuration.connectionCount = Int(try list.number("multi-conn", of: "nbd", in: 1...16) ?? 1)
@@ -249,8 +255,12 @@ public struct ImageGraph {
       case let value?:
         throw ConfigurationError("the file '\(path)': locking is '\(value)'; it must be on, off or auto")
       }
-      if let aio = list["aio"], aio != "threads" {
-        throw ConfigurationError("the file '\(path)': aio=\(aio) is not implemented; leave it at threads")
+      configuration.requestMode = options.requestMode
+      if let aio = list["aio"] {
+        guard let mode = FileRequestMode(rawValue: aio) else {
+          throw .unknown("request mode", aio, among: FileRequestMode.allCases.map(\.rawValue))
+        }
+        configuration.requestMode = mode
       }
     } catch { throw StorageError(error) }
     do throws(BlockError) { return try FileNode(configuration) } catch { throw StorageError(error) }
@@ -296,7 +306,8 @@ public struct ImageGraph {
       if backed?.backingFile != nil { rest.entries.removeAll { $0.key.hasPrefix("backing.") } }
       try refuse(rest, driver.name)
       let backingName = backed?.backingFile?.name
-      let backing = try openBacking(backingName, backed?.backingFile?.format, filename, given)
+      let backing = try openBacking(
+        backingName, backed?.backingFile?.format, Self.origin(filename, file), given)
       backed?.attachBacking(backing?.node)
       return OpenedImage(
         node, filename: filename, format: driver.name, backing: backing, backingFilename: backingName)
@@ -333,7 +344,7 @@ public struct ImageGraph {
         guard let name = external.name else {
           throw StorageError("its external data file is not named; give data-file.filename=")
         }
-        return try openFile(FileNames.resolve(name, from: filename), OptionList())
+        return try openFile(FileNames.resolve(name, from: Self.origin(filename, file)), OptionList())
       }
     }
     let image = try Qcow2Image(file, dataFile: dataFile, options: settings)
@@ -349,7 +360,7 @@ public struct ImageGraph {
       }
       backing = node
     } else {
-      backing = try openBacking(name, image.backingFormat, filename, given)
+      backing = try openBacking(name, image.backingFormat, Self.origin(filename, file), given)
     }
     image.attachBacking(backing?.node)
     return OpenedImage(image, filename: filename, format: "qcow2", backing: backing, backingFilename: name)
@@ -405,9 +416,17 @@ public struct ImageGraph {
     return try checked { () throws(StorageError) in try options.objects.secret(id) }
   }
 
-  private func openBacking(_ name: String?, _ format: String?, _ filename: String, _ given: OptionList)
-    throws(BlockError) -> OpenedImage?
-  {
+  /// Whom names in an image are relative to: the image's own name, or the file's that a `json:` name leads to.
+  private static func origin(_ filename: String, _ file: any ImageNode) -> String {
+    guard filename.hasPrefix("json:") else { return filename }
+    var node = file
+    while let next = node.child("file") { node = next }
+    return (node as? FileNode)?.path ?? filename
+  }
+
+  private func openBacking(
+    _ name: String?, _ format: String?, _ filename: String, _ given: OptionList
+  ) throws(BlockError) -> OpenedImage? {
     if options.withoutBacking { return nil }
     guard name != nil || !given.entries.isEmpty else { return nil }
     guard depth < 200 else {

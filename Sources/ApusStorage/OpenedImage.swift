@@ -65,7 +65,8 @@ public final class OpenedImage: Sendable {
       limit = min(limit, status.byteCount)
       if status.isAllocated { return ChainStatus(status: status, depth: depth, isPresent: true) }
       guard let next = image.backing, next !== bottom else {
-        if image.backing == nil { status.isZero = true }
+        // What a node that has no backing file leaves open is not known (an NBD server's holes).
+        if image.backing == nil, image.node.supportsBacking { status.isZero = true }
         status.byteCount = limit
         return ChainStatus(status: status, depth: depth, isPresent: false)
       }

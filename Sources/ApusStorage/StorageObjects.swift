@@ -120,6 +120,7 @@ public struct StorageObjects: Sendable {
     }
     return secret
   }
+  public func passphrase(_ id: String) throws(StorageError) -> [UInt8] { try secret(id) }
   public func tlsCredentials(_ id: String) throws(StorageError) -> TLSCredentials {
     guard let found = credentials[id] else {
       throw StorageError(

@@ -154,5 +154,52 @@ def refusals():
         check("Fatal error" not in output and "crashed" not in output, f"crashed: {output[-300:]}")
 
 
+@case("key-slots")
+def key_slots():
+    """Passphrases added and taken away by amend; what opens the image afterwards, for both sides."""
+    secrets = [word for number in range(4) for word in ("--object", f"secret,id=s{number},data=passphrase {number}")]
+    for format in ("luks", "qcow2"):
+        prefix = "encrypt." if format == "qcow2" else ""
+        image = path("slots." + format)
+
+        def opened_by(number):
+            return f"driver={format},file.filename={image},{prefix}key-secret=s{number}"
+
+        def amend(number, text, program=img, code=0):
+            text = ",".join(prefix + part for part in text.split(","))
+            return program("amend", *secrets, *(("--force",) if text.endswith("!") else ()), "-o", text.rstrip("!"), "--image-opts",
+                           opened_by(number), code=code)
+
+        def check_keys(*numbers):
+            for number in range(4):
+                for reader in (io, peer_io):
+                    reader(opened_by(number), "read -q -P 9 0 64k", code=0 if number in numbers else 1, options=(*secrets, "--image-opts"))
+
+        img("create", "-q", *secrets, "-f", format, "-o", ("encrypt.format=luks," if prefix else "") + f"{prefix}key-secret=s0,{prefix}{QUICK}",
+            image, "4M")
+        io(opened_by(0), "write -q -P 9 0 64k", options=(*secrets, "--image-opts"))
+        amend(0, f"state=active,new-secret=s1,{QUICK}")
+        amend(1, f"state=active,new-secret=s2,keyslot=5,{QUICK}")
+        check_keys(0, 1, 2)
+        check("in use" in amend(1, f"state=active,new-secret=s3,keyslot=5,{QUICK}", code=1), "a slot in use was overwritten")
+        amend(1, f"state=active,new-secret=s3,keyslot=5,{QUICK}!")
+        check_keys(0, 1, 3)
+        amend(1, "state=inactive,old-secret=s0")
+        amend(1, "state=inactive,keyslot=5", program=peer_img)
+        check_keys(1)
+        check("all data is lost" in amend(1, "state=inactive,keyslot=1", code=1), "the last slot was erased")
+        check("all data is lost" in amend(1, "state=inactive,old-secret=s1", code=1), "the last slot was erased")
+        check("none of the key slots" in amend(1, "state=inactive,old-secret=s2", code=1), "an unknown passphrase was erased")
+        check("not in use" in amend(1, "state=inactive,keyslot=7", code=1), "an empty slot was erased")
+        check("state=" in amend(1, "keyslot=7", code=1), "a change without a state")
+        for _ in range(7):
+            amend(1, f"state=active,new-secret=s2,{QUICK}")
+        check("all key slots" in amend(1, f"state=active,new-secret=s3,{QUICK}", code=1), "a ninth slot")
+        amend(1, "state=inactive,old-secret=s1")
+        check_keys(2)
+        amend(2, "state=inactive,old-secret=s2!")
+        check_keys()
+
+
 if __name__ == "__main__":
     main()

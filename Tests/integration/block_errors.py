@@ -42,6 +42,52 @@ def failing_flush():
     both_check(image)
 
 
+@case("faults-by-events")
+def faults_by_events():
+    """Rules that wait for events and states, from options and from a file; drivers with limits."""
+    image, settings = path("events.qcow2"), path("events.conf")
+    img("create", "-q", "-f", "qcow2", image, "8M")
+    io(image, "write -q -P 1 0 4M")
+    open(settings, "w").write('[inject-error]\n# The second read of data fails, once.\nevent = "read_aio"\nstate = "2"\nonce = "on"\n'
+                              '[set-state]\nevent = "read_aio"\nstate = "1"\nnew_state = "2"\n')
+    output = io(f"blkdebug:{settings}:{image}", "read -q -P 1 0 64k", "read -q 64k 64k", "read -q -P 1 128k 64k", code=1)
+    check(output.count("fails as asked") == 1, f"the reads said: {output}")
+    for number, event in enumerate(("l2_load", "l2_update", "cluster_alloc", "refblock_load", "write_aio", "pwritev")):
+        output = io(graph(image, event=event, once=True), f"write -q -P 2 {4096 + number * 512}k 64k", "flush", code=None)
+        check("fails as asked" in output, f"{event}: nothing failed: {output}")
+        both_check(image)
+    check("nosuch_event" in io(graph(image, event="nosuch_event"), "quit", code=1), "an unknown event was not refused")
+    open(settings, "w").write("[inject-error]\nevent = read_aio\n")
+    check("events.conf:2" in io(f"blkdebug:{settings}:{image}", "quit", code=1), "a bad line was not named")
+    raw = path("limits.raw")
+    open(raw, "wb").write(b"\x05" * (1 << 20))
+    limited = f"driver=raw,file.driver=blkdebug,file.align=4096,file.max-transfer=8192,file.image.filename={raw}"
+    io(limited, "write -q -P 6 1000 30000", "read -q -P 5 0 1000", "read -q -P 6 1000 30000", "read -q -P 5 31000 1000",
+       "write -q -z 40000 20000", "read -q -P 5 39000 1000", "read -q -P 0 40000 20000", "read -q -P 5 60000 5000",
+       options=("--image-opts",))
+    data = open(raw, "rb").read()
+    check(data == b"\x05" * 1000 + b"\x06" * 30000 + b"\x05" * 9000 + bytes(20000) + b"\x05" * ((1 << 20) - 60000), "other bytes changed")
+
+
+@case("commit-through-options")
+def commit_through_options():
+    """A backing file that a json: name describes is written to as it says."""
+    base, top = path("window.raw"), path("window-top.qcow2")
+    open(base, "wb").write(b"\x05" * (3 << 20))
+    window = "json:" + json.dumps({"driver": "raw", "offset": 1 << 20, "size": 1 << 20, "file": {"driver": "file", "filename": base}})
+    img("create", "-q", "-f", "qcow2", "-b", window, "-F", "raw", top)
+    io(top, "read -q -P 5 0 1M", "write -q -P 6 64k 64k", options=("-f", "qcow2"))
+    img("commit", "-q", "-f", "qcow2", top)
+    start = (1 << 20) + 65536
+    check(open(base, "rb").read() == b"\x05" * start + b"\x06" * 65536 + b"\x05" * ((3 << 20) - start - 65536), "written elsewhere")
+    base = path("window.qcow2")
+    img("create", "-q", "-f", "qcow2", base, "1M")
+    img("create", "-q", "-f", "qcow2", "-b", graph(base, event="write_aio", errno=28), "-F", "qcow2", top)
+    io(top, "write -q -P 6 64k 64k", options=("-f", "qcow2"))
+    check("fails as asked" in img("commit", "-f", "qcow2", top, code=1), "the commit did not fail")
+    io(top, "read -q -P 6 64k 64k", options=("-f", "qcow2"))
+
+
 @case("bad-chains")
 def bad_chains():
     a, b = path("circle-a.qcow2"), path("circle-b.qcow2")
@@ -88,7 +134,8 @@ def filters():
 @case("options")
 def wrong_options():
     """What is not known is refused by name."""
-    image = path("options.qcow2")
+    image, present = path("options.qcow2"), path("present.qcow2")
+    img("create", "-q", "-f", "qcow2", present, "1M")
     for command, word in [
         (["create", "-f", "qcow2", "-o", "nosuch=1", image, "1M"], "nosuch"), (["create", "-f", "nosuch", image, "1M"], "nosuch"),
         (["create", "-f", "qcow2", image], "size"), (["create", "-f", "qcow2", image, "1X"], "1X"),
@@ -100,7 +147,7 @@ def wrong_options():
         (["info", "nbd://127.0.0.1:1/"], "127.0.0.1"), (["info", "json:{"], "JSON"),
         (["info", "--image-opts", "driver=nosuch"], "nosuch"), (["info", "--image-opts", "driver=file,filename=/dev/zero"], "regular"),
         (["convert", "-c", "-O", "raw", __file__, image], "compression"), (["snapshot", "-a", "x", __file__], "snapshots"),
-        (["convert", "--object", "x", "a", "b"], "object"), (["amend", "--force", image], "force"),
+        (["convert", "--object", "x", "a", "b"], "object"), (["amend", "--force", "-o", "size=2M", present], "force"),
         (["create", "--image-opts", image, "1M"], "image-opts"), (["create", "-q", "-f", "raw", "-o", "preallocation=x", image, "1M"], "preallocation"),
     ]:
         output = run(tool("img"), *command, code=1)

@@ -245,5 +245,32 @@ def broken():
                       f"{command} crashed: {output[-300:]}")
 
 
+@case("checks")
+def checks():
+    """Tables that contradict themselves: both sides find the same kind of fault."""
+    raw = path("check.raw")
+    open(raw, "wb").write(b"\x01" * (3 << 20) + bytes(2 << 20) + b"\x02" * (1 << 20) + bytes(2 << 20))
+    for format in ("vdi", "vmdk", "vhdx", "vpc", "qed", "parallels"):
+        image = path("check." + format)
+        peer_img("create", "-q", "-f", format, image, "8M")
+        peer_io(image, "write -q -P 1 0 3M", "write -q -P 2 5M 1M", options=("-f", format))
+        results = [run(program, "check", "-f", format, image, code=63 if format == "vpc" else 0) for program in (tool("img"), peer("img"))]
+        if format != "vpc":
+            check(results[0] == results[1], f"{format}: {results}")
+        data = open(image, "rb").read()
+        entry, size = {"vdi": lambda: (struct.unpack_from("<I", data, 0x154)[0], "<I"), "parallels": lambda: (64, "<I"),
+                       "qed": lambda: (struct.unpack_from("<Q", data, struct.unpack_from("<Q", data, 40)[0])[0], "<Q")}.get(
+                           format, lambda: (None, None))()
+        if entry is None:
+            continue
+        width = struct.calcsize(size)
+        for value, code in ((struct.unpack_from(size, data, entry)[0], None if format == "parallels" else 2),
+                            ((1 << 40) if format == "qed" else (1 << 20), 2)):
+            damaged = path("check-damaged." + format)
+            open(damaged, "wb").write(data[:entry + width] + struct.pack(size, value) + data[entry + 2 * width:])
+            run(tool("img"), "check", "-f", format, damaged, code=2)
+            run(peer("img"), "check", "-f", format, damaged, code=code)
+
+
 if __name__ == "__main__":
     main()

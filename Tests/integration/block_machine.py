@@ -10,8 +10,10 @@ def boot(*options):
     return Machine(linux("-m", "256", *options))
 
 
-def write_and_check(machine):
+def write_and_check(machine, *before):
     machine.prompt()
+    for command in before:
+        machine.command(command)
     # 3 MiB of a pattern at 5 MiB, read back past the guest's cache.
     machine.command("yes apus-disk | head -c 3145728 > /tmp/pattern")
     machine.command("dd if=/tmp/pattern of=/dev/vda bs=64k seek=80 conv=fsync")
@@ -47,6 +49,19 @@ def drive():
         write_and_check(machine)
     both_check(image)
     verify(image)
+
+
+@case("io-uring")
+def ring():
+    """A guest's requests through io_uring, where tables are at hand and where they are not."""
+    for mode, cache in (("io_uring", "none"), ("native", "none"), ("io_uring", "writeback")):
+        image = overlay("ring")
+        with boot("-drive", f"file={image},format=qcow2,if=none,id=disk,aio={mode},cache={cache}", "-device",
+                  "virtio-blk-device,drive=disk") as machine:
+            # The second time the clusters are there.
+            write_and_check(machine, "dd if=/dev/urandom of=/dev/vda bs=64k seek=80 count=48 conv=fsync")
+        both_check(image)
+        verify(image)
 
 
 @case("blockdev")

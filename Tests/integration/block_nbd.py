@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""apus-nbd and the nbd driver with Debian's tools as the other side: nbdinfo, nbdcopy, qemu-img, qemu-nbd, nbdkit."""
+"""apus-nbd and the nbd driver with Debian's tools as the other side: nbdinfo, nbdcopy, nbdsh, qemu-img, qemu-nbd,
+nbdkit."""
 import json
 import os
 import shutil
+import socket as sockets
+import struct
 import subprocess
 import time
 
@@ -277,6 +280,149 @@ def several_connections():
                 time.sleep(0.02)
             check(client.wait(30 * PATIENCE) == 0, "the client failed")
             io(image, "read -q -P 9 1M 1M", options=("--image-opts",))
+
+
+class ExtendedClient:
+    """Speaks the protocol's extended headers, message by message (Debian's libnbd is too old for them)."""
+
+    def __init__(self, path):
+        self.stream = sockets.socket(sockets.AF_UNIX)
+        self.stream.settimeout(20 * PATIENCE)
+        self.stream.connect(path)
+        check(self.take(">QQH") == (0x4e42444d41474943, 0x49484156454f5054, 3), "no greeting")
+        self.stream.sendall(struct.pack(">I", 3))
+        self.cookie = 0
+
+    def take(self, layout):
+        return struct.unpack(layout, self.bytes(struct.calcsize(layout)))
+
+    def bytes(self, count):
+        data = b""
+        while len(data) < count:
+            part = self.stream.recv(count - len(data))
+            check(part, "the server closed the connection")
+            data += part
+        return data
+
+    def option(self, number, data=b""):
+        """The replies to an option, up to the last."""
+        self.stream.sendall(struct.pack(">QII", 0x49484156454f5054, number, len(data)) + data)
+        replies = []
+        while True:
+            magic, option, kind, length = self.take(">QIII")
+            check((magic, option) == (0x3e889045565a9, number), "a reply to something else")
+            replies.append((kind, self.bytes(length)))
+            if kind == 1 or kind >> 31:
+                return replies
+
+    def request(self, kind, offset, length, flags=0, payload=b""):
+        """The chunks of an answer: type and payload."""
+        self.cookie += 1
+        self.stream.sendall(struct.pack(">IHHQQQ", 0x21e41c71, flags, kind, self.cookie, offset, length) + payload)
+        chunks = []
+        while True:
+            magic, reply_flags, chunk, cookie, start, size = self.take(">IHHQQQ")
+            check((magic, cookie, start) == (0x6e8a278c, self.cookie, offset), f"a wrong reply head: {magic:x} {cookie} {start}")
+            chunks.append((chunk, self.bytes(size)))
+            if reply_flags & 1:
+                return chunks
+
+
+@case("extended-headers")
+def extended_headers():
+    image, socket = path("extended.qcow2"), path("extended.sock")
+    img("create", "-q", "-f", "qcow2", image, "20G")
+    with server(tool("nbd"), "-t", "-e", "4", "-k", socket, "-f", "qcow2", image, socket=socket):
+        client = ExtendedClient(socket)
+        check(client.option(11)[-1][0] == 1, "extended headers were refused")
+        check(client.option(8)[-1][0] == 1 << 31 | 10, "structured replies after extended headers")
+        query = b"base:allocation"
+        replies = client.option(10, struct.pack(">III", 0, 1, len(query)) + query)
+        context = struct.unpack(">I", replies[0][1][:4])[0]
+        check(replies[0][0] == 4 and replies[-1][0] == 1, f"the contexts are {replies}")
+        check(client.option(7, struct.pack(">IH", 0, 0))[-1][0] == 1, "GO was refused")
+        payload = b"7" * 65536
+        check(client.request(1, 5 << 30, len(payload), flags=1 << 5, payload=payload) == [(0, b"")], "a write failed")
+        (kind, data), = client.request(0, (5 << 30) + 4096, 8192)
+        check((kind, data) == (1, struct.pack(">Q", (5 << 30) + 4096) + b"7" * 8192), "a read failed")
+        # More than 32 bits at once: one reply tells of all 20 GiB.
+        (kind, data), = client.request(7, 0, 20 << 30)
+        number, count = struct.unpack(">II", data[:8])
+        extents = [struct.unpack(">QQ", data[at:at + 16]) for at in range(8, len(data), 16)]
+        check((kind, number, count) == (6, context, len(extents)) and extents == [(5 << 30, 3), (65536, 0), ((15 << 30) - 65536, 3)],
+              f"the status is {kind} {number} {count} {extents}")
+        check(client.request(6, 0, 20 << 30) == [(0, b"")], "zeros over 20 GiB failed")
+        (kind, data), = client.request(7, 5 << 30, 65536, flags=1 << 3)
+        check(struct.unpack(">QQ", data[8:])[1] & 2, "the zeros are not there")
+        # What the protocol forbids is answered with EINVAL, and the connection goes on.
+        for answer in (client.request(1, 0, 512), client.request(3, 0, 4, flags=1 << 5, payload=b"1234"),
+                       client.request(7, 0, 12, flags=1 << 5, payload=bytes(12))):
+            check(answer[0][0] >> 15 and struct.unpack(">I", answer[0][1][:4])[0] == 22, f"the answer is {answer}")
+        check(client.request(3, 0, 0) == [(0, b"")], "a flush failed")
+        # Our own client, which asks for extended headers by itself.
+        uri = f"nbd+unix:///?socket={socket}"
+        io(uri, "write -q -P 3 6G 1M", "read -q -P 3 6G 1M", "write -q -z 7G 1G", "discard -q 8G 1G", "flush",
+           options=("-f", "raw"))
+        entries = json.loads(img("map", "--output=json", "-f", "raw", uri))
+        check(sum(entry["length"] for entry in entries) == 20 << 30, f"the map is {entries}")
+    both_check(image)
+
+
+@case("nbdsh")
+def shell():
+    """libnbd's own calls from Python: contexts, flags, asynchronous requests out of order, errors."""
+    image, socket = path("nbdsh.qcow2"), path("nbdsh.sock")
+    need("nbdsh")
+    # Debian's Python has the module, whatever `python3` is here.
+    program = ["/usr/bin/python3", "-m", "nbd"]
+    if subprocess.run([program[0], "-c", "import nbd"], stderr=subprocess.DEVNULL).returncode != 0:
+        raise Skip("python3-libnbd is missing; run scripts/install-deps")
+    img("create", "-q", "-f", "qcow2", image, "64M")
+    script = """
+h.add_meta_context("base:allocation")
+h.add_meta_context("qemu:allocation-depth")
+h.set_handshake_flags(nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE | nbd.HANDSHAKE_FLAG_NO_ZEROES)
+h.connect_uri("nbd+unix:///?socket=%s")
+assert h.get_size() == 64 << 20 and h.get_structured_replies_negotiated()
+assert h.can_meta_context("base:allocation") and h.can_meta_context("qemu:allocation-depth")
+assert h.can_flush() and h.can_fua() and h.can_trim() and h.can_zero() and h.can_df() and h.can_multi_conn() and h.can_cache()
+h.pwrite(b"a" * 65536, 1 << 20, nbd.CMD_FLAG_FUA)
+assert h.pread(65536, 1 << 20) == b"a" * 65536
+chunks = []
+assert h.pread_structured(1 << 20, 0, lambda data, offset, kind, error: chunks.append((offset, len(data), kind))) == bytes(1 << 20)
+assert sum(length for _, length, _ in chunks) == 1 << 20, chunks
+found = {}
+h.block_status(4 << 20, 0, lambda name, offset, extents, error: found.setdefault(name, extents))
+assert found["base:allocation"] == [1 << 20, 3, 65536, 0, (3 << 20) - 65536, 3], found
+assert found["qemu:allocation-depth"][1] == 0 and found["qemu:allocation-depth"][3] == 1, found
+buffers = []
+for number in range(64):
+    h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray([number + 1]) * 4096), number * 20480)
+while h.aio_in_flight():
+    h.poll(-1)
+for number in range(64):
+    buffers.append(nbd.Buffer(4096))
+    h.aio_pread(buffers[-1], number * 20480)
+while h.aio_in_flight():
+    h.poll(-1)
+assert all(buffer.to_bytearray() == bytearray([number + 1]) * 4096 for number, buffer in enumerate(buffers))
+h.zero(1 << 20, 0, nbd.CMD_FLAG_NO_HOLE)
+h.trim(1 << 20, 2 << 20)
+h.cache(65536, 0)
+h.flush()
+h.set_strict_mode(0)
+for call in (lambda: h.pread(512, 64 << 20), lambda: h.pwrite(bytes(512), (64 << 20) - 256), lambda: h.zero(65536, 0, nbd.CMD_FLAG_FAST_ZERO)):
+    try:
+        call()
+        assert False, "a wrong request was carried out"
+    except nbd.Error:
+        pass
+assert h.pread(512, 0) == bytes(512)
+h.shutdown()
+""" % socket
+    with server(tool("nbd"), "-t", "-e", "0", "-A", "-k", socket, "-f", "qcow2", image, socket=socket):
+        run(*program, "-c", script)
+    both_check(image)
 
 
 @case("temporary-writes")

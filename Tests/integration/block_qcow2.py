@@ -2,6 +2,7 @@
 """qcow2 images of every kind, written by apus-img and apus-io and read by Debian's qemu-img, and the other way."""
 import itertools
 import json
+import struct
 import os
 import random
 
@@ -269,6 +270,98 @@ def amend():
         both_check(image)
         same_information(image)
         peer_io(image, "read -q -P 1 0 512k", "read -q -P 0 512k 256k", "read -q -P 1 768k 256k", options=("-f", "qcow2"))
+
+
+@case("damaged-snapshots")
+def damaged_snapshots():
+    """A snapshot table that is wrong: it is told, repaired where that is possible, and nothing else is lost."""
+    image, copy = path("snapshots-damaged.qcow2"), path("snapshots-damaged-copy.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "8M")
+    io(image, "write -q -P 1 0 2M")
+    peer_img("snapshot", "-c", "one", image)
+    io(image, "write -q -P 2 1M 2M")
+    data = open(image, "rb").read()
+    table = struct.unpack_from(">Q", data, 64)[0]
+
+    def damaged(place, layout, value):
+        with open(copy, "wb") as file:
+            file.write(data[:place] + struct.pack(layout, value) + data[place + struct.calcsize(layout):])
+
+    # The snapshot's L1 table is misplaced: the disk is still there, and what the snapshot has is not given away.
+    damaged(table, ">Q", struct.unpack_from(">Q", data, table)[0] + 512)
+    check("misplaced" in img("check", copy, code=2), "the misplaced table was not found")
+    io(copy, "read -q -P 1 0 1M", "read -q -P 2 1M 2M", "write -q -P 3 4M 64k", options=("-f", "qcow2"))
+    check("misplaced" in img("snapshot", "-a", "one", copy, code=1), "a damaged snapshot was applied")
+    img("check", "-r", "all", copy, code=2)
+    with open(copy, "r+b") as file:
+        file.seek(table)
+        file.write(data[table:table + 8])
+    both_check(copy)
+    img("snapshot", "-a", "one", copy)
+    io(copy, "read -q -P 1 0 2M", "read -q -P 0 2M 6M", options=("-f", "qcow2"))
+    # More entries than there are: only check opens the image, and cuts the table.
+    damaged(60, ">I", 60000)
+    check("does not end" in io(copy, "quit", code=1, options=("-f", "qcow2")), "a table without an end was opened")
+    img("check", copy, code=2)
+    img("check", "-r", "all", copy)
+    both_check(copy)
+    io(copy, "read -q -P 1 0 1M", "read -q -P 2 1M 2M", options=("-f", "qcow2"))
+    img("snapshot", "-a", "one", copy)
+    io(copy, "read -q -P 1 0 2M", "read -q -P 0 2M 6M", options=("-f", "qcow2"))
+    both_check(copy)
+    # Backing files are found from where a json: name's file lies.
+    img("create", "-q", "-f", "qcow2", "-b", "snapshots-damaged.qcow2", "-F", "qcow2", path("relative.qcow2"))
+    io(f'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{path("relative.qcow2")}"}}}}', "read -q -P 2 1M 2M")
+    check("-F" in img("rebase", "-u", "-b", image, path("relative.qcow2"), code=1), "rebase without the backing file's format")
+
+
+@case("long-tables")
+def long_tables():
+    """Tables longer than what a refcount block counts: L1 tables of small clusters, a LUKS header in them."""
+    image = path("long.qcow2")
+    for size, options in (("2G", "cluster_size=512"), ("300M", "cluster_size=512,refcount_bits=64"), ("8G", "cluster_size=1k,refcount_bits=64")):
+        img("create", "-q", "-f", "qcow2", "-o", options, image, size)
+        io(image, "write -q -P 1 0 1M", "write -q -P 2 200M 64k")
+        img("snapshot", "-c", "one", image)
+        io(image, "write -q -P 3 512k 1M")
+        both_check(image)
+        img("resize", "-q", image, "+4G")
+        io(image, "write -q -P 4 4200M 64k")
+        img("snapshot", "-c", "two", image)
+        both_check(image)
+        io(image, "read -q -P 1 0 512k", "read -q -P 2 200M 64k")
+    secret = ("--object", "secret,id=s0,data=astrochicken")
+    img("create", "-q", *secret, "-f", "qcow2", "-o", "cluster_size=512,encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=s0",
+        image, "1M")
+    opened = f"driver=qcow2,file.filename={image},encrypt.key-secret=s0"
+    io(opened, "write -q -P 5 0 1M", options=(*secret, "--image-opts"))
+    peer_io(opened, "read -q -P 5 0 1M", options=(*secret, "--image-opts"))
+    img("check", image)
+    peer_img("check", *secret, "--image-opts", opened)
+
+
+@case("request-modes")
+def request_modes():
+    """Requests through io_uring: the same bytes, on every layer that passes them on and on those that do not."""
+    raw = sample("modes.raw", 24 << 20)
+    image = path("modes.qcow2")
+    for mode, cache in (("threads", "none"), ("native", "none"), ("native", "directsync"), ("io_uring", "none"),
+                        ("io_uring", "writeback"), ("io_uring", "writethrough")):
+        img("convert", "-O", "qcow2", raw, image)
+        # Each write is flushed in two of the modes.
+        count = "600" if cache in ("none", "writeback") else "40"
+        for target, format in ((raw, "raw"), (image, "qcow2")):
+            # Aligned requests and others, over data, holes, the image's end and clusters that are not there yet.
+            for size, step, offset in ((4096, 69632, 0), (65536, 65536, 512), (5632, 7168, 1024)):
+                for write in ((), ("-w", "--pattern=85")):
+                    img("bench", "-q", *write, "-i", mode, "-t", cache, "-d", "32", "-c", count, "-s", size, "-S", step, "-o", offset,
+                        "-f", format, target)
+        both_check(image)
+        same(raw, image, "-f", "raw", "-F", "qcow2")
+        io(image, "aio_write -q -P 7 0 64k", "aio_flush", "read -q -P 7 0 64k", options=("-f", "qcow2", "-i", mode, "-t", cache))
+        peer_io(image, "read -q -P 7 0 64k", options=("-f", "qcow2",))
+    check("cache mode" in img("bench", "-n", "-f", "raw", raw, code=1), "aio=native with the page cache was not refused")
+    check("aio mode" in img("bench", "-i", "fast", "-f", "raw", raw, code=1), "an unknown mode was not refused")
 
 
 @case("locking")

@@ -204,8 +204,14 @@ extension IOSession {
     if settings.copiesOnRead, settings.isReadOnly { throw ToolError("-C and -r exclude each other") }
     if !options.isEmpty {
       settings.isOptionList = true
-      if let path { options.append("file.filename=\(path)") }
-      try openNamed(options.joined(separator: ","), path ?? options[0], settings)
+      let list = try ImgTool.parsed { () throws(ConfigurationError) in
+        try OptionList(parsing: options.joined(separator: ","))
+      }
+      settings.options =
+        try path.map { (path) throws(ToolError) in
+          try tool { () throws(StorageError) in try FileNames.options(list, of: path) }
+        } ?? list
+      try openNamed(path ?? options[0], path ?? options[0], settings)
     } else if let path {
       try openNamed(path, path, settings)
     } else {

@@ -131,7 +131,9 @@ extension IOSession {
   }
 
   private func buffers(_ words: RequestWords) -> (HostBuffer, [IOBuffer]) {
-    let memory = HostBuffer(byteCount: max(1, Int(words.byteCount)))
+    // Zeros need none.
+    if words.flags.contains("z") { return (HostBuffer(byteCount: 1), []) }
+    let memory = HostBuffer(byteCount: max(1, Int(words.byteCount)), isZeroed: false)
     var list: [IOBuffer] = []
     var position = 0
     for length in words.lengths {

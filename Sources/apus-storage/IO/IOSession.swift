@@ -9,8 +9,11 @@ final class IOSession {
   struct OpenSettings {
     var isReadOnly = false
     var cache = BlockCacheMode.writeback
+    var requestMode = FileRequestMode.threads
     var format: String?
     var isOptionList = false
+    /// The list, if it is not the name itself.
+    var options: OptionList?
     var sharesAll = false
     var unmaps = true
     var copiesOnRead = false
@@ -50,6 +53,7 @@ final class IOSession {
     guard image == nil else { throw ToolError("file open already, try 'help close'") }
     var options = OpenOptions(writable: !settings.isReadOnly && !settings.isTemporary)
     options.cache = settings.cache
+    options.requestMode = settings.requestMode
     options.sharesAll = settings.sharesAll
     options.unmaps = settings.unmaps
     options.objects = settings.objects
@@ -59,8 +63,12 @@ final class IOSession {
       }
       var list = OptionList()
       if settings.isOptionList {
-        do throws(ConfigurationError) { list = try OptionList(parsing: name) } catch {
-          throw StorageError(error)
+        if let options = settings.options {
+          list = options
+        } else {
+          do throws(ConfigurationError) { list = try OptionList(parsing: name) } catch {
+            throw StorageError(error)
+          }
         }
         if let format = settings.format, list["driver"] == nil {
           list.entries.append(.init("driver", format))

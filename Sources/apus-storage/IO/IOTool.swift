@@ -25,7 +25,7 @@ enum IOTool {
       -t, --cache MODE    cache mode                        -d, --discard MODE  ignore or unmap
       -U, --force-share   ignore other users                -C, --copy-on-read  keep what is read from backing files
       -s, --snapshot      write to a temporary overlay      --object OBJECT       a secret or TLS credentials
-      --image-opts        FILE is a list of options         -i, --aio threads
+      --image-opts        FILE is a list of options         -i, --aio MODE      threads, native or io_uring (-k: native)
 
     apus-io -c help lists the commands, apus-io --completion prints a completion script for bash. The exit code is 1 if one failed.
     """
@@ -57,14 +57,13 @@ enum IOTool {
       settings.objects = try ImgTool.objects(parsed)
       settings.isTemporary = parsed.has("snapshot")
       session.objects = settings.objects
-      for name in ["misalign", "native-aio", "trace"] where parsed.has(name) {
+      for name in ["misalign", "trace"] where parsed.has(name) {
         throw ToolError("--\(name) is not implemented")
       }
       settings.copiesOnRead = parsed.has("copy-on-read")
       if settings.copiesOnRead, settings.isReadOnly { throw ToolError("-C and -r exclude each other") }
-      if let aio = parsed["aio"], aio != "threads" {
-        throw ToolError("aio mode '\(aio)' is not implemented; use threads")
-      }
+      settings.requestMode = try ImgTool.requestMode(
+        parsed["aio"] ?? (parsed.has("native-aio") ? "native" : nil))
       switch parsed["discard"] {
       case nil, "unmap", "on": settings.unmaps = true
       case "ignore", "off": settings.unmaps = false

@@ -1,5 +1,6 @@
 import ApusBlock
 import ApusConfig
+import ApusCrypto
 import ApusHost
 import ApusQcow2
 import ApusStorage
@@ -18,18 +19,21 @@ extension ImgTool {
   ) { (arguments) throws(ToolError) in
     let name = try operand(arguments, "commit")
     let mode = try cacheMode(arguments["cache"], default: .writeback)
-    if arguments.has("image-opts") {
-      // Options can say more than names: the chain is opened once, for writing.
+    // Once to learn the chain, then each image for what is done with it: one file is not opened twice.
+    let chain = try open(name, arguments, format: arguments["format"], OpenOptions()).chain
+    if arguments.has("image-opts")
+      || ([name] + chain.compactMap(\.backingFilename)).contains(where: { $0.hasPrefix("json:") })
+    {
+      // Options say more than the names of images: the chain is opened as a whole, for writing.
+      try request { () throws(BlockError) in try chain[0].node.close() }
       var options = OpenOptions(writable: true)
       options.writesBacking = true
       options.cache = mode
-      let front = try open(name, arguments, format: nil, options)
+      let front = try open(name, arguments, format: arguments["format"], options)
       let base = try commitBase(front.chain, arguments, name)
       return try carryOutCommit(
         front, front.chain[base], arguments, empties: !arguments.has("d") && !arguments.has("b"))
     }
-    // Once to learn the chain, then each image for what is done with it: one file is not opened twice.
-    let chain = try open(name, arguments, format: arguments["format"], OpenOptions()).chain
     let baseIndex = try commitBase(chain, arguments, name)
     let baseName = chain[baseIndex].filename
     let baseFormat = chain[baseIndex].format
@@ -133,7 +137,7 @@ extension ImgTool {
       throw ToolError("must specify backing file (-b) or use simple mode (-b \"\")")
     }
     let format = arguments["F"]
-    if !backing.isEmpty, format == nil, !arguments.has("u") {
+    if !backing.isEmpty, format == nil {
       throw ToolError("rebase needs the backing file's format: give -F")
     }
     var options = OpenOptions(writable: true)
@@ -222,15 +226,22 @@ extension ImgTool {
   // MARK: amend
 
   static let amend = Command(
-    name: "amend", usage: "[-q] [-f FMT] [-t CACHE] -o OPTIONS FILE",
-    help:
-      "Changes an image's format options: compat, lazy_refcounts, refcount_bits, backing_file, backing_fmt, size.",
-    options: [format, quiet, cache, .init("o", "", value: true)]
+    name: "amend", usage: "[-q] [-f FMT] [-t CACHE] [--force] -o OPTIONS FILE",
+    help: """
+      Changes an image's format options: compat, lazy_refcounts, refcount_bits, backing_file, backing_fmt, size.
+      Key slots of LUKS (of qcow2 with encrypt. before each name): state=active with new-secret=ID adds a passphrase,
+      into keyslot=N, in iter-time=MS; state=inactive with old-secret=ID or keyslot=N erases slots.
+        --force  overwrite slots in use, erase the last one
+      """,
+    options: [format, quiet, cache, .init("o", "", value: true), .init("", "force")]
   ) { (arguments) throws(ToolError) in
     guard arguments.has("o") else { throw ToolError("must specify options (-o)") }
     let known = ["compat", "lazy_refcounts", "refcount_bits", "backing_file", "backing_fmt", "size"]
+    let slotKeys = ["state", "new-secret", "old-secret", "keyslot", "iter-time"]
     if arguments.all("o").contains(where: { $0 == "help" || $0 == "?" }) {
-      printLine("Amend options for 'qcow2':\n" + known.map { "  \($0)" }.joined(separator: "\n"))
+      let names = known + slotKeys.map { "encrypt.\($0)" }
+      printLine("Amend options for 'qcow2':\n" + names.map { "  \($0)" }.joined(separator: "\n"))
+      printLine("Amend options for 'luks':\n" + slotKeys.map { "  \($0)" }.joined(separator: "\n"))
       return 0
     }
     let name = try operand(arguments, "amend")
@@ -238,6 +249,19 @@ extension ImgTool {
     var options = OpenOptions(writable: true)
     options.cache = try cacheMode(arguments["cache"], default: .writeback)
     let image = try open(name, arguments, format: arguments["format"], options)
+    let prefix = image.qcow2 == nil ? "" : "encrypt."
+    let slots = list.entries.filter {
+      $0.key.hasPrefix(prefix) && slotKeys.contains(String($0.key.dropFirst(prefix.count)))
+    }
+    if !slots.isEmpty {
+      guard slots.count == list.entries.count else {
+        throw ToolError("key slots and other options cannot be changed at once")
+      }
+      try changeSlots(
+        image, OptionList(slots.map { .init(String($0.key.dropFirst(prefix.count)), $0.value) }), arguments)
+      return 0
+    }
+    if arguments.has("force") { throw ToolError("--force is for key slots") }
     guard let qcow2 = image.qcow2 else {
       throw ToolError("Format driver '\(image.format)' does not support option amendment")
     }
@@ -252,6 +276,48 @@ extension ImgTool {
       try change(qcow2, list, lazy, bits.map { Int($0) })
     }
     return 0
+  }
+
+  private static func changeSlots(_ image: OpenedImage, _ list: OptionList, _ arguments: Arguments)
+    throws(ToolError)
+  {
+    let (number, time) = try parsed { () throws(ConfigurationError) in
+      (
+        try list.number("keyslot", of: "amend", in: 0...7),
+        try list.number("iter-time", of: "amend", in: 1...600_000)
+      )
+    }
+    let objects = try objects(arguments)
+    func secret(_ key: String) throws(ToolError) -> [UInt8]? {
+      guard let id = list[key] else { return nil }
+      return try tool { () throws(StorageError) in try objects.passphrase(id) }
+    }
+    let (new, old) = (try secret("new-secret"), try secret("old-secret"))
+    let force = arguments.has("force")
+    let slot = number.map { Int($0) }
+    try request("amend '\(image.filename)'") { () throws(BlockError) in
+      var slots: LUKSKeySlots
+      if let qcow2 = image.qcow2 {
+        slots = try qcow2.keySlots()
+      } else if let luks = image.node as? LUKSNode {
+        slots = try luks.keySlots()
+      } else {
+        throw BlockError(.unsupported, "images of the format '\(image.format)' have no key slots")
+      }
+      switch (list["state"], new, old) {
+      case ("active", let new?, nil):
+        try slots.add(new, slot: slot, iterationMilliseconds: Int(time ?? 2000), force: force)
+      case ("inactive", nil, let old?) where slot == nil && time == nil:
+        try slots.erase(openedBy: old, force: force)
+      case ("inactive", nil, nil) where slot != nil && time == nil:
+        try slots.erase(slot: slot ?? 0, force: force)
+      default:
+        throw BlockError(
+          .invalid,
+          "state=active needs new-secret=, state=inactive either old-secret= or keyslot= and nothing else")
+      }
+      try image.node.close()
+    }
   }
 
   private static func change(_ image: Qcow2Image, _ list: OptionList, _ lazy: Bool?, _ bits: Int?)

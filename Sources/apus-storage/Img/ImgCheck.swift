@@ -1,6 +1,7 @@
 import ApusBlock
 import ApusConfig
 import ApusHost
+import ApusImages
 import ApusQcow2
 import ApusStorage
 
@@ -28,9 +29,11 @@ extension ImgTool {
     options.cache = try cacheMode(arguments["source-cache"], default: .writeback)
     let image = try open(name, arguments, format: arguments["format"], options)
     guard let qcow2 = image.qcow2 else {
-      if let checked = image.node as? any CheckedImage {
-        return try report(
-          name, image.format, try request { () throws(BlockError) in try checked.check() }, arguments, json)
+      if repair == .none, let found = try checkTable(image) {
+        for message in found.messages where !arguments.has("quiet") {
+          if json { writeStandardError(message + "\n") } else { printLine(message) }
+        }
+        return try report(name, image.format, found, arguments, json)
       }
       throw ToolError("This image format does not support checks", code: 63)
     }
@@ -50,6 +53,22 @@ extension ImgTool {
     }
     try request { () throws(BlockError) in try qcow2.close() }
     return try report(name, image.format, result, arguments, json)
+  }
+
+  /// The check of a format other than qcow2; `nil` if there is none.
+  private static func checkTable(_ image: OpenedImage) throws(ToolError) -> Qcow2Image.CheckResult? {
+    guard let checked = image.node as? any CheckedImage,
+      let found = try request("Check failed", { () throws(BlockError) in try checked.check() })
+    else { return nil }
+    var result = Qcow2Image.CheckResult()
+    (result.corruptions, result.messages) = (found.corruptions, found.messages)
+    // The others' tables say nothing of how full they are, to qemu-img either.
+    if ["parallels", "qed"].contains(image.format) {
+      (result.totalClusters, result.allocatedClusters) = (found.totalBlocks, found.allocatedBlocks)
+      result.fragmentedClusters = found.fragmentedBlocks
+      if image.format == "parallels" { result.imageEndOffset = found.imageEndOffset }
+    }
+    return result
   }
 
   private static func report(

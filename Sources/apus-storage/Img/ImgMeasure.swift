@@ -174,12 +174,10 @@ extension ImgTool {
     ]
   ) { (arguments) throws(ToolError) in
     let name = try operand(arguments, "bench")
-    for key in ["aio", "native"] where arguments.has(key) {
-      if arguments[key] != "threads" { throw ToolError("bench: only -i threads is implemented") }
-    }
     let isWrite = arguments.has("w")
     var options = OpenOptions(writable: isWrite)
     options.cache = try cacheMode(arguments["cache"], default: .writeback)
+    options.requestMode = try requestMode(arguments["aio"] ?? (arguments.has("native") ? "native" : nil))
     let image = try open(name, arguments, format: arguments["format"], options)
     let count = try arguments.number("count", in: 1...Int(Int32.max)) ?? 75000
     let depth = try arguments.number("depth", in: 1...4096) ?? 64
@@ -241,6 +239,7 @@ private final class BenchmarkLoad: @unchecked Sendable {
   }
 
   func run(depth: Int) throws(BlockError) {
+    if node.transferStart != .unsupported, flushInterval == 0 { return try runStarted(depth) }
     // A request occupies its thread. On this host's files more threads than this only wait for each other; on a network
     // each has a request under way.
     let limit = ImageCopier.isLocal(node) ? HostProcess.processorCount * 2 : 64
@@ -250,6 +249,66 @@ private final class BenchmarkLoad: @unchecked Sendable {
     work()
     for thread in threads { thread.join() }
     if let failure = failure.withLock({ $0 }) { throw failure }
+  }
+
+  /// Requests that have ended: their buffers are free again.
+  private final class Ended: @unchecked Sendable {
+    // SAFETY: touched with `monitor` held.
+    let monitor = Monitor()
+    var slots: [Int]
+    var count = 0
+    var failure: BlockError?
+    init(_ depth: Int) { slots = Array(0..<depth) }
+  }
+
+  /// All requests from this thread, as many at once as are asked for.
+  private func runStarted(_ depth: Int) throws(BlockError) {
+    let buffers = (0..<depth).map { _ in HostBuffer(byteCount: size) }
+    for buffer in buffers { HostBytes.fill(buffer.base, size, pattern) }
+    let ended = Ended(depth)
+    let room = (node.byteCount - UInt64(size)) + 1
+    var number = 0
+    while true {
+      let (slots, failure) = ended.monitor.withLock {
+        // What can be taken: free buffers, or at the end the last completion.
+        while ended.slots.isEmpty || ((number == count || ended.failure != nil) && ended.count < number) {
+          ended.monitor.wait()
+        }
+        defer { ended.slots = [] }
+        return (ended.slots, ended.failure)
+      }
+      if let failure { throw failure }
+      if number == count { return }
+      for (index, slot) in slots.enumerated() {
+        guard number < count else {
+          ended.monitor.withLock { ended.slots += slots[index...] }
+          break
+        }
+        let position = (offset &+ UInt64(number) &* step) % room
+        number += 1
+        let transfer = NodeTransfer(isWrite: isWrite, offset: position, [buffers[slot].io]) { failure in
+          ended.monitor.withLock {
+            ended.slots.append(slot)
+            ended.count += 1
+            if ended.failure == nil { ended.failure = failure }
+            ended.monitor.signal()
+          }
+        }
+        if !node.startTransfer(transfer) { transfer.completion(carryOut(transfer)) }
+      }
+      node.submitTransfers()
+    }
+  }
+
+  private func carryOut(_ transfer: NodeTransfer) -> BlockError? {
+    do throws(BlockError) {
+      if isWrite {
+        try node.write(at: transfer.offset, from: transfer.buffers)
+      } else {
+        try node.read(at: transfer.offset, into: transfer.buffers)
+      }
+      return nil
+    } catch { return error }
   }
 
   private func work() {

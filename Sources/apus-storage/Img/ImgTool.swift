@@ -153,6 +153,14 @@ enum ImgTool {
     }
   }
 
+  /// `--aio`: how requests reach files.
+  static func requestMode(_ text: String?) throws(ToolError) -> FileRequestMode {
+    guard let mode = FileRequestMode(rawValue: text ?? "threads") else {
+      throw ToolError("invalid aio mode '\(text ?? "")': it must be threads, native or io_uring")
+    }
+    return mode
+  }
+
   /// Runs what reads option values.
   static func parsed<R>(_ body: () throws(ConfigurationError) -> R) throws(ToolError) -> R {
     do throws(ConfigurationError) { return try body() } catch { throw ToolError(error.description) }

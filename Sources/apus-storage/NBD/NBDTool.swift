@@ -46,7 +46,7 @@ enum NBDTool {
       -L, --list               list a server's exports    -s, --snapshot         write to a temporary overlay
       --object OBJECT          a secret or TLS credentials
       --tls-creds ID           use TLS                    --tls-hostname NAME    whom the server's certificate names
-      --detect-zeroes MODE     off, on or unmap           --aio threads
+      --detect-zeroes MODE     off, on or unmap           --aio MODE            threads, native or io_uring
     """
 
   static func run(_ arguments: [String]) -> Int32 {
@@ -65,9 +65,6 @@ enum NBDTool {
         return 0
       }
       for name in missing where parsed.has(name) { throw ToolError("--\(name) is not implemented") }
-      if let aio = parsed["aio"], aio != "threads" {
-        throw ToolError("--aio=\(aio) is not implemented; use threads")
-      }
       if parsed.has("list") { return try list(parsed) }
       return try serve(parsed)
     } catch {
@@ -179,6 +176,7 @@ enum NBDTool {
     var options = OpenOptions(writable: !isReadOnly && !arguments.has("snapshot"))
     options.cache = try ImgTool.cacheMode(
       arguments.has("nocache") ? "none" : arguments["cache"], default: .writeback)
+    options.requestMode = try ImgTool.requestMode(arguments["aio"])
     switch arguments["discard"] {
     case nil, "unmap", "on": options.unmaps = true
     case "ignore", "off": options.unmaps = false
