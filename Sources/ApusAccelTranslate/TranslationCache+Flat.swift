@@ -56,9 +56,21 @@ extension TranslationCache {
 
   /// Forgets a vCPU that will not run again. Its own thread.
   public func detach(_ vcpu: TranslatedVCPU) { lock.withLock { vcpus.removeAll { $0 === vcpu } } }
+  /// Takes a vCPU back that was forgotten. Its own thread, not running code.
+  public func attachAgain(_ vcpu: TranslatedVCPU) {
+    lock.withLock {
+      vcpus.append(vcpu)
+      vcpu.forgetCode()
+    }
+  }
 }
 
 extension TranslatedVCPU {
+  /// Whether it counts as running code.
+  public var isRunningCode: Bool { isInCode }
+  /// The two halves of `whileBlocking`, for one that may not come back.
+  public func leave() { endRunning() }
+  public func comeBack() { beginRunning() }
   /// Lets code be dropped while this vCPU blocks in the host; it must come back through the dispatcher.
   public func whileBlocking<R>(_ body: () -> R) -> R {
     endRunning()

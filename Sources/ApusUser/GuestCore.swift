@@ -196,9 +196,10 @@ struct GuestCore {
     var parts: [(UInt64, UInt64, UInt64)] = []
     for region in regions {
       let byteCount = region.end - region.start
-      // What is not there to be read is not in the file; the kernel leaves out what is only reserved, too.
+      // What is not there to be read is not in the file, nor what was not to be (MADV_DONTDUMP); the kernel leaves out what
+      // is only reserved, too.
       let isReadable = region.protection & (PROT_READ | PROT_EXEC | PROT_WRITE) != 0
-      let kept = isReadable ? byteCount : 0
+      let kept = isReadable && region.isDumped ? byteCount : 0
       writer.put(UInt32(1))
       writer.put(
         UInt32(region.protection & 1 != 0 ? 4 : 0) | UInt32(region.protection & 2)

@@ -367,7 +367,7 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(459, "lsm_get_self_attr", 459, .direct, "xppx"),
   SyscallRow(460, "lsm_set_self_attr", 460, .direct, "xpxx"),
   SyscallRow(461, "lsm_list_modules", 461, .direct, "ppx"),
-  SyscallRow(462, "mseal", 462, .planned, "pxx"),
+  SyscallRow(462, "mseal", 462, .emulated, "pxx"),
   SyscallRow(463, "setxattrat", 463, .direct, "fnxspx"),
   SyscallRow(464, "getxattrat", 464, .direct, "fnxspx"),
   SyscallRow(465, "listxattrat", 465, .direct, "fnxpx"),

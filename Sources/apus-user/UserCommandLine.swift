@@ -65,6 +65,9 @@ struct UserCommandLine {
       name: "seccomp", environment: "", value: "NUMBER",
       help: "the descriptor that a program's filters are handed on in"),
     Option(
+      name: "limits", environment: "", value: "LIMITS",
+      help: "what a program with limits of its memory hands on when it executes another"),
+    Option(
       name: "traced", environment: "", value: "TRACE",
       help: "what a traced program hands on when it executes another"),
   ]
@@ -98,7 +101,7 @@ struct UserCommandLine {
         value = next.text
       }
       switch name {
-      case "E", "U", "exec-fd", "g", "traced", "seccomp": break
+      case "E", "U", "exec-fd", "g", "traced", "seccomp", "limits": break
       // The log goes on in the same file.
       case "D", "append-log": options.inherited += ["-append-log", value]
       default: options.inherited += option.value == nil ? [word] : [word, value]
@@ -167,6 +170,11 @@ struct UserCommandLine {
         throw ProgramError("-traced: '\(value)' is no such thing; it is for the emulator itself", code: 1)
       }
       options.trace = trace
+    case "limits":
+      guard let limits = Self.limits(value) else {
+        throw ProgramError("-limits: '\(value)' is no such thing; it is for the emulator itself", code: 1)
+      }
+      options.limits = limits
     case "E": set += value.split(separator: ",").map(String.init)
     case "U": unset += value.split(separator: ",").map(String.init)
     case "s": options.stackByteCount = try byteCount(value)
@@ -180,6 +188,20 @@ struct UserCommandLine {
       appendsLog = true
     default: break
     }
+  }
+
+  /// `resource=soft:hard,...`.
+  private static func limits(_ text: String) -> [Int: (UInt64, UInt64)]? {
+    var result: [Int: (UInt64, UInt64)] = [:]
+    for entry in text.split(separator: ",") {
+      let numbers = entry.split { $0 == "=" || $0 == ":" }.map { UInt64($0) }
+      guard numbers.count == 3, let resource = numbers[0], [2, 3, 9].contains(resource),
+        let soft = numbers[1],
+        let hard = numbers[2], soft <= hard
+      else { return nil }
+      result[Int(resource)] = (soft, hard)
+    }
+    return result
   }
 
   private func byteCount(_ text: String) throws(ProgramError) -> UInt64 {

@@ -207,9 +207,68 @@ def chroot():
     check(done.returncode == 4 and done.stdout == "/hello [4] - 1\n", f"{done.returncode} {done.stdout!r} {done.stderr!r}")
 
 
+@case("binfmt-command")
+def binfmt_command():
+    """apus binfmt on a directory that is none of the kernel's: what it writes, whom it gives way to, what it refuses."""
+    directory, files = temporary() / "binfmt_misc", temporary() / "binfmt-files.d"
+    directory.mkdir(exist_ok=True)
+    (directory / "register").write_text("")
+    (directory / "status").write_text("enabled\n")
+    shutil.copy(os.path.realpath(emulator()), temporary() / "apus-riscv64")
+    environment = {**os.environ, "APUS_BINFMT": str(directory), "APUS_BINFMT_D": str(files)}
+    ours = ["--emulator", temporary() / "apus-riscv64"]
+
+    def call(*words):
+        return run("binfmt", *words, program=[ROOT / "bin" / "apus"], env=environment)
+
+    magic, mask = "7f454c460201010000000000000000000200f300", "ffffffffffffff00fffffffffffffffffeffffff"
+    for words, flags in [([], "FP"), (["--no-argv0"], "F"), (["--credentials"], "FPC"), (["--no-argv0", "--credentials"], "FC")]:
+        done = call("install", *ours, *words, "--systemd")
+        check(done.returncode == 0, f"{words}: {done.stderr!r}")
+        line = (directory / "register").read_text()
+        fields = line.split(":")
+        check(fields[1:4] == ["apus-riscv64", "M", ""] and fields[4].replace("\\x", "") == magic
+              and fields[5].replace("\\x", "") == mask and fields[6:] == [str(temporary() / "apus-riscv64"), flags], line)
+        check((files / "apus-riscv64.conf").read_text() == line + "\n", "the file for systemd")
+        check(call("file", *ours, *words).stdout == line + "\n", "file")
+    check(call("status").returncode == 1, "status without a registration")
+
+    def other(name, magic, mask="", state="enabled", offset=0):
+        (directory / name).write_text(f"{state}\ninterpreter /usr/bin/other\nflags: F\noffset {offset}\nmagic {magic}\n"
+                                      + (f"mask {mask}\n" if mask else ""))
+        done = call("install", *ours)
+        check((name in done.stderr) == (done.returncode == 1), f"{name}: {done.stderr!r}")
+        forced = call("install", *ours, "--force")
+        check(forced.returncode == 0, f"{name}: {forced.stderr!r}")
+        (directory / name).unlink()
+        return done.returncode == 1
+    check(other("same", magic, mask), "the same magic")
+    check(other("executables", magic), "executables only")
+    check(other("objects", magic.replace("0200f3", "0300f3"), mask), "shared objects")
+    check(other("gnu", magic[:14] + "03" + magic[16:]), "Linux's OS ABI")
+    check(other("any-elf", "7f454c46"), "any ELF file")
+    check(other("by-machine", "f300", offset=18), "the machine alone")
+    check(not other("disabled", magic, mask, state="disabled"), "one that is disabled")
+    check(not other("aarch64", magic.replace("f300", "b700"), mask), "another machine")
+    check(not other("class", magic[:8] + "01" + magic[10:], mask), "32 bits")
+    check(not other("longer", magic + "01000000"), "one that looks further")
+    done = call("install", "--isa", "aarch64", *ours)
+    check(done.returncode == 0 and "\\xb7\\x00" in (directory / "register").read_text(), "aarch64")
+    for words, message in [([], "say install"), (["nonsense"], "say install"), (["install", "--nonsense"], "no option"),
+                           (["status", "--force"], "no option"), (["install", "--isa"], "needs a name"),
+                           (["install", "--isa", "vax"], "no guest"), (["install", "--emulator"], "needs a file"),
+                           (["install", "--emulator", "/nonexistent"], "no emulator"),
+                           (["install", "--emulator", "/bin/ls"], "not static"),
+                           (["install", "--emulator", ROOT / "scripts" / "binfmt"], "not an ELF"),
+                           (["remove"], "not registered")]:
+        done = call(*words)
+        check(done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, f"{words}: {done.stderr!r}")
+    check("usage: apus binfmt" in call("--help").stdout, "--help")
+
+
 @case("binfmt")
 def binfmt():
-    """scripts/binfmt in a binfmt_misc instance of our own."""
+    """apus binfmt in a binfmt_misc instance of our own."""
     if run(sys.executable, NAMESPACE, "mount", "-t", "binfmt_misc", "none", "/proc/sys/fs/binfmt_misc",
            program=[]).returncode != 0:
         raise Skip("there is no binfmt_misc in a user namespace here")
@@ -219,10 +278,10 @@ def binfmt():
     other = r":other:M::\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xf3\x00::/bin/true:"
     script = f"""
 set -u
-binfmt="{ROOT}/scripts/binfmt"
+binfmt="{ROOT}/bin/apus binfmt"
 export APUS_BINFMT_D="{temporary()}/binfmt.d"
 mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
-$binfmt status && exit 10
+{ROOT}/scripts/binfmt status && exit 10
 $binfmt install --emulator {emulator()} || exit 11
 $binfmt status || exit 12
 (exec -a its-name {root}/hello 3 'a b'); [ $? = 3 ] || exit 13
@@ -236,6 +295,12 @@ $binfmt status --isa nonsense && exit 27
 $binfmt remove --systemd || exit 15
 [ -e "$APUS_BINFMT_D/apus-riscv64.conf" ] && exit 28
 $binfmt remove && exit 16
+$binfmt install --credentials --emulator {emulator()} || exit 29
+grep -q '^flags: POCF$' /proc/sys/fs/binfmt_misc/apus-riscv64 || exit 30
+$binfmt install --isa aarch64 --emulator {emulator()} || exit 31
+grep -q '^magic 7f454c460201010000000000000000000200b700$' /proc/sys/fs/binfmt_misc/apus-aarch64 || exit 32
+$binfmt status && $binfmt status --isa aarch64 || exit 33
+$binfmt remove && $binfmt remove --isa aarch64 || exit 34
 printf '%s' '{other}' >/proc/sys/fs/binfmt_misc/register
 $binfmt install --emulator {emulator()} && exit 17
 $binfmt install --emulator {emulator()} --force || exit 18
@@ -350,10 +415,19 @@ def core_files():
     if pattern.startswith(("|", "/")):
         raise Skip(f"core files go elsewhere here: {pattern}")
     program = build("crashing", r"""
+#include <string.h>
+#include <sys/mman.h>
 long *volatile nowhere;
 int marked = 4711;
 __attribute__((noinline)) int crash(int value) { *nowhere = value; return value; }
-int main(void) { return crash(20); }
+int main(void) {
+  for (int i = 0; i < 2; i++) {
+    void *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(page, 0xa5 + i, 4096);
+    if (i == 1) madvise(page, 4096, MADV_DONTDUMP);
+  }
+  return crash(20);
+}
 """, "-static", "-no-pie", "-g")
     directory = temporary() / "cores"
     directory.mkdir(exist_ok=True)
@@ -369,6 +443,7 @@ int main(void) { return crash(20); }
     check(len(files) == 1, f"there are {files}")
     data = files[0].read_bytes()
     check(data[:4] == b"\x7fELF" and data[16] == 4 and int.from_bytes(data[18:20], "little") == 243, "it is no riscv64 core file")
+    check(b"\xa5" * 4096 in data and b"\xa6" * 4096 not in data, "MADV_DONTDUMP's page is in it, or another's is not")
     debugger = shutil.which("gdb-multiarch")
     if debugger:
         text = subprocess.run([debugger, "-batch", "-ex", "bt", "-ex", "print marked", program, files[0]], stdin=subprocess.DEVNULL,
