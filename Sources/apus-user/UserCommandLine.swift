@@ -46,7 +46,8 @@ struct UserCommandLine {
     Option(
       name: "cpu", environment: "CPU", value: "MODEL", help: "CPU model and properties, like rv64,zba=off"),
     Option(
-      name: "accel", environment: "ACCEL", value: "NAME", help: "jit (verify=on, opt=-fold...) or interpreter"
+      name: "accel", environment: "ACCEL", value: "NAME",
+      help: "jit (verify=on, perf-map=on, opt=-fold...) or interpreter"
     ),
     Option(
       name: "g", environment: "", value: "PORT", help: "wait for a debugger on PORT of the loopback interface"
@@ -231,8 +232,11 @@ struct UserCommandLine {
       let parts = word.split(separator: "=", maxSplits: 1).map(String.init)
       switch (parts.first, parts.count) {
       case ("verify", 2): options.translate.verifies = parts[1] == "on"
+      case ("perf-map", 2): options.translate.writesPerfMap = parts[1] == "on"
       case ("opt", 2): try selectOptimisations(parts[1])
-      default: throw ProgramError("-accel: '\(word)' is no property; there are verify=on and opt=", code: 1)
+      default:
+        throw ProgramError(
+          "-accel: '\(word)' is no property; there are verify=on, perf-map=on and opt=", code: 1)
       }
     }
   }
