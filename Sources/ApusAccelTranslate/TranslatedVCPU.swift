@@ -168,7 +168,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       if let exit = attend() { return exit }
       if needsFlush {
         needsFlush = false
-        cache.dropAll()
+        cache.dropAll(self)
         continue
       }
       if sleepRequested {
@@ -184,7 +184,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
 
   func beginRunning() {
-    cache.beginRunning()
+    cache.beginRunning(self)
     runsCode.store(true, ordering: .sequentiallyConsistent)
   }
   func endRunning() {

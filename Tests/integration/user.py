@@ -323,6 +323,7 @@ class Debugger:
         for _ in range(200):
             try:
                 self.socket = socket.create_connection(("127.0.0.1", port), 1)
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 break
             except OSError:
                 time.sleep(0.05)
@@ -406,6 +407,93 @@ int main(int argc, char **argv) {
         finally:
             process.kill()
             process.wait()
+
+
+@case("debugger-threads")
+def debugger_threads():
+    """-g: all threads are shown and rest while one has stopped; one steps alone; each stop is told once."""
+    program = build("debugged-threads", r"""
+#include <pthread.h>
+#include <unistd.h>
+volatile long counts[3];
+__attribute__((noinline)) void mark(long k) { counts[k]++; }
+static void *work(void *k) { for (;;) mark((long)k); }
+int main(void) {
+  pthread_t thread;
+  for (long k = 1; k < 3; k++) pthread_create(&thread, 0, work, (void *)k);
+  for (;;) pause();
+}
+""", "-static", "-no-pie")
+    names = subprocess.run(["riscv64-linux-gnu-nm", program], stdout=subprocess.PIPE, text=True, check=True).stdout
+    address = {line.split()[2]: int(line.split()[0], 16) for line in names.splitlines() if len(line.split()) == 3}
+    mark = address["mark"]
+
+    def little(text):
+        return int.from_bytes(bytes.fromhex(text), "little")
+    port = free_port()
+    process = subprocess.Popen([emulator(), "-g", str(port), program])
+    try:
+        client = Debugger(port)
+        client.ask("qSupported")
+        check(client.ask("vCont?").startswith("vCont;c;C;s;S"), "vCont")
+
+        def threads():
+            return client.ask("qfThreadInfo")[1:].split(",")
+
+        def place(thread):
+            check(client.ask("Hg" + thread) == "OK", f"Hg{thread}")
+            return little(client.ask("p20"))
+
+        def counts():
+            return client.ask(f"m{address['counts']:x},18")
+        check(len(threads()) == 1, "one thread at first")
+        old = client.ask(f"m{mark:x},2")
+        check(client.ask(f"M{mark:x},2:0290") == "OK", "a breakpoint")
+        # A thread each time, both in the end, and the values that go with it.
+        seen = set()
+        end = time.monotonic() + 30 * PATIENCE
+        for number in range(100000):
+            if number >= 40 and len(seen) == 2 or time.monotonic() > end:
+                break
+            report = client.ask("vCont;c")
+            check(report.startswith("T05thread:"), report)
+            thread = report[10:].rstrip(";")
+            check(thread in threads() and client.ask("T" + thread) == "OK", f"{thread} is one of the threads")
+            check(place(thread) == mark, "it is at the breakpoint")
+            seen.add(thread)
+            before = {other: place(other) for other in threads()}
+            check(client.ask("Hg" + thread) == "OK" and little(client.ask("pa")) in (1, 2), "its argument")
+            # It steps over the breakpoint alone.
+            check(client.ask(f"M{mark:x},2:{old}") == "OK", "the instruction")
+            stepped = client.ask("vCont;s:" + thread)
+            check(stepped == report, f"the step ended with {stepped}")
+            check(client.ask(f"M{mark:x},2:0290") == "OK", "the breakpoint again")
+            after = {other: place(other) for other in threads()}
+            check(after[thread] != mark and all(after[o] == before[o] for o in before if o != thread), "only it has moved")
+        check(len(threads()) == 3 and len(seen) == 2, f"{seen} of {threads()}")
+        # The other of the two steps alone, chosen by number.
+        other = (seen - {thread}).pop()
+        check(client.ask(f"M{mark:x},2:{old}") == "OK", "without the breakpoint")
+        at, shown = place(other), counts()
+        check(client.ask("vCont;s:" + other) == f"T05thread:{other};", "the other's step")
+        check(place(other) != at and place(thread) == after[thread], "only the other has moved")
+        # All rest: nothing changes.
+        shown = counts()
+        time.sleep(0.2)
+        check(counts() == shown, "they rest")
+        client.send("vCont;c")
+        time.sleep(0.3)
+        client.socket.sendall(b"\x03")
+        report = client.receive()
+        check(report.startswith("T02thread:") and counts() != shown, f"the interrupt: {report}")
+        check(client.ask("T7fffffff") == "E01" and client.ask("vCont;x").startswith("E"), "what is not there")
+        name = bytes.fromhex(client.ask("qThreadExtraInfo," + thread)).decode()
+        check(name == "debugged-thread", f"the thread's name is {name!r}")
+        client.send("k")
+        check(process.wait(30) == 137, f"killed: {process.returncode}")
+    finally:
+        process.kill()
+        process.wait()
 
 
 @case("core-files")

@@ -45,6 +45,7 @@ int apus_ioctl(int fd, unsigned long request, uint64_t argument);
 int apus_fcntl(int fd, int command, int argument);
 int apus_open(const char *path, int flags, unsigned mode);
 long apus_gettid(void);
+// At most 15 bytes count.
 int apus_set_thread_name(const char *name);
 int apus_fallocate(int fd, int mode, int64_t offset, int64_t length);
 long apus_copy_file_range(int in, long *in_offset, int out, long *out_offset, size_t length);
