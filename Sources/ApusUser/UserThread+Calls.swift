@@ -165,6 +165,9 @@ extension UserThread {
     case 22: return epollWait(a, host: 281)
     case 441: return epollWait(a, host: 441)
     case 24: return duplicate(a)
+    case 29:
+      if a.b == MapQuery.request, MapQuery.isMaps(a.a) { return process.answerMapQuery(a.c) }
+      return blocking(16, a, restart: .asFlagged)
     case 25: return descriptorControl(a)
     case 59: return makePipe(a)
     case 265: return openByHandle(a)

@@ -72,7 +72,7 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(26, "inotify_init1", 294, .direct, "x"),
   SyscallRow(27, "inotify_add_watch", 254, .direct, "dnx"),
   SyscallRow(28, "inotify_rm_watch", 255, .direct, "dd"),
-  SyscallRow(29, "ioctl", 16, .blocking, "dxp"),
+  SyscallRow(29, "ioctl", 16, .emulated, "dxp"),
   SyscallRow(30, "ioprio_set", 251, .direct, "xdx"),
   SyscallRow(31, "ioprio_get", 252, .direct, "xd"),
   SyscallRow(32, "flock", 73, .blocking, "dx"),

@@ -568,6 +568,38 @@ def seen_by_others():
         process.wait()
 
 
+@case("busy-program")
+def busy_program():
+    """The file of a guest program that runs cannot be opened for writing."""
+    program = build("busy", "#include <unistd.h>\nint main(void) { write(1, \"x\", 1); pause(); }\n", "-static")
+    opener = build("opener", r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+  for (int i = 0; i < 3; i++) {
+    static const int flags[] = {O_RDONLY, O_RDWR, O_WRONLY | O_CREAT};
+    errno = 0;
+    open(argv[1], flags[i], 0700);
+    printf("%d ", errno);
+  }
+}
+""", "-static")
+    process = subprocess.Popen([emulator(), program], stdout=subprocess.PIPE)
+    try:
+        process.stdout.read(1)
+        if open(f"/proc/{process.pid}/cmdline", "rb").read().startswith(emulator().encode()):
+            raise Skip("the kernel takes no description of a process (CONFIG_CHECKPOINT_RESTORE)")
+        check(run(opener, program).stdout == "0 26 26 ", f"while it runs: {run(opener, program).stdout}")
+        copy = temporary() / "busy-copy"
+        shutil.copy(program, copy)
+        check(run(opener, copy).stdout == "0 0 0 ", "a copy")
+    finally:
+        process.kill()
+        process.wait()
+    check(run(opener, program).stdout == "0 0 0 ", "afterwards")
+
+
 @case("many-processes")
 def many():
     """120 short processes, eight at a time."""
