@@ -503,12 +503,14 @@ def core_files():
     if pattern.startswith(("|", "/")):
         raise Skip(f"core files go elsewhere here: {pattern}")
     program = build("crashing", r"""
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 long *volatile nowhere;
 int marked = 4711;
 __attribute__((noinline)) int crash(int value) { *nowhere = value; return value; }
-int main(void) {
+int main(int argc, char **argv) {
+  mmap(0, 8192, PROT_READ, MAP_PRIVATE, open(argv[1], O_RDONLY), 0);
   for (int i = 0; i < 2; i++) {
     void *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     memset(page, 0xa5 + i, 4096);
@@ -523,7 +525,9 @@ int main(void) {
     def limits():
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    process = subprocess.Popen([emulator(), program], cwd=directory, preexec_fn=limits)
+    untouched = temporary() / "untouched"
+    untouched.write_bytes(b"\xa4" * 8192)
+    process = subprocess.Popen([emulator(), program, untouched], cwd=directory, preexec_fn=limits)
     status = os.waitpid(process.pid, 0)[1]
     process.returncode = 0
     check(os.WTERMSIG(status) == 11 and os.WCOREDUMP(status), f"the wait status is 0x{status:x}")
@@ -531,6 +535,7 @@ int main(void) {
     check(len(files) == 1, f"there are {files}")
     data = files[0].read_bytes()
     check(data[:4] == b"\x7fELF" and data[16] == 4 and int.from_bytes(data[18:20], "little") == 243, "it is no riscv64 core file")
+    check(b"\xa4" * 8192 in data, "a file's pages that nobody touched are missing")
     check(b"\xa5" * 4096 in data and b"\xa6" * 4096 not in data, "MADV_DONTDUMP's page is in it, or another's is not")
     debugger = shutil.which("gdb-multiarch")
     if debugger:
