@@ -541,7 +541,7 @@ int main(int argc, char **argv) {
     if debugger:
         text = subprocess.run([debugger, "-batch", "-ex", "bt", "-ex", "print marked", program, files[0]], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120 * PATIENCE).stdout
-        check("in crash (" in text and "in main ()" in text and "= 4711" in text and "SIGSEGV" in text, text)
+        check("in crash (" in text and "in main (" in text and "= 4711" in text and "SIGSEGV" in text, text)
 
 
 @case("addresses")
