@@ -232,7 +232,11 @@ struct UserCommandLine {
       let parts = word.split(separator: "=", maxSplits: 1).map(String.init)
       switch (parts.first, parts.count) {
       case ("verify", 2): options.translate.verifies = parts[1] == "on"
-      case ("perf-map", 2): options.translate.writesPerfMap = parts[1] == "on"
+      case ("perf-map", 2):
+        guard parts[1] == "on" || parts[1] == "off" else {
+          throw ProgramError("-accel: perf-map is 'on' or 'off', not '\(parts[1])'", code: 1)
+        }
+        options.translate.writesPerfMap = parts[1] == "on"
       case ("opt", 2): try selectOptimisations(parts[1])
       default:
         throw ProgramError(
