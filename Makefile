@@ -13,6 +13,7 @@ build:
 	@mkdir -p bin
 	@directory=$$($(SWIFT) build $(FLAGS) -c release --show-bin-path) && \
 	for target in riscv64 aarch64; do ln -sf "$$directory/apus-system" bin/apus-system-$$target; done && \
+	ln -sf "$$directory/apus" bin/apus && \
 	for tool in img io nbd; do ln -sf "$$directory/apus-storage" bin/apus-$$tool; done && \
 	if [ -x "$$directory/apus-user" ]; then for guest in riscv64 aarch64; do ln -sf "$$directory/apus-user" bin/apus-$$guest; done; fi
 

@@ -129,6 +129,9 @@ let package = Package(
         ])
       ]),
     .executableTarget(
+      name: "apus", dependencies: ["ApusHost"], swiftSettings: common,
+      linkerSettings: [.unsafeFlags(["-static-stdlib"])]),
+    .executableTarget(
       name: "apus-system",
       dependencies: [
         "ApusBoards", "ApusMachine", "ApusConfig", "ApusCharDev", "ApusDevice", "ApusHost",

@@ -228,6 +228,9 @@ extension TranslatedVCPU {
   /// Carries out the instruction at the state's PC with the evaluator, in flat memory: for a store to a page that
   /// code was translated from. The caller has seen to it that the instruction can be read.
   public func interpretOne() {
+    let isCounted = isInCode
+    if !isCounted { beginRunning() }
+    defer { if !isCounted { endRunning() } }
     let block = singleStepBlock
     let offset = Int(pc & 4095)
     guard let bytes = UnsafePointer<UInt8>(bitPattern: UInt(pc)) else { return }

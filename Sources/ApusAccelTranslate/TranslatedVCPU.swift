@@ -192,7 +192,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       if let exit = attend() { return exit }
       if needsFlush {
         needsFlush = false
-        cache.dropAll()
+        cache.dropAll(self)
         continue
       }
       if sleepRequested {
@@ -208,7 +208,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
 
   func beginRunning() {
-    cache.beginRunning()
+    cache.beginRunning(self)
     runsCode.store(true, ordering: .sequentiallyConsistent)
   }
   func endRunning() {
@@ -393,10 +393,12 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// Enters a block into the jump cache of its mode.
   private func remember(_ pc: UInt64, _ mode: UInt32, _ context: Int, _ number: UInt32, _ physical: UInt64) {
     if jumpCacheModes[context] != mode {
-      clearJumpCache(context)
+      // One that was never used is empty.
+      if jumpCacheModes[context] != .max { clearJumpCache(context) }
       jumpCacheModes[context] = mode
     }
-    if !jumpCachePages.insert(pc >> 12) {
+    // Flat memory has no pages that could come to mean something else.
+    if memory != nil, !jumpCachePages.insert(pc >> 12) {
       // Too many pages to tell apart: begin anew, with this one.
       clearJumpCaches()
       _ = jumpCachePages.insert(pc >> 12)
@@ -405,10 +407,12 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
     entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
     entry.storeBytes(of: pc, as: UInt64.self)
-    // A block of two pages is not looked at again after a flush: it goes.
-    let isWithinPage = !cache.goesOnInSecondPage(number)
-    jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
-      isWithinPage ? physical >> 12 : .max
+    if memory != nil {
+      // A block of two pages is not looked at again after a flush: it goes.
+      let isWithinPage = !cache.goesOnInSecondPage(number)
+      jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
+        isWithinPage ? physical >> 12 : .max
+    }
     if !lastFetchWasGlobal { jumpCacheIsLocal[context] = true }
     // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entry.
     apus_fence()
@@ -533,6 +537,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   // MARK: GuestEngine
 
   public func flushTLB(page: UInt64?, keepGlobal: Bool, asid: UInt64?) {
+    guard memory != nil else { return }
     counters.tlbFlushes += 1
     if let page, !tlb.isPartOfLargePage(page) {
       let number = page >> 12

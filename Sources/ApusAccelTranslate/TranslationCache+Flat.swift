@@ -48,25 +48,75 @@ extension TranslationCache {
       vcpus = [vcpu]
       runningCount = 1
       isExclusive = false
+      soleVCPU = nil
     }
     gate.unlock()
     lock.unlock()
     return result
   }
 
+  /// Brings all vCPUs to rest between two blocks and keeps them there until `endRest`. The caller's thread is not counted as
+  /// running code.
+  public func beginRest() {
+    gate.lock()
+    while isExclusive { gate.wait() }
+    isExclusive = true
+    gate.unlock()
+    // Who comes later rests already.
+    for vcpu in lock.withLock({ vcpus }) { vcpu.requestAttention() }
+    gate.lock()
+    while runningCount > 0 { gate.wait() }
+    gate.unlock()
+  }
+  /// Lets one vCPU run although the others rest; `nil`: none again.
+  public func letRun(_ vcpu: TranslatedVCPU?) {
+    gate.lock()
+    soleVCPU = vcpu
+    gate.broadcast()
+    gate.unlock()
+  }
+  /// Waits until a vCPU that ran alone rests like the others. The caller's thread is not counted as running code.
+  public func restAgain() {
+    gate.lock()
+    soleVCPU = nil
+    while runningCount > 0 { gate.wait() }
+    gate.unlock()
+  }
+  public func endRest() {
+    gate.lock()
+    (isExclusive, soleVCPU) = (false, nil)
+    gate.broadcast()
+    gate.unlock()
+  }
+
   /// Forgets a vCPU that will not run again. Its own thread.
   public func detach(_ vcpu: TranslatedVCPU) { lock.withLock { vcpus.removeAll { $0 === vcpu } } }
+  /// Takes a vCPU back that was forgotten. Its own thread, not running code.
+  public func attachAgain(_ vcpu: TranslatedVCPU) {
+    lock.withLock {
+      vcpus.append(vcpu)
+      vcpu.forgetCode()
+    }
+  }
 }
 
 extension TranslatedVCPU {
+  /// Whether it counts as running code.
+  public var isRunningCode: Bool { isInCode }
+  /// Before the process ends, or may: the vCPU does not count as running code any more.
+  public func leave() { if isInCode { endRunning() } }
+  /// The process goes on, in a system call.
+  public func comeBack() { beginRunning() }
   /// Lets code be dropped while this vCPU blocks in the host; it must come back through the dispatcher.
   public func whileBlocking<R>(_ body: () -> R) -> R {
-    endRunning()
+    // Between two blocks it does not count anyway.
+    let isCounted = isInCode
+    if isCounted { endRunning() }
     let result = body()
-    beginRunning()
+    if isCounted { beginRunning() }
     return result
   }
-  /// Not generic, for system calls.
+  /// Not generic, for system calls, which count.
   public func whileCallBlocks(_ body: () -> Int) -> Int {
     endRunning()
     let result = body()

@@ -36,6 +36,8 @@ public final class TranslationCache: @unchecked Sendable {
   let gate = Monitor()
   var runningCount = 0
   var isExclusive = false
+  /// The vCPU that may run code although `isExclusive`: a debugger lets it run alone.
+  weak var soleVCPU: TranslatedVCPU?
 
   /// - Parameter memory: the guest's physical memory, or `nil` where guest addresses are host addresses.
   public init(memory: AddressSpace?, options: TranslateOptions) throws(HostError) {
@@ -70,9 +72,9 @@ public final class TranslationCache: @unchecked Sendable {
   // MARK: The gate
 
   /// Blocks while all code is being dropped; afterwards the caller counts as running code.
-  func beginRunning() {
+  func beginRunning(_ vcpu: TranslatedVCPU) {
     gate.lock()
-    while isExclusive { gate.wait() }
+    while isExclusive, soleVCPU !== vcpu { gate.wait() }
     runningCount += 1
     gate.unlock()
   }
@@ -85,9 +87,11 @@ public final class TranslationCache: @unchecked Sendable {
   }
 
   /// Drops all translated code. The caller is a vCPU's thread outside generated code and not counted as running.
-  func dropAll() {
+  func dropAll(_ caller: TranslatedVCPU) {
     gate.lock()
-    while isExclusive { gate.wait() }
+    while isExclusive, soleVCPU !== caller { gate.wait() }
+    // It may have been so for the caller.
+    let wasExclusive = isExclusive
     isExclusive = true
     for vcpu in vcpus { vcpu.requestAttention() }
     while runningCount > 0 { gate.wait() }
@@ -106,7 +110,7 @@ public final class TranslationCache: @unchecked Sendable {
       }
       for vcpu in vcpus { vcpu.forgetCode() }
     }
-    isExclusive = false
+    isExclusive = wasExclusive
     gate.broadcast()
     gate.unlock()
   }

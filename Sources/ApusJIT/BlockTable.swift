@@ -181,10 +181,12 @@ public struct BlockTable {
 
   public var isFull: Bool { count >= capacity - 1 || links.count > links.capacity - 8192 }
 
-  /// The virtual address counts too: a shared library's page is one for all processes, but each has it elsewhere.
+  /// A page's blocks have 64 buckets that are neighbours, and so have pages: short programs touch little of the table. The
+  /// virtual address counts too: a shared library's page is one for all processes, but each has it elsewhere.
   private func bucket(_ physicalPC: UInt64, _ pc: UInt64, _ mode: UInt32) -> Int {
-    let key = (physicalPC >> 1) &* 0x9e37_79b9_7f4a_7c15 ^ (pc >> 1) &* 0xbf58_476d_1ce4_e5b9
-    return Int(((key ^ UInt64(mode) &* 0xff51_afd7_ed55_8ccd) >> 40) & bucketMask)
+    let elsewhere = ((physicalPC ^ pc) >> 12) &* 0x9e37_79b9_7f4a_7c15 ^ UInt64(mode) &* 0xff51_afd7_ed55_8ccd
+    let page = (pc >> 12) &+ (elsewhere >> 40)
+    return Int(truncatingIfNeeded: (page << 6 | (pc >> 1 ^ pc >> 7) & 63) & bucketMask)
   }
 
   /// What is known of a block.

@@ -204,12 +204,28 @@ public final class X86Emitter {
       if values[root].lastUse == 0 { values[root].lastUse = UInt16(at) }
     }
     if case .indirect(let target, _) = block.terminator { use(target.index, irCount) }
+    // The unpinned slots, a bit each, that are set again before anything can see them: by leaving the block, in a fault, in a
+    // helper. A pinned one's set costs nothing.
+    var overwritten: UInt32 = 0
     var number = irCount - 1
     while number >= 0 {
       let i = ir[number]
       if i.opcode == .instruction || i.opcode.isAlias {
         number -= 1
         continue
+      }
+      if i.opcode == .set64, i.immediate < 256 {
+        let slot = Int(i.immediate >> 3)
+        if overwritten >> UInt32(slot) & 1 != 0, !keepsAll {
+          ir[number] = IRInstruction(.const64)
+          number -= 1
+          continue
+        }
+        if slotRegister[slot] == 0xff { overwritten |= 1 << UInt32(slot) }
+      } else if i.opcode.hasEffect {
+        overwritten = 0
+      } else if i.opcode == .get64 || i.opcode == .get32 || i.opcode == .getF64, i.immediate < 256 {
+        overwritten &= ~(1 << UInt32(i.immediate >> 3))
       }
       if keepsAll, i.opcode.resultType != .none, values[number].lastUse == 0 {
         values[number].lastUse = UInt16(number)

@@ -196,9 +196,10 @@ struct GuestCore {
     var parts: [(UInt64, UInt64, UInt64)] = []
     for region in regions {
       let byteCount = region.end - region.start
-      // What is not there to be read is not in the file; the kernel leaves out what is only reserved, too.
+      // What is not there to be read is not in the file, nor what was not to be (MADV_DONTDUMP); the kernel leaves out what
+      // is only reserved, too.
       let isReadable = region.protection & (PROT_READ | PROT_EXEC | PROT_WRITE) != 0
-      let kept = isReadable ? byteCount : 0
+      let kept = isReadable && region.isDumped ? byteCount : 0
       writer.put(UInt32(1))
       writer.put(
         UInt32(region.protection & 1 != 0 ? 4 : 0) | UInt32(region.protection & 2)
@@ -209,14 +210,26 @@ struct GuestCore {
     }
     writer.bytes += notes
     _ = writer.bytes.withUnsafeBytes { pwrite(file, $0.baseAddress, min($0.count, Int(clamping: limit)), 0) }
+    let ranges = fileRanges()
     for (offset, start, byteCount) in parts where offset < UInt64(limit) {
-      writePages(file, offset, start, min(byteCount, UInt64(limit) - offset))
+      writePages(file, offset, start, min(byteCount, UInt64(limit) - offset), ranges)
     }
     if offset <= UInt64(limit) { ftruncate(file, Int(offset)) }
   }
 
-  /// Leaves holes where pages were never touched: in anonymous memory they are zero, in a file's the debugger has the file.
-  private func writePages(_ file: Int32, _ offset: UInt64, _ start: UInt64, _ byteCount: UInt64) {
+  /// The mappings of files, ascending: their pages have contents although nobody has touched them.
+  private func fileRanges() -> [Range<UInt64>] {
+    guard let maps = try? HostDescriptor.contents("/proc/self/maps") else { return [] }
+    return String(decoding: maps, as: UTF8.self).split(separator: "\n").compactMap { text in
+      guard let line = MapQuery.Line(text), line.inode != 0 else { return nil }
+      return line.start..<line.end
+    }
+  }
+
+  /// Leaves holes where pages of anonymous memory were never touched.
+  private func writePages(
+    _ file: Int32, _ offset: UInt64, _ start: UInt64, _ byteCount: UInt64, _ fileRanges: [Range<UInt64>]
+  ) {
     let map = apus_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0)
     defer { if map >= 0 { Glibc.close(map) } }
     var entries = [UInt64](repeating: 0, count: 512)
@@ -225,9 +238,13 @@ struct GuestCore {
     while page < pageCount {
       let count = Int(min(512, pageCount - page))
       let isKnown = map >= 0 && pread(map, &entries, count * 8, Int((start >> 12 + page) * 8)) == count * 8
-      // Present, or swapped out.
-      for index in 0..<count where !isKnown || entries[index] >> 62 != 0 {
+      for index in 0..<count {
         let at = (page + UInt64(index)) << 12
+        // Present, or swapped out.
+        if isKnown, entries[index] >> 62 == 0 {
+          let next = fileRanges.partitioningIndex { $0.upperBound > start + at }
+          guard next < fileRanges.count, fileRanges[next].contains(start + at) else { continue }
+        }
         _ = apus_syscall(18, UInt64(file), start + at, min(4096, byteCount - at), offset + at, 0, 0)
       }
       page += UInt64(count)

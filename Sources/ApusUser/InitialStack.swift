@@ -26,6 +26,8 @@ struct ProcessLayout: Sendable {
 struct InitialStack {
   /// Without `-s`: the soft limit of the stack within these bounds.
   static let defaultByteCounts: ClosedRange<UInt64> = 8 << 20...1 << 30
+  /// The kernel gives a program this much whatever the limit says.
+  private static let smallestByteCount: UInt64 = 132 << 10
   /// The kernel's limit of arguments and environment together: a quarter of the stack.
   private static let argumentShare: UInt64 = 4
 
@@ -34,7 +36,9 @@ struct InitialStack {
   private(set) var layout = ProcessLayout()
   private(set) var auxiliary: [UInt64] = []
 
-  static func defaultByteCount() -> UInt64 {
+  /// - Parameter wanted: the soft limit where the emulator keeps it: one that is too small for the emulator itself.
+  static func defaultByteCount(limit wanted: UInt64?) -> UInt64 {
+    if let wanted, wanted < 1 << 20 { return max(wanted & ~4095, smallestByteCount) }
     var limit = rlimit()
     guard getrlimit(__rlimit_resource_t(3), &limit) == 0 else { return defaultByteCounts.lowerBound }
     let wish = UInt64(limit.rlim_cur)

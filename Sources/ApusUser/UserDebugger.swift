@@ -1,26 +1,42 @@
+import ApusAccelTranslate
 import ApusHost
 import CApusHost
 import Glibc
 
 /// The remote side of a debugger for one guest process: GDB's remote serial protocol [GDB manual, appendix E] on TCP.
 ///
-/// The thread that stops serves the packets; the others run on, and only the one that stopped is shown. Breakpoints are the
-/// debugger's own, written into memory. Children are not debugged. A stopped thread's own thread calls everything but
-/// `watch`'s loop.
+/// The thread that stops serves the packets while all others rest between two of their blocks, or wait in the kernel. A
+/// debugger that lets one run alone, as to step over a breakpoint, finds the others where they were. Breakpoints are its
+/// own, written into memory. Children are not debugged. A stopped thread's own thread calls everything but `watch`'s
+/// loop.
 final class UserDebugger: @unchecked Sendable {
   enum Resumption {
     case run(signal: Int)
-    case step(signal: Int)
+    case step(signal: Int, since: Int)
     case kill
     /// The debugger is gone: the program runs on without it.
     case detach
+  }
+  /// Why a thread comes to a stop.
+  enum Reason {
+    case signal, breakpoint, step
   }
 
   private var connection: Int32
   private var received: [UInt8] = []
   private var acknowledges = true
-  /// One thread at a time is stopped.
+  /// One thread at a time serves the debugger.
   private let stopped = Monitor()
+  // Guarded by `stopped`.
+  private var isServing = false
+  /// The thread that runs while all others rest.
+  private var soleThread: UserThread?
+  /// How many stops there were. A breakpoint or step that was met before the last one means nothing any more: the debugger
+  /// may have taken the breakpoint out, or wants something else.
+  private var stopCount = 0
+  // The serving thread's.
+  private var selected: UserThread?
+  private var lastNumber = 0
   /// Wakes `watch` when the program runs on.
   private let isRunning = Monitor()
   private var runs = false
@@ -113,29 +129,77 @@ final class UserDebugger: @unchecked Sendable {
 
   // MARK: Stopping
 
-  /// Reports a stop of the calling thread and serves the debugger until the program is to go on.
-  func stop(_ signal: Int, _ thread: UserThread) -> Resumption {
+  /// What `stop` takes as the number of stops that the thread knows of.
+  var stopNumber: Int { stopped.withLock { stopCount } }
+
+  /// Reports a stop of the calling thread, which is not counted as running code, and serves the debugger until the program is
+  /// to go on. `nil`: the reason is out of date.
+  func stop(_ signal: Int, _ reason: Reason, since number: Int, _ thread: UserThread) -> Resumption? {
+    let cache = thread.process.cache
     stopped.lock()
-    defer { stopped.unlock() }
-    guard connection >= 0 else { return .detach }
-    lastReport = "T\(hex(UInt64(signal), 1))thread:1;"
+    while isServing || soleThread != nil && soleThread !== thread { stopped.wait() }
+    let isOutdated = reason != .signal && number != stopCount
+    guard connection >= 0, !isOutdated else {
+      stopped.unlock()
+      return connection < 0 ? .detach : nil
+    }
+    stopCount += 1
+    isServing = true
+    let wasAlone = soleThread != nil
+    soleThread = nil
+    stopped.unlock()
+    if wasAlone { cache.restAgain() } else { cache.beginRest() }
+    for other in thread.process.allThreads { other.isStepping = false }
+    selected = thread
+    lastNumber = apus_gettid()
+    lastReport = "T\(hex(UInt64(signal), 1))thread:\(String(lastNumber, radix: 16));"
     isRunning.withLock { runs = false }
     if hasReported { send(lastReport) }
     hasReported = true
-    while true {
-      guard let packet = receive() else { return .detach }
-      if let resumption = serve(packet, thread) {
-        if case .run = resumption {
-          isRunning.withLock {
-            runs = true
-            isRunning.broadcast()
-          }
-        }
-        return resumption
+    var resumption: Resumption?
+    while resumption == nil {
+      guard let packet = receive() else {
+        resumption = .detach
+        break
       }
+      resumption = serve(packet, thread)
     }
+    selected = nil
+    goOn(resumption ?? .detach, cache)
+    return resumption
   }
   private var hasReported = false
+
+  /// Lets the others run, or the one that is to run alone.
+  private func goOn(_ resumption: Resumption, _ cache: TranslationCache) {
+    switch resumption {
+    case .run, .step:
+      isRunning.withLock {
+        runs = true
+        isRunning.broadcast()
+      }
+    case .kill, .detach: nextSole = nil
+    }
+    let sole = nextSole
+    nextSole = nil
+    stopped.withLock {
+      isServing = false
+      soleThread = sole
+      if let sole { cache.letRun(sole.vcpu) } else { cache.endRest() }
+      stopped.broadcast()
+    }
+  }
+  private var nextSole: UserThread?
+
+  /// A thread is at its end.
+  func leave(_ thread: UserThread) {
+    stopped.withLock {
+      guard soleThread === thread else { return }
+      soleThread = nil
+      thread.process.cache.endRest()
+      stopped.broadcast()
+    }
+  }
 
   func reportExit(_ code: Int32) {
     guard connection >= 0 else { return }
@@ -161,7 +225,11 @@ final class UserDebugger: @unchecked Sendable {
         continue
       }
       _ = recv(connection, &byte, 1, 0)
-      kill(getpid(), SIGINT)
+      // One that runs alone must be the one.
+      let isAlone = stopped.withLock { soleThread != nil }
+      if !isAlone || apus_syscall(234, UInt64(getpid()), UInt64(lastNumber), UInt64(SIGINT), 0, 0, 0) != 0 {
+        kill(getpid(), SIGINT)
+      }
     }
   }
 
@@ -192,8 +260,16 @@ final class UserDebugger: @unchecked Sendable {
     thread.cpu.debuggerRegister(number).map { hex(UInt64($0), 1) }.joined()
   }
 
+  /// A thread by the number that a packet names in hexadecimal; 0 and -1 stand for any.
+  private func find(_ text: Substring, _ stopped: UserThread) -> UserThread? {
+    guard let number = Int(text, radix: 16) else { return nil }
+    if number <= 0 { return stopped }
+    return stopped.process.threadsByNumber.first { $0.0 == number }?.1
+  }
+
   /// Answers a packet; a resumption ends the stop.
-  private func serve(_ packet: String, _ thread: UserThread) -> Resumption? {
+  private func serve(_ packet: String, _ stopped: UserThread) -> Resumption? {
+    let thread = selected ?? stopped
     let memory = thread.process.memory
     let registerCount = thread.process.isa.debuggerRegisterCount
     let rest = packet.dropFirst()
@@ -247,28 +323,85 @@ final class UserDebugger: @unchecked Sendable {
     case "c", "s", "C", "S":
       let isSignal = packet.first == "C" || packet.first == "S"
       let signal = isSignal ? Int(rest.prefix(2), radix: 16) ?? 0 : 0
-      return packet.first == "c" || packet.first == "C" ? .run(signal: signal) : .step(signal: signal)
+      return packet.first == "c" || packet.first == "C"
+        ? .run(signal: signal) : .step(signal: signal, since: stopCount)
     case "k": return .kill
     case "D":
       send("OK")
       hangUp()
       return .detach
-    case "H", "T": send("OK")
+    case "H":
+      guard let other = find(rest.dropFirst(), stopped) else {
+        send("E01")
+        return nil
+      }
+      // Which thread is to run is said when it is.
+      if rest.first == "g" { selected = other }
+      send("OK")
+    case "T": send(find(rest, stopped) == nil ? "E01" : "OK")
+    case "v":
+      if packet == "vCont?" {
+        send("vCont;c;C;s;S")
+      } else if packet.hasPrefix("vCont;") {
+        return resume(packet.dropFirst(6), stopped)
+      } else {
+        send("")
+      }
     case "q", "Q": query(packet, thread)
     default: send("")
     }
     return nil
   }
 
+  /// `ACTION[:THREAD];...`: the first action that a thread matches is what it does; one without any stays where it is.
+  private func resume(_ text: Substring, _ stopped: UserThread) -> Resumption? {
+    let actions = text.split(separator: ";").map { $0.split(separator: ":", maxSplits: 1) }
+    func action(_ thread: UserThread) -> Substring? {
+      actions.first { $0.count == 1 || $0[1] == "-1" || find($0[1], stopped) === thread }?.first
+    }
+    let threads = stopped.process.allThreads
+    let moving = threads.filter { action($0) != nil }
+    guard !moving.isEmpty, actions.allSatisfy({ "cCsS".contains($0[0].first ?? "?") }) else {
+      send("E01")
+      return nil
+    }
+    if moving.count < threads.count {
+      // More than one, but not all, is nothing that debuggers ask for.
+      nextSole = moving.first { $0 === stopped } ?? moving[0]
+    }
+    for other in moving where other !== stopped && action(other)?.first?.lowercased() == "s" {
+      other.beginStep(since: stopCount)
+    }
+    guard let own = action(stopped) else { return .run(signal: 0) }
+    let signal = Int(own.dropFirst().prefix(2), radix: 16) ?? 0
+    return own.first?.lowercased() == "s" ? .step(signal: signal, since: stopCount) : .run(signal: signal)
+  }
+
+  /// A thread's name, as its owner set it.
+  private func name(_ text: Substring) -> String {
+    guard let number = Int(text, radix: 16), number > 0 else { return "" }
+    let file = apus_open("/proc/self/task/\(number)/comm", O_RDONLY | O_CLOEXEC, 0)
+    guard file >= 0 else { return "" }
+    defer { Glibc.close(file) }
+    var bytes = [UInt8](repeating: 0, count: 64)
+    let count = read(file, &bytes, bytes.count)
+    return bytes.prefix(max(count - 1, 0)).map { hex(UInt64($0), 1) }.joined()
+  }
+
   private func query(_ packet: String, _ thread: UserThread) {
     switch packet {
     case _ where packet.hasPrefix("qSupported"):
-      send("PacketSize=4000;QStartNoAckMode+;qXfer:features:read+;qXfer:auxv:read+;qXfer:exec-file:read+")
+      send(
+        "PacketSize=4000;QStartNoAckMode+;vContSupported+;qXfer:features:read+;qXfer:auxv:read+;qXfer:exec-file:read+"
+      )
     case "QStartNoAckMode":
       send("OK")
       acknowledges = false
-    case "qC": send("QC1")
-    case "qfThreadInfo": send("m1")
+    case "qC": send("QC" + String(lastNumber, radix: 16))
+    case "qfThreadInfo":
+      let numbers = thread.process.threadsByNumber.map { String($0.0, radix: 16) }.sorted()
+      send("m" + numbers.joined(separator: ","))
+    case _ where packet.hasPrefix("qThreadExtraInfo,"): send(name(packet.dropFirst(17)))
     case "qsThreadInfo": send("l")
     case _ where packet.hasPrefix("qAttached"): send("0")
     case _ where packet.hasPrefix("qXfer:"):

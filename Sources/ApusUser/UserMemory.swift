@@ -16,6 +16,16 @@ public final class UserMemory: @unchecked Sendable {
     public var protection: Int32
     public var isShared: Bool
     public var label = Label.none
+    /// mseal: stays as it is.
+    public var isSealed = false
+    /// Part of core files: not after MADV_DONTDUMP.
+    public var isDumped = true
+
+    /// What the region adds to the process's size: a stack is there as a whole, but counts as far as the kernel's would
+    /// have grown at first.
+    var countedByteCount: UInt64 { label == .stack ? min(end - start, 132 << 10) : end - start }
+    /// Whether it counts as data (RLIMIT_DATA).
+    var isData: Bool { protection & PROT_WRITE != 0 && !isShared && label != .stack }
   }
   /// What /proc/self/maps calls a region without a file.
   public enum Label: Sendable { case none, heap, stack, vdso }
@@ -36,6 +46,9 @@ public final class UserMemory: @unchecked Sendable {
   var codePages: [UInt64: CodePage] = [:]
   /// System V shared memory: sizes by address.
   private var attachments: [UInt64: UInt64] = [:]
+  /// RLIMIT_AS and RLIMIT_DATA, the kernel's soft limits for the guest.
+  private var sizeLimit = UInt64.max
+  private var dataLimit = UInt64.max
   private var breakStart: UInt64 = 0
   private var breakEnd: UInt64 = 0
   /// Drops translated code of a range and says whether there was any. Called without `lock`.
@@ -77,6 +90,10 @@ public final class UserMemory: @unchecked Sendable {
 
   /// Takes `start ..< end` out of the table; regions at its ends are cut.
   private func forget(_ start: UInt64, _ end: UInt64) {
+    cut(start, end)
+    forgetCodePages(start, end)
+  }
+  private func cut(_ start: UInt64, _ end: UInt64) {
     var position = 0
     while position < regions.count, regions[position].end <= start { position += 1 }
     var replacement: [Region] = []
@@ -84,30 +101,33 @@ public final class UserMemory: @unchecked Sendable {
     while last < regions.count, regions[last].start < end {
       let region = regions[last]
       if region.start < start {
-        replacement.append(
-          Region(
-            start: region.start, end: start, protection: region.protection, isShared: region.isShared,
-            label: region.label))
+        var below = region
+        below.end = start
+        replacement.append(below)
       }
       if region.end > end {
-        replacement.append(
-          Region(
-            start: end, end: region.end, protection: region.protection, isShared: region.isShared,
-            label: region.label))
+        var above = region
+        above.start = end
+        replacement.append(above)
       }
       last += 1
     }
     regions.replaceSubrange(position..<last, with: replacement)
-    forgetCodePages(start, end)
   }
 
   private func enter(_ region: Region) {
     forget(region.start, region.end)
+    note(region)
+  }
+  /// The same for what has been the guest's: its code stays watched.
+  private func note(_ region: Region) {
+    cut(region.start, region.end)
     var position = regions.firstIndex { $0.start >= region.end } ?? regions.count
     var region = region
     func canMerge(_ other: Region) -> Bool {
       other.protection == region.protection && other.isShared == region.isShared
-        && other.label == region.label
+        && other.label == region.label && other.isSealed == region.isSealed
+        && other.isDumped == region.isDumped
     }
     if position > 0, regions[position - 1].end == region.start, canMerge(regions[position - 1]) {
       region.start = regions[position - 1].start
@@ -140,6 +160,33 @@ public final class UserMemory: @unchecked Sendable {
     lock.withLock { (parts(start, end, inside: true), parts(start, end, inside: false).isEmpty) }
   }
 
+  private func hasSealed(_ start: UInt64, _ end: UInt64) -> Bool {
+    regions.contains { $0.isSealed && $0.end > start && $0.start < end }
+  }
+
+  // MARK: Limits
+
+  public func setLimits(size: UInt64, data: UInt64) {
+    lock.withLock { (sizeLimit, dataLimit) = (size, data) }
+  }
+
+  /// Whether the limits let a region be entered, in place of what is in `replaced`. Under `lock`.
+  private func isAllowed(_ byteCount: UInt64, isData: Bool, replacing replaced: (UInt64, UInt64)? = nil)
+    -> Bool
+  {
+    if sizeLimit == .max && dataLimit == .max { return true }
+    var (size, data) = (byteCount, isData ? byteCount : 0)
+    for var region in regions {
+      if let replaced, region.end > replaced.0, region.start < replaced.1 {
+        let inside = min(region.end, replaced.1) - max(region.start, replaced.0)
+        region.end -= inside
+      }
+      size += region.countedByteCount
+      if region.isData { data += region.countedByteCount }
+    }
+    return size <= sizeLimit && (!isData || data <= dataLimit)
+  }
+
   // MARK: System calls. Results are the kernel's: an address or a negative errno.
 
   private func hostMap(
@@ -170,14 +217,19 @@ public final class UserMemory: @unchecked Sendable {
     let isFixed = flags & (MAP_FIXED | Self.noReplace) != 0
     let base = flags & ~(MAP_FIXED | Self.noReplace | Self.low32)
     var dropped: (UInt64, UInt64)?
+    let isData = protection & PROT_WRITE != 0 && flags & MAP_SHARED == 0 && label != .stack
     let result = lock.withLock { () -> Int in
       var address: UInt64
       var size = size
+      guard isAllowed(size, isData: isData, replacing: isFixed ? (wish, wish &+ size) : nil) else {
+        return -Int(ENOMEM)
+      }
       if isFixed {
         guard wish &+ size <= Self.limit, wish &+ size > wish else { return -Int(ENOMEM) }
         if flags & Self.noReplace != 0, !parts(wish, wish + size, inside: true).isEmpty {
           return -Int(EEXIST)
         }
+        if hasSealed(wish, wish + size) { return -Int(EPERM) }
         // What is not the guest's must be nobody's.
         let reserved = reserveHoles(wish, wish + size)
         guard reserved == 0 else {
@@ -260,6 +312,7 @@ public final class UserMemory: @unchecked Sendable {
     }
     let end = (address + length + Self.pageMask) & ~Self.pageMask
     let result = lock.withLock { () -> Int in
+      if hasSealed(address, end) { return -Int(EPERM) }
       for (low, high) in parts(address, end, inside: true) {
         // There may be too many mappings for a hole.
         if munmap(UnsafeMutableRawPointer(bitPattern: UInt(low)), Int(high - low)) != 0 { return -Int(errno) }
@@ -280,6 +333,17 @@ public final class UserMemory: @unchecked Sendable {
     let protection = protection & 7
     let result = lock.withLock { () -> Int in
       guard parts(address, end, inside: false).isEmpty else { return -Int(ENOMEM) }
+      if hasSealed(address, end) { return -Int(EPERM) }
+      if protection & PROT_WRITE != 0, dataLimit != .max {
+        let added = parts(address, end, inside: true).reduce(0 as UInt64) { sum, part in
+          guard let position = index(part.0), !regions[position].isData, !regions[position].isShared else {
+            return sum
+          }
+          return sum + part.1 - part.0
+        }
+        let data = regions.reduce(0 as UInt64) { $1.isData ? $0 + $1.countedByteCount : $0 }
+        if added > 0, data + added > dataLimit { return -Int(ENOMEM) }
+      }
       if mprotect(
         UnsafeMutableRawPointer(bitPattern: UInt(address)), Int(end - address), hostProtection(protection))
         != 0
@@ -288,13 +352,49 @@ public final class UserMemory: @unchecked Sendable {
       }
       for (low, high) in parts(address, end, inside: true) {
         guard let position = index(low) else { continue }
-        let (isShared, label) = (regions[position].isShared, regions[position].label)
-        enter(Region(start: low, end: high, protection: protection, isShared: isShared, label: label))
+        var region = regions[position]
+        (region.start, region.end, region.protection) = (low, high, protection)
+        enter(region)
       }
       return 0
     }
     if result == 0 { dropCode(address, end) }
     return result
+  }
+
+  /// mseal.
+  public func seal(_ address: UInt64, _ length: UInt64, _ flags: UInt64) -> Int {
+    guard address & Self.pageMask == 0, flags == 0, address < Self.limit, length < Self.limit else {
+      return -Int(EINVAL)
+    }
+    return mark(address, (address + length + Self.pageMask) & ~Self.pageMask) { $0.isSealed = true }
+  }
+
+  /// Changes what is noted of the regions in a range, all of which must be the guest's.
+  private func mark(_ start: UInt64, _ end: UInt64, _ change: (inout Region) -> Void) -> Int {
+    lock.withLock {
+      guard start < end else { return 0 }
+      guard parts(start, end, inside: false).isEmpty else { return -Int(ENOMEM) }
+      for (low, high) in parts(start, end, inside: true) {
+        guard let position = index(low) else { continue }
+        var region = regions[position]
+        (region.start, region.end) = (low, high)
+        change(&region)
+        note(region)
+      }
+      return 0
+    }
+  }
+
+  /// MADV_DONTDUMP and MADV_DODUMP, on what is the guest's of the range.
+  func setDumped(_ isDumped: Bool, _ start: UInt64, _ end: UInt64) {
+    _ = mark(start, end) { $0.isDumped = isDumped }
+  }
+  /// Whether advice that discards pages is refused for a sealed range: what could be written to may be discarded.
+  func refusesDiscarding(_ start: UInt64, _ end: UInt64) -> Bool {
+    lock.withLock {
+      regions.contains { $0.isSealed && $0.protection & PROT_WRITE == 0 && $0.end > start && $0.start < end }
+    }
   }
 
   public func remap(_ old: UInt64, _ oldLength: UInt64, _ newLength: UInt64, _ flags: Int32, _ target: UInt64)
@@ -316,7 +416,12 @@ public final class UserMemory: @unchecked Sendable {
       guard let position = index(old), oldSize == 0 || regions[position].end >= old + oldSize else {
         return -Int(EFAULT)
       }
-      let region = regions[position]
+      var region = regions[position]
+      if hasSealed(old, old + max(oldSize, 1)) || isFixed && hasSealed(target, target &+ newSize) {
+        return -Int(EPERM)
+      }
+      let growth = flags & 4 != 0 || oldSize == 0 ? newSize : newSize > oldSize ? newSize - oldSize : 0
+      guard growth == 0 || isAllowed(growth, isData: region.isData) else { return -Int(ENOMEM) }
       if !isFixed, newSize <= oldSize, oldSize > 0, flags & 4 == 0 {
         if newSize < oldSize {
           munmap(UnsafeMutableRawPointer(bitPattern: UInt(old + newSize)), Int(oldSize - newSize))
@@ -329,8 +434,8 @@ public final class UserMemory: @unchecked Sendable {
       if !isFixed, newSize > oldSize, parts(old + oldSize, old + newSize, inside: true).isEmpty, oldSize > 0 {
         let grown = Int(apus_syscall(25, old, oldSize, newSize, 0, 0, 0))
         if grown == Int(old) {
-          enter(
-            Region(start: old, end: old + newSize, protection: region.protection, isShared: region.isShared))
+          (region.start, region.end) = (old, old + newSize)
+          enter(region)
           return grown
         }
       }
@@ -351,8 +456,9 @@ public final class UserMemory: @unchecked Sendable {
         return moved
       }
       if flags & 4 == 0 { forget(old, old + oldSize) }
-      enter(
-        Region(start: place, end: place + newSize, protection: region.protection, isShared: region.isShared))
+      (region.start, region.end) = (place, place + newSize)
+      region.label = .none
+      enter(region)
       dropped = [(old, old + oldSize), (place, place + newSize)]
       // Pages that were read-only for their code are writable again.
       mprotect(
@@ -475,7 +581,7 @@ public final class UserMemory: @unchecked Sendable {
       let result = map(oldPage, newPage - oldPage, PROT_READ | PROT_WRITE, flags, -1, 0, label: .heap)
       guard result == Int(oldPage) else { return end }
     } else if newPage < oldPage {
-      _ = unmap(newPage, oldPage - newPage)
+      guard unmap(newPage, oldPage - newPage) == 0 else { return end }
     }
     lock.withLock { breakEnd = wish }
     return wish

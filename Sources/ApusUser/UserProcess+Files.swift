@@ -21,18 +21,28 @@ extension UserProcess {
     case .statistics: contents = statisticsText()
     case .processors: contents = ByteString(text: isa.processorText(count: HostProcess.processorCount))
     }
-    let descriptor = apus_memfd_create("proc", flags & O_CLOEXEC != 0 ? 1 : 0)
+    let name = file == .maps ? MapQuery.fileName : "proc"
+    let descriptor = name.withUTF8Buffer { bytes in
+      apus_memfd_create(
+        UnsafeRawPointer(bytes.baseAddress!).assumingMemoryBound(to: CChar.self),
+        flags & O_CLOEXEC != 0 ? 1 : 0)
+    }
     guard descriptor >= 0 else { return -Int(errno) }
     _ = contents.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
     // Not to be written to, as the kernel's file.
-    let name = ByteString(text: "/proc/self/fd/\(descriptor)")
-    let readable = name.withPointer { apus_open($0, O_RDONLY | flags & (O_CLOEXEC | O_NONBLOCK), 0) }
+    let link = ByteString(text: "/proc/self/fd/\(descriptor)")
+    let readable = link.withPointer { apus_open($0, O_RDONLY | flags & (O_CLOEXEC | O_NONBLOCK), 0) }
     guard readable < 0 else {
       close(descriptor)
       return Int(readable)
     }
     lseek(descriptor, 0, SEEK_SET)
     return Int(descriptor)
+  }
+
+  /// PROCMAP_QUERY.
+  func answerMapQuery(_ address: UInt64) -> Int {
+    MapQuery.answer(address, mapsText(detailed: false), memory)
   }
 
   /// All of a small host file.

@@ -27,6 +27,8 @@ public struct UserOptions: Sendable {
   public var trace: HandedOnTrace?
   /// Where the seccomp filters are read from that the program which executed this one had.
   public var filterFile: Int32?
+  /// Limits that the program which executed this one had: soft and hard by resource.
+  public var limits: [Int: (UInt64, UInt64)] = [:]
   public var isa: any UserISA
   public var translate = TranslateOptions()
   /// The emulator's own options, for programs that the guest executes.
@@ -40,7 +42,10 @@ public final class UserProcess: @unchecked Sendable {
   let isa: any UserISA
   let registers: UserRegisters
   let calls: SyscallTable
-  public let memory = UserMemory()
+  public let memory: UserMemory
+  /// Another process has the same memory and translated code (CLONE_VM).
+  private(set) var sharesMemory: Bool
+  func noteSharing() { sharesMemory = true }
   let cache: TranslationCache
   let clock = GuestClock()
   /// Where the log goes, if there is one; the guest must not close it.
@@ -48,7 +53,7 @@ public final class UserProcess: @unchecked Sendable {
   private let lock = Monitor()
   // Guarded by `lock`.
   private var threads: [Int: UserThread] = [:]
-  let actions = SignalActions()
+  let actions: SignalActions
   let tracees = Tracees()
   private var trace: HandedOnTrace?
   private var filterFile: Int32?
@@ -67,10 +72,21 @@ public final class UserProcess: @unchecked Sendable {
   private var guardedDebugger: UserDebugger?
   /// Whether there may be one; only ever goes from true to false while threads run.
   private var hasDebugger = false
-  /// Limits that are kept but not in force, by resource. The initial thread's and its callers', as the kernel's would be.
-  var limits: [Int: (UInt64, UInt64)] {
-    get { lock.withLock { guardedLimits } }
-    set { lock.withLock { guardedLimits = newValue } }
+  /// Soft and hard limits that are the emulator's to keep, by resource (RLIMIT_DATA 2, STACK 3, AS 9), once they were set.
+  var limits: [Int: (UInt64, UInt64)] { lock.withLock { guardedLimits } }
+  func setLimit(_ resource: Int, _ values: (UInt64, UInt64)) {
+    let limits = lock.withLock {
+      guardedLimits[resource] = values
+      return guardedLimits
+    }
+    memory.setLimits(size: limits[9]?.0 ?? .max, data: limits[2]?.0 ?? .max)
+  }
+  /// The limits as the next emulator takes them (-limits): `resource=soft:hard,...`.
+  var limitsText: String? {
+    let limits = limits
+    if limits.isEmpty { return nil }
+    return limits.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value.0):\($0.value.1)" }.joined(
+      separator: ",")
   }
   private var hasStartedThread = false
   private var guardedLimits: [Int: (UInt64, UInt64)] = [:]
@@ -81,6 +97,7 @@ public final class UserProcess: @unchecked Sendable {
 
   public init(_ options: UserOptions) throws(ProgramError) {
     self.options = options
+    (memory, sharesMemory, actions) = (UserMemory(), false, SignalActions())
     (trace, filterFile) = (options.trace, options.filterFile)
     (isa, registers, calls) = (options.isa, options.isa.registers, options.isa.syscalls)
     if options.tracesCalls || options.logsUnimplemented || !options.translate.log.items.isEmpty {
@@ -92,8 +109,20 @@ public final class UserProcess: @unchecked Sendable {
     do throws(HostError) {
       cache = try TranslationCache(memory: nil, options: translate)
     } catch { throw ProgramError(error.description) }
+    for (resource, values) in options.limits { setLimit(resource, values) }
     cache.onCodePage = { [memory] page in memory.protectCode(page) }
     memory.invalidate = { [cache] start, end in cache.invalidateFlat(start, end) }
+  }
+
+  /// A process with the memory of another, which made it.
+  init(sharing other: UserProcess, actions: SignalActions) {
+    (options, isa, registers, calls) = (other.options, other.isa, other.registers, other.calls)
+    (memory, sharesMemory, cache, self.actions) = (other.memory, true, other.cache, actions)
+    (logDescriptor, programPath, catchesAllSignals) = (
+      other.logDescriptor, other.programPath, other.catchesAllSignals
+    )
+    (layout, auxiliaryVector, signalReturn) = (other.layout, other.auxiliaryVector, other.signalReturn)
+    (hasStartedThread, guardedLimits) = other.lock.withLock { (other.hasStartedThread, other.guardedLimits) }
   }
 
   private static func absolute(_ path: ByteString, _ descriptor: Int32?) -> ByteString {
@@ -127,7 +156,8 @@ public final class UserProcess: @unchecked Sendable {
     memory.startBreak(program.end + memory.addresses.breakGap)
     let vdso = try mapVDSO()
     let stackByteCount =
-      options.stackByteCount == 0 ? InitialStack.defaultByteCount() : options.stackByteCount
+      options.stackByteCount == 0
+      ? InitialStack.defaultByteCount(limit: options.limits[3]?.0) : options.stackByteCount
     guard
       let stack = InitialStack.build(
         memory, byteCount: stackByteCount, options: options, program: program, vdso: vdso)
@@ -232,7 +262,11 @@ public final class UserProcess: @unchecked Sendable {
   }
   func add(_ thread: UserThread, _ number: Int) { lock.withLock { threads[number] = thread } }
   func remove(_ number: Int) { _ = lock.withLock { threads.removeValue(forKey: number) } }
-  func keepOnly(_ thread: UserThread, _ number: Int) { lock.withLock { threads = [number: thread] } }
+  /// In the child of a fork, whose memory is its own.
+  func keepOnly(_ thread: UserThread, _ number: Int) {
+    lock.withLock { threads = [number: thread] }
+    sharesMemory = false
+  }
   /// True once.
   func noteFirstThread() -> Bool {
     lock.withLock {

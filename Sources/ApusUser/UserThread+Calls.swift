@@ -165,6 +165,9 @@ extension UserThread {
     case 22: return epollWait(a, host: 281)
     case 441: return epollWait(a, host: 441)
     case 24: return duplicate(a)
+    case 29:
+      if a.b == MapQuery.request, MapQuery.isMaps(a.a) { return process.answerMapQuery(a.c) }
+      return blocking(16, a, restart: .asFlagged)
     case 25: return descriptorControl(a)
     case 59: return makePipe(a)
     case 265: return openByHandle(a)
@@ -185,9 +188,7 @@ extension UserThread {
     case 230: return direct(151, CallArguments(a: a.a | 4, b: 0, c: 0, d: 0, e: 0, f: 0))  // MCL_ONFAULT
     case 435: return clone3(a.a, a.b)
     case 93: return exitThread(a.a)
-    case 94:
-      if !isVforkChild { process.debugger?.reportExit(Int32(truncatingIfNeeded: a.a)) }
-      _exit(Int32(truncatingIfNeeded: a.a))
+    case 94: exitProcess(a.a)
     case 96:
       clearChildThread = a.a
       return apus_gettid()
@@ -218,6 +219,7 @@ extension UserThread {
         a.a, a.b, Int32(truncatingIfNeeded: a.c), Int32(truncatingIfNeeded: a.d),
         Int32(truncatingIfNeeded: a.e),
         Int(bitPattern: UInt(a.f)))
+    case 462: return process.memory.seal(a.a, a.b, a.c)
     case 226: return process.memory.protect(a.a, a.b, Int32(truncatingIfNeeded: a.c))
     case 220: return clone(a)
     case 221: return execute(a.a, a.b, a.c)
@@ -240,8 +242,8 @@ extension UserThread {
     return process.memory.write(address, name) ? 0 : -Int(EFAULT)
   }
 
-  /// Limits on address space, data and a small stack would hit the emulator instead of the guest: they are kept for the
-  /// guest to read, and not in force.
+  /// Limits on address space, data and a small stack would hit the emulator instead of the guest: the first two are in force
+  /// for the guest's own memory, a small stack's for the programs that it executes.
   private func limits(_ a: CallArguments) -> Int {
     let isOwn = a.a == 0 || a.a == UInt64(getpid())
     guard isOwn, [2, 3, 9].contains(a.b) else { return direct(302, a) }
@@ -263,7 +265,7 @@ extension UserThread {
         let result = direct(302, CallArguments(a: 0, b: a.b, c: a.c, d: 0, e: 0, f: 0))
         guard result == 0 else { return result }
       }
-      process.limits[resource] = wanted
+      process.setLimit(resource, wanted)
     }
     if a.d != 0, !process.memory.write(a.d, previous) { return -Int(EFAULT) }
     return 0
@@ -339,10 +341,13 @@ extension UserThread {
       let result = direct(28, CallArguments(a: a.a, b: 0, c: a.c, d: 0, e: 0, f: 0))
       return result != 0 || isWhole ? result : -Int(ENOMEM)
     }
+    // DONTNEED, FREE, REMOVE, DONTFORK, WIPEONFORK, DONTNEED_LOCKED.
+    if [4, 8, 9, 10, 18, 24].contains(a.c), process.memory.refusesDiscarding(a.a, end) { return -Int(EPERM) }
     var result = 0
     for (low, high) in ranges {
       let one = direct(28, CallArguments(a: low, b: high - low, c: a.c, d: 0, e: 0, f: 0))
       if result == 0 { result = one }
+      if one == 0, a.c == 16 || a.c == 17 { process.memory.setDumped(a.c == 17, low, high) }
       // DONTNEED, FREE, REMOVE and DONTNEED_LOCKED change what is there.
       if [4, 8, 9, 24].contains(a.c) { process.memory.dropCode(low, high) }
     }

@@ -8,13 +8,17 @@ import Glibc
 
 extension UserThread {
   /// The thread has come to a stop at the state's PC; returns the signal that it is to go on with, 0 for none.
-  func debugStop(_ signal: Int) -> Int {
+  func debugStop(_ signal: Int, _ reason: UserDebugger.Reason = .signal, since number: Int? = nil) -> Int {
     guard let debugger = process.debugger, !isVforkChild else { return signal }
-    switch vcpu.whileBlocking({ debugger.stop(signal, self) }) {
-    case .run(let signal): return signal
-    case .step(let signal):
-      isStepping = true
-      vcpu.kick()
+    let number = number ?? debugger.stopNumber
+    switch vcpu.whileBlocking({ debugger.stop(signal, reason, since: number, self) }) {
+    case nil: return 0
+    case .run(let signal):
+      // The others are to get somewhere, too, before this one is at the next breakpoint.
+      usleep(200)
+      return signal
+    case .step(let signal, let number):
+      beginStep(since: number)
       return signal
     case .kill: _exit(128 + SIGKILL)
     case .detach:
@@ -24,6 +28,13 @@ extension UserThread {
     }
   }
 
+  /// One instruction, then a stop, unless there was another in between.
+  func beginStep(since number: Int) {
+    stepNumber = number
+    isStepping = true
+    vcpu.kick()
+  }
+
   /// At a block's edge: carries out a step that was asked for, or the stop before the first instruction.
   func takeDebugRequest() {
     if isStepping {
@@ -31,7 +42,7 @@ extension UserThread {
       if process.memory.isExecutable(pc) {
         vcpu.interpretOne()
         if trace != nil { return stepDone() }
-        stopWithSignal(GuestSignal.trap)
+        stopWithSignal(GuestSignal.trap, .step)
       }
     }
     if wantsStop {
@@ -48,8 +59,8 @@ extension UserThread {
     if signal != 0 { deliverOrAct(signal, info) }
   }
 
-  private func stopWithSignal(_ signal: Int) {
-    let next = debugStop(signal)
+  private func stopWithSignal(_ signal: Int, _ reason: UserDebugger.Reason = .signal) {
+    let next = debugStop(signal, reason, since: reason == .step ? stepNumber : nil)
     if next != 0, next != GuestSignal.trap { kill(getpid(), Int32(next)) }
   }
 }

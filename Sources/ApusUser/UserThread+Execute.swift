@@ -44,8 +44,10 @@ extension UserThread {
     defer {
       for signal in 1...64 where ignored & Self.bit(signal) != 0 { _ = apus_user_catch(Int32(signal), 0) }
     }
+    leaveSharedMemory()
     execve(block.path, block.arguments, block.environment)
     let error = errno
+    returnToSharedMemory()
     freeExecutionBlock()
     if let file { Glibc.close(file) }
     if let file = filtersForExecution { Glibc.close(file) }
@@ -96,15 +98,19 @@ extension UserThread {
     guard status.st_mode & S_IFMT == S_IFREG,
       program.withPointer({ faccessat(AT_FDCWD, $0, X_OK, AT_EACCESS) }) == 0
     else { throw Refusal(number: EACCES) }
+    let check = checkExecution(program)
+    guard check == 0 || check == -Int(EINVAL) else { throw Refusal(number: Int32(-check)) }
     let descriptor = program.withPointer { apus_open($0, O_RDONLY | O_CLOEXEC, 0) }
     // Executable but not readable: the kernel may know what to do.
     guard descriptor >= 0 else { return Command(path: program, arguments: arguments) }
     defer { Glibc.close(descriptor) }
-    // Nobody may be writing to it: a lease for reading says so (EAGAIN).
-    if apus_fcntl(descriptor, 1024, F_RDLCK) == 0 {
-      _ = apus_fcntl(descriptor, 1024, F_UNLCK)
-    } else if errno == EAGAIN {
-      throw Refusal(number: ETXTBSY)
+    // Nobody may be writing to it: where the kernel was not asked, a lease for reading says so (EAGAIN).
+    if check != 0 {
+      if apus_fcntl(descriptor, 1024, F_RDLCK) == 0 {
+        _ = apus_fcntl(descriptor, 1024, F_UNLCK)
+      } else if errno == EAGAIN {
+        throw Refusal(number: ETXTBSY)
+      }
     }
     var head = [UInt8](repeating: 0, count: 256)
     let count = pread(descriptor, &head, 256, 0)
@@ -122,6 +128,7 @@ extension UserThread {
     if let filters = filtersForExecution {
       words += [ByteString("-seccomp"), ByteString(text: "\(filters)")]
     }
+    if let limits = process.limitsText { words += [ByteString("-limits"), ByteString(text: limits)] }
     if let traceText { words += [ByteString("-traced"), ByteString(text: traceText)] }
     var copy: Int32?
     if file != nil {
@@ -133,6 +140,24 @@ extension UserThread {
     }
     words += [ByteString("-0"), arguments.first ?? name, program]
     return Command(path: own, arguments: words + arguments.dropFirst(), file: copy)
+  }
+
+  /// Asks the kernel whether the file may be executed, and has it tell who watches for that (FAN_OPEN_EXEC). 0 or a negative
+  /// errno: EINVAL before Linux 6.14.
+  private func checkExecution(_ program: ByteString) -> Int {
+    let onlyCheck: UInt64 = 0x10000  // AT_EXECVE_CHECK
+    return program.withAddress { path in
+      withUnsafePointer(to: 0x78 as UInt16) { name in
+        let arguments: [UInt64] = [UInt64(UInt(bitPattern: name)), 0]
+        return arguments.withUnsafeBytes { raw in
+          let vector = UInt64(UInt(bitPattern: raw.baseAddress))
+          return direct(
+            322,
+            CallArguments(
+              a: UInt64(bitPattern: Int64(AT_FDCWD)), b: path, c: vector, d: vector + 8, e: onlyCheck, f: 0))
+        }
+      }
+    }
   }
 
   /// `#!interpreter [argument]`.

@@ -36,6 +36,12 @@ extension UserThread {
     }
     return withPath(a.b) { path in
       let arguments = CallArguments(a: a.a, b: path, c: a.c, d: a.d, e: 0, f: 0)
+      // O_WRONLY, O_RDWR, O_TRUNC, but not O_EXCL, which wants a new file.
+      if a.c & 0x203 != 0, a.c & 0x80 == 0,
+        RunningPrograms.contains(path, from: Int32(truncatingIfNeeded: a.a), machine: process.isa.machine)
+      {
+        return -Int(ETXTBSY)
+      }
       // Fifos and terminals block.
       return blocking(257, arguments, restart: .asFlagged)
     }

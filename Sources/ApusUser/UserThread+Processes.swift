@@ -90,13 +90,10 @@ extension UserThread {
     fillTraceRecord()
     defer { applyTracerChanges() }
     if request.flags & CloneFlag.thread != 0 { return startThread(request) }
-    if request.flags & CloneFlag.signalHandlers != 0 { return -Int(EINVAL) }
     if request.flags & CloneFlag.vm != 0 {
-      // Memory shared with a process that runs beside it: only threads have that here.
-      guard request.flags & CloneFlag.vfork != 0 else { return -Int(EINVAL) }
-      return vfork(request)
+      return request.flags & CloneFlag.vfork != 0 ? vfork(request) : startSharing(request)
     }
-    return fork(request)
+    return request.flags & CloneFlag.signalHandlers != 0 ? -Int(EINVAL) : fork(request)
   }
 
   /// The registers of a new process or thread that differ from its creator's.
@@ -169,13 +166,14 @@ extension UserThread {
     guard let stack = vforkStack() else { return -Int(ENOMEM) }
     let saved = cpu.saveRegisters()
     let outer = (actions: actions, isVforkChild: isVforkChild, clear: clearChildThread, mask: mask)
-    actions = SignalActions(copying: actions)
+    let sharesHandlers = request.flags & CloneFlag.signalHandlers
+    if sharesHandlers == 0 { actions = SignalActions(copying: actions) }
     isVforkChild = true
     pendingRequest = request
     let outerTrace = trace
     let outerFilters = (filters, isStrict)
     var descriptor: Int32 = -1
-    let kernelFlags = request.flags & ~CloneFlag.ours | CloneFlag.vm | CloneFlag.vfork
+    let kernelFlags = request.flags & ~CloneFlag.ours | CloneFlag.vm | CloneFlag.vfork | sharesHandlers
     let child = vcpu.whileChildRuns {
       withUnsafeMutablePointer(to: &descriptor) { pointer in
         apus_user_clone_on(
@@ -183,7 +181,7 @@ extension UserThread {
           { raw in
             let thread = Unmanaged<UserThread>.fromOpaque(raw!).takeUnretainedValue()
             thread.runVforkChild()
-          }, Unmanaged.passUnretained(self).toOpaque())
+          }, Unmanaged.passUnretained(self).toOpaque(), nil)
       }
     }
     freeExecutionBlock()
@@ -226,20 +224,69 @@ extension UserThread {
     init(_ thread: UserThread, _ request: CloneRequest) { (self.thread, self.request) = (thread, request) }
   }
 
-  private func startThread(_ request: CloneRequest) -> Int {
-    guard request.flags & CloneFlag.vm != 0, request.flags & CloneFlag.signalHandlers != 0 else {
-      return -Int(EINVAL)
-    }
-    // The child of vfork shares its parent's libc.
-    if isVforkChild { return -Int(EAGAIN) }
+  /// A thread like this one; `nil` without memory, and for the child of vfork, which has its parent's libc.
+  private func copy(for process: UserProcess) -> UserThread? {
+    if isVforkChild { return nil }
     let thread: UserThread
-    do throws(HostError) { thread = try UserThread(process) } catch { return -Int(EAGAIN) }
+    do throws(HostError) { thread = try UserThread(process) } catch { return nil }
     thread.cpu.enterUserEmulation(pc: pc, stackPointer: stackPointer)
     thread.cpu.restoreRegisters(cpu.saveRegisters())
     thread.mask = mask
     thread.record.pointee.mask = mask
     (thread.filters, thread.isStrict) = (filters, isStrict)
     thread.updateInterception()
+    return thread
+  }
+
+  /// A process that shares the memory and runs beside this one: on the host, too, with the translated code and all of the
+  /// emulator's own memory, but a `UserProcess` of its own.
+  private func startSharing(_ request: CloneRequest) -> Int {
+    let sharesHandlers = request.flags & CloneFlag.signalHandlers
+    let child = UserProcess(
+      sharing: process, actions: sharesHandlers != 0 ? actions : SignalActions(copying: actions))
+    guard let thread = copy(for: child) else { return -Int(EAGAIN) }
+    process.noteSharing()
+    thread.trace = trace
+    let birth = Birth(thread, request)
+    var descriptor: Int32 = -1
+    let kernelFlags =
+      request.flags & ~CloneFlag.ours | CloneFlag.vm | sharesHandlers | request.flags
+      & CloneFlag.childClearThread
+    let argument = Unmanaged.passRetained(birth)
+    let number = process.memory.whileForking {
+      withUnsafeMutablePointer(to: &descriptor) { pointer in
+        apus_user_start_process(
+          kernelFlags, pointer, UnsafeMutableRawPointer(bitPattern: UInt(request.childThread)),
+          { raw in
+            let birth = Unmanaged<Birth>.fromOpaque(raw!).takeRetainedValue()
+            let thread = birth.thread
+            thread.process.add(thread, apus_gettid())
+            thread.enterChild(birth.request)
+            // The kernel clears it, whichever way the process ends.
+            thread.clearChildThread = 0
+            thread.traceInChild(birth.request.flags)
+            thread.run()
+            _exit(Int32(truncatingIfNeeded: thread.exitCode))
+          }, argument.toOpaque())
+      }
+    }
+    guard number > 0 else {
+      argument.release()
+      process.cache.detach(thread.vcpu)
+      return number
+    }
+    if request.flags & CloneFlag.pidDescriptor != 0 {
+      _ = process.memory.write(request.pidDescriptor, descriptor)
+    }
+    noteChild(request, number)
+    return number
+  }
+
+  private func startThread(_ request: CloneRequest) -> Int {
+    guard request.flags & CloneFlag.vm != 0, request.flags & CloneFlag.signalHandlers != 0 else {
+      return -Int(EINVAL)
+    }
+    guard let thread = copy(for: process) else { return -Int(EAGAIN) }
     if let trace, trace.options & ThreadTrace.clone != 0 || request.flags & CloneFlag.ptrace != 0 {
       thread.trace = ThreadTrace(options: trace.options, isSeized: trace.isSeized)
       thread.updateInterception()
@@ -275,10 +322,43 @@ extension UserThread {
     if !isVforkChild, !process.isMultithreaded {
       process.debugger?.reportExit(Int32(truncatingIfNeeded: code))
     }
-    if isVforkChild || !process.isMultithreaded { _exit(Int32(truncatingIfNeeded: code)) }
+    if isVforkChild || !process.isMultithreaded && !process.sharesMemory {
+      _exit(Int32(truncatingIfNeeded: code))
+    }
     exitCode = code
     vcpu.requestExit()
     return 0
+  }
+
+  /// exit_group.
+  func exitProcess(_ code: UInt64) -> Never {
+    if !isVforkChild {
+      process.debugger?.reportExit(Int32(truncatingIfNeeded: code))
+      leaveSharedMemory()
+    }
+    _exit(Int32(truncatingIfNeeded: code))
+  }
+
+  /// Before a process ends that shares memory with another: none of its threads must count as running code there, since
+  /// nobody would take that back.
+  func leaveSharedMemory() {
+    guard process.sharesMemory, !isVforkChild else { return }
+    for thread in process.allThreads where thread !== self { thread.vcpu.requestExit() }
+    // They leave generated code soon; what blocks in the kernel does not count.
+    var patience = 2000
+    while patience > 0, process.allThreads.contains(where: { $0 !== self && $0.vcpu.isRunningCode }) {
+      usleep(500)
+      patience -= 1
+    }
+    for thread in process.allThreads where thread !== self { process.cache.detach(thread.vcpu) }
+    vcpu.leave()
+    process.cache.detach(vcpu)
+  }
+  /// execve has failed: as before.
+  func returnToSharedMemory() {
+    guard process.sharesMemory, !isVforkChild else { return }
+    process.cache.attachAgain(vcpu)
+    vcpu.comeBack()
   }
 
   /// Host memory for a child of vfork to run on; kept for the next one.

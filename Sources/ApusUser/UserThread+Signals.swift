@@ -142,6 +142,7 @@ extension UserThread {
   func die(_ signal: Int, _ info: [UInt8]) -> Never {
     process.debugger?.reportDeath(signal)
     GuestCore.write(self, signal, info)
+    leaveSharedMemory()
     apus_user_die(Int32(signal))
   }
 
@@ -195,7 +196,10 @@ extension UserThread {
           returnAddress: action.flags & GuestSignalAction.hasRestorer != 0 && process.isa.hasSignalRestorer
             ? action.restorer : process.signalReturn), process.memory)
     }
-    guard isStored else { apus_user_die(SIGSEGV) }
+    guard isStored else {
+      leaveSharedMemory()
+      apus_user_die(SIGSEGV)
+    }
     if process.options.tracesCalls {
       process.log(
         "--- \(GuestSignal.name(signal)) {si_code=\(info[8]), handler=0x\(String(action.handler, radix: 16))} ---\n"

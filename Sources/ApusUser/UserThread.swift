@@ -45,6 +45,7 @@ public final class UserThread: @unchecked Sendable {
   var filtersForExecution: Int32?
   /// What a debugger asked for: a step, or a stop before anything else.
   var isStepping = false
+  var stepNumber = 0
   var wantsStop = false
   /// The process's, but for the child of vfork, which has its own.
   var actions: SignalActions
@@ -180,6 +181,7 @@ public final class UserThread: @unchecked Sendable {
     _ = apus_user_set_mask(SIG_SETMASK, &all, nil)
     process.cache.detach(vcpu)
     process.remove(apus_gettid())
+    process.debugger?.leave(self)
     releaseRobustList()
     if clearChildThread != 0 {
       _ = process.memory.write(clearChildThread, 0 as UInt32)
@@ -235,7 +237,7 @@ public final class UserThread: @unchecked Sendable {
   /// A synchronous exception of the instruction at the PC.
   private func exception(_ kind: GuestUserException, _ address: UInt64) {
     if kind == .breakpoint, process.debugger != nil {
-      if debugStop(GuestSignal.trap) == 0 || process.debugger != nil { return }
+      if debugStop(GuestSignal.trap, .breakpoint) == 0 || process.debugger != nil { return }
     }
     switch kind {
     case .illegalInstruction: force(GuestSignal.illegal, code: 1, address: pc)

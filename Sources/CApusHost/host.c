@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -29,7 +30,7 @@ int apus_ioctl(int fd, unsigned long request, uint64_t argument) { return ioctl(
 int apus_fcntl(int fd, int command, int argument) { return fcntl(fd, command, argument); }
 int apus_open(const char *path, int flags, unsigned mode) { return open(path, flags, mode); }
 long apus_gettid(void) { return syscall(SYS_gettid); }
-int apus_set_thread_name(const char *name) { return pthread_setname_np(pthread_self(), name); }
+int apus_set_thread_name(const char *name) { return prctl(PR_SET_NAME, name); }
 int apus_fallocate(int fd, int mode, int64_t offset, int64_t length) { return fallocate(fd, mode, offset, length); }
 long apus_copy_file_range(int in, long *in_offset, int out, long *out_offset, size_t length) {
   return copy_file_range(in, in_offset, out, out_offset, length, 0);

@@ -46,7 +46,8 @@ struct UserCommandLine {
     Option(
       name: "cpu", environment: "CPU", value: "MODEL", help: "CPU model and properties, like rv64,zba=off"),
     Option(
-      name: "accel", environment: "ACCEL", value: "NAME", help: "jit (verify=on, opt=-fold...) or interpreter"
+      name: "accel", environment: "ACCEL", value: "NAME",
+      help: "jit (verify=on, perf-map=on, opt=-fold...) or interpreter"
     ),
     Option(
       name: "g", environment: "", value: "PORT", help: "wait for a debugger on PORT of the loopback interface"
@@ -65,6 +66,9 @@ struct UserCommandLine {
     Option(
       name: "seccomp", environment: "", value: "NUMBER",
       help: "the descriptor that a program's filters are handed on in"),
+    Option(
+      name: "limits", environment: "", value: "LIMITS",
+      help: "what a program with limits of its memory hands on when it executes another"),
     Option(
       name: "traced", environment: "", value: "TRACE",
       help: "what a traced program hands on when it executes another"),
@@ -99,7 +103,7 @@ struct UserCommandLine {
         value = next.text
       }
       switch name {
-      case "E", "U", "exec-fd", "g", "traced", "seccomp": break
+      case "E", "U", "exec-fd", "g", "traced", "seccomp", "limits": break
       // The log goes on in the same file.
       case "D", "append-log": options.inherited += ["-append-log", value]
       default: options.inherited += option.value == nil ? [word] : [word, value]
@@ -168,6 +172,11 @@ struct UserCommandLine {
         throw ProgramError("-traced: '\(value)' is no such thing; it is for the emulator itself", code: 1)
       }
       options.trace = trace
+    case "limits":
+      guard let limits = Self.limits(value) else {
+        throw ProgramError("-limits: '\(value)' is no such thing; it is for the emulator itself", code: 1)
+      }
+      options.limits = limits
     case "E": set += value.split(separator: ",").map(String.init)
     case "U": unset += value.split(separator: ",").map(String.init)
     case "s": options.stackByteCount = try byteCount(value)
@@ -181,6 +190,20 @@ struct UserCommandLine {
       appendsLog = true
     default: break
     }
+  }
+
+  /// `resource=soft:hard,...`.
+  private static func limits(_ text: String) -> [Int: (UInt64, UInt64)]? {
+    var result: [Int: (UInt64, UInt64)] = [:]
+    for entry in text.split(separator: ",") {
+      let numbers = entry.split { $0 == "=" || $0 == ":" }.map { UInt64($0) }
+      guard numbers.count == 3, let resource = numbers[0], [2, 3, 9].contains(resource),
+        let soft = numbers[1],
+        let hard = numbers[2], soft <= hard
+      else { return nil }
+      result[Int(resource)] = (soft, hard)
+    }
+    return result
   }
 
   private func byteCount(_ text: String) throws(ProgramError) -> UInt64 {
@@ -209,13 +232,19 @@ struct UserCommandLine {
     for word in words.dropFirst() {
       let parts = word.split(separator: "=", maxSplits: 1).map(String.init)
       switch (parts.first, parts.count) {
-      case ("verify", 2):
+      case ("verify", 2), ("perf-map", 2):
         guard parts[1] == "on" || parts[1] == "off" else {
-          throw ProgramError("-accel: verify is 'on' or 'off', not '\(parts[1])'", code: 1)
+          throw ProgramError("-accel: \(parts[0]) is 'on' or 'off', not '\(parts[1])'", code: 1)
         }
-        options.translate.verifies = parts[1] == "on"
+        if parts[0] == "verify" {
+          options.translate.verifies = parts[1] == "on"
+        } else {
+          options.translate.writesPerfMap = parts[1] == "on"
+        }
       case ("opt", 2): try selectOptimisations(parts[1])
-      default: throw ProgramError("-accel: '\(word)' is no property; there are verify=on and opt=", code: 1)
+      default:
+        throw ProgramError(
+          "-accel: '\(word)' is no property; there are verify=on, perf-map=on and opt=", code: 1)
       }
     }
   }

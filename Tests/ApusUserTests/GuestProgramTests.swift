@@ -42,10 +42,12 @@ struct GuestProgramTests {
   static let programs = [
     "compute", "files", "signals", "processes", "threads", "selfmodify", "vfork", "delivery", "interfaces",
     "trace",
-    "filters",
+    "filters", "sharing", "limits",
   ]
   /// QEMU runs children only with binfmt_misc, copies memory for vfork, and lacks some interfaces.
-  static let withoutReference: Set = ["processes", "vfork", "interfaces", "trace", "filters"]
+  static let withoutReference: Set = [
+    "processes", "vfork", "interfaces", "trace", "filters", "sharing", "limits",
+  ]
   static let engines = ["jit", "interpreter", "jit,opt=none"]
 
   @Test(.enabled(if: canCompile), arguments: programs)

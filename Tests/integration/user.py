@@ -175,7 +175,7 @@ def refusals():
 
 @case("options")
 def options():
-    for words in [["-nonsense"], ["-cpu", "none"], ["-accel", "none"], ["-s", "1"], ["-d", "none"], ["-L"], ["-L", "/nonexistent"],
+    for words in [["-nonsense"], ["-cpu", "none"], ["-accel", "none"], ["-accel", "jit,perf-map=x"], ["-s", "1"], ["-d", "none"], ["-L"], ["-L", "/nonexistent"],
                   []]:
         done = run(*words)
         check(done.returncode == 1 and done.stderr.startswith("apus-riscv64: ") and done.stderr.count("\n") == 1,
@@ -207,9 +207,68 @@ def chroot():
     check(done.returncode == 4 and done.stdout == "/hello [4] - 1\n", f"{done.returncode} {done.stdout!r} {done.stderr!r}")
 
 
+@case("binfmt-command")
+def binfmt_command():
+    """apus binfmt on a directory that is none of the kernel's: what it writes, whom it gives way to, what it refuses."""
+    directory, files = temporary() / "binfmt_misc", temporary() / "binfmt-files.d"
+    directory.mkdir(exist_ok=True)
+    (directory / "register").write_text("")
+    (directory / "status").write_text("enabled\n")
+    shutil.copy(os.path.realpath(emulator()), temporary() / "apus-riscv64")
+    environment = {**os.environ, "APUS_BINFMT": str(directory), "APUS_BINFMT_D": str(files)}
+    ours = ["--emulator", temporary() / "apus-riscv64"]
+
+    def call(*words):
+        return run("binfmt", *words, program=[ROOT / "bin" / "apus"], env=environment)
+
+    magic, mask = "7f454c460201010000000000000000000200f300", "ffffffffffffff00fffffffffffffffffeffffff"
+    for words, flags in [([], "FP"), (["--no-argv0"], "F"), (["--credentials"], "FPC"), (["--no-argv0", "--credentials"], "FC")]:
+        done = call("install", *ours, *words, "--systemd")
+        check(done.returncode == 0, f"{words}: {done.stderr!r}")
+        line = (directory / "register").read_text()
+        fields = line.split(":")
+        check(fields[1:4] == ["apus-riscv64", "M", ""] and fields[4].replace("\\x", "") == magic
+              and fields[5].replace("\\x", "") == mask and fields[6:] == [str(temporary() / "apus-riscv64"), flags], line)
+        check((files / "apus-riscv64.conf").read_text() == line + "\n", "the file for systemd")
+        check(call("file", *ours, *words).stdout == line + "\n", "file")
+    check(call("status").returncode == 1, "status without a registration")
+
+    def other(name, magic, mask="", state="enabled", offset=0):
+        (directory / name).write_text(f"{state}\ninterpreter /usr/bin/other\nflags: F\noffset {offset}\nmagic {magic}\n"
+                                      + (f"mask {mask}\n" if mask else ""))
+        done = call("install", *ours)
+        check((name in done.stderr) == (done.returncode == 1), f"{name}: {done.stderr!r}")
+        forced = call("install", *ours, "--force")
+        check(forced.returncode == 0, f"{name}: {forced.stderr!r}")
+        (directory / name).unlink()
+        return done.returncode == 1
+    check(other("same", magic, mask), "the same magic")
+    check(other("executables", magic), "executables only")
+    check(other("objects", magic.replace("0200f3", "0300f3"), mask), "shared objects")
+    check(other("gnu", magic[:14] + "03" + magic[16:]), "Linux's OS ABI")
+    check(other("any-elf", "7f454c46"), "any ELF file")
+    check(other("by-machine", "f300", offset=18), "the machine alone")
+    check(not other("disabled", magic, mask, state="disabled"), "one that is disabled")
+    check(not other("aarch64", magic.replace("f300", "b700"), mask), "another machine")
+    check(not other("class", magic[:8] + "01" + magic[10:], mask), "32 bits")
+    check(not other("longer", magic + "01000000"), "one that looks further")
+    done = call("install", "--isa", "aarch64", *ours)
+    check(done.returncode == 0 and "\\xb7\\x00" in (directory / "register").read_text(), "aarch64")
+    for words, message in [([], "say install"), (["nonsense"], "say install"), (["install", "--nonsense"], "no option"),
+                           (["status", "--force"], "no option"), (["install", "--isa"], "needs a name"),
+                           (["install", "--isa", "vax"], "no guest"), (["install", "--emulator"], "needs a file"),
+                           (["install", "--emulator", "/nonexistent"], "no emulator"),
+                           (["install", "--emulator", "/bin/ls"], "not static"),
+                           (["install", "--emulator", ROOT / "scripts" / "binfmt"], "not an ELF"),
+                           (["remove"], "not registered")]:
+        done = call(*words)
+        check(done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, f"{words}: {done.stderr!r}")
+    check("usage: apus binfmt" in call("--help").stdout, "--help")
+
+
 @case("binfmt")
 def binfmt():
-    """scripts/binfmt in a binfmt_misc instance of our own."""
+    """apus binfmt in a binfmt_misc instance of our own."""
     if run(sys.executable, NAMESPACE, "mount", "-t", "binfmt_misc", "none", "/proc/sys/fs/binfmt_misc",
            program=[]).returncode != 0:
         raise Skip("there is no binfmt_misc in a user namespace here")
@@ -219,10 +278,10 @@ def binfmt():
     other = r":other:M::\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xf3\x00::/bin/true:"
     script = f"""
 set -u
-binfmt="{ROOT}/scripts/binfmt"
+binfmt="{ROOT}/bin/apus binfmt"
 export APUS_BINFMT_D="{temporary()}/binfmt.d"
 mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
-$binfmt status && exit 10
+{ROOT}/scripts/binfmt status && exit 10
 $binfmt install --emulator {emulator()} || exit 11
 $binfmt status || exit 12
 (exec -a its-name {root}/hello 3 'a b'); [ $? = 3 ] || exit 13
@@ -236,6 +295,12 @@ $binfmt status --isa nonsense && exit 27
 $binfmt remove --systemd || exit 15
 [ -e "$APUS_BINFMT_D/apus-riscv64.conf" ] && exit 28
 $binfmt remove && exit 16
+$binfmt install --credentials --emulator {emulator()} || exit 29
+grep -q '^flags: POCF$' /proc/sys/fs/binfmt_misc/apus-riscv64 || exit 30
+$binfmt install --isa aarch64 --emulator {emulator()} || exit 31
+grep -q '^magic 7f454c460201010000000000000000000200b700$' /proc/sys/fs/binfmt_misc/apus-aarch64 || exit 32
+$binfmt status && $binfmt status --isa aarch64 || exit 33
+$binfmt remove && $binfmt remove --isa aarch64 || exit 34
 printf '%s' '{other}' >/proc/sys/fs/binfmt_misc/register
 $binfmt install --emulator {emulator()} && exit 17
 $binfmt install --emulator {emulator()} --force || exit 18
@@ -258,6 +323,7 @@ class Debugger:
         for _ in range(200):
             try:
                 self.socket = socket.create_connection(("127.0.0.1", port), 1)
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 break
             except OSError:
                 time.sleep(0.05)
@@ -343,6 +409,93 @@ int main(int argc, char **argv) {
             process.wait()
 
 
+@case("debugger-threads")
+def debugger_threads():
+    """-g: all threads are shown and rest while one has stopped; one steps alone; each stop is told once."""
+    program = build("debugged-threads", r"""
+#include <pthread.h>
+#include <unistd.h>
+volatile long counts[3];
+__attribute__((noinline)) void mark(long k) { counts[k]++; }
+static void *work(void *k) { for (;;) mark((long)k); }
+int main(void) {
+  pthread_t thread;
+  for (long k = 1; k < 3; k++) pthread_create(&thread, 0, work, (void *)k);
+  for (;;) pause();
+}
+""", "-static", "-no-pie")
+    names = subprocess.run(["riscv64-linux-gnu-nm", program], stdout=subprocess.PIPE, text=True, check=True).stdout
+    address = {line.split()[2]: int(line.split()[0], 16) for line in names.splitlines() if len(line.split()) == 3}
+    mark = address["mark"]
+
+    def little(text):
+        return int.from_bytes(bytes.fromhex(text), "little")
+    port = free_port()
+    process = subprocess.Popen([emulator(), "-g", str(port), program])
+    try:
+        client = Debugger(port)
+        client.ask("qSupported")
+        check(client.ask("vCont?").startswith("vCont;c;C;s;S"), "vCont")
+
+        def threads():
+            return client.ask("qfThreadInfo")[1:].split(",")
+
+        def place(thread):
+            check(client.ask("Hg" + thread) == "OK", f"Hg{thread}")
+            return little(client.ask("p20"))
+
+        def counts():
+            return client.ask(f"m{address['counts']:x},18")
+        check(len(threads()) == 1, "one thread at first")
+        old = client.ask(f"m{mark:x},2")
+        check(client.ask(f"M{mark:x},2:0290") == "OK", "a breakpoint")
+        # A thread each time, both in the end, and the values that go with it.
+        seen = set()
+        end = time.monotonic() + 30 * PATIENCE
+        for number in range(100000):
+            if number >= 40 and len(seen) == 2 or time.monotonic() > end:
+                break
+            report = client.ask("vCont;c")
+            check(report.startswith("T05thread:"), report)
+            thread = report[10:].rstrip(";")
+            check(thread in threads() and client.ask("T" + thread) == "OK", f"{thread} is one of the threads")
+            check(place(thread) == mark, "it is at the breakpoint")
+            seen.add(thread)
+            before = {other: place(other) for other in threads()}
+            check(client.ask("Hg" + thread) == "OK" and little(client.ask("pa")) in (1, 2), "its argument")
+            # It steps over the breakpoint alone.
+            check(client.ask(f"M{mark:x},2:{old}") == "OK", "the instruction")
+            stepped = client.ask("vCont;s:" + thread)
+            check(stepped == report, f"the step ended with {stepped}")
+            check(client.ask(f"M{mark:x},2:0290") == "OK", "the breakpoint again")
+            after = {other: place(other) for other in threads()}
+            check(after[thread] != mark and all(after[o] == before[o] for o in before if o != thread), "only it has moved")
+        check(len(threads()) == 3 and len(seen) == 2, f"{seen} of {threads()}")
+        # The other of the two steps alone, chosen by number.
+        other = (seen - {thread}).pop()
+        check(client.ask(f"M{mark:x},2:{old}") == "OK", "without the breakpoint")
+        at, shown = place(other), counts()
+        check(client.ask("vCont;s:" + other) == f"T05thread:{other};", "the other's step")
+        check(place(other) != at and place(thread) == after[thread], "only the other has moved")
+        # All rest: nothing changes.
+        shown = counts()
+        time.sleep(0.2)
+        check(counts() == shown, "they rest")
+        client.send("vCont;c")
+        time.sleep(0.3)
+        client.socket.sendall(b"\x03")
+        report = client.receive()
+        check(report.startswith("T02thread:") and counts() != shown, f"the interrupt: {report}")
+        check(client.ask("T7fffffff") == "E01" and client.ask("vCont;x").startswith("E"), "what is not there")
+        name = bytes.fromhex(client.ask("qThreadExtraInfo," + thread)).decode()
+        check(name == "debugged-thread", f"the thread's name is {name!r}")
+        client.send("k")
+        check(process.wait(30) == 137, f"killed: {process.returncode}")
+    finally:
+        process.kill()
+        process.wait()
+
+
 @case("core-files")
 def core_files():
     """A crash leaves a core file of the guest's, and a wait status that says so."""
@@ -350,10 +503,21 @@ def core_files():
     if pattern.startswith(("|", "/")):
         raise Skip(f"core files go elsewhere here: {pattern}")
     program = build("crashing", r"""
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
 long *volatile nowhere;
 int marked = 4711;
 __attribute__((noinline)) int crash(int value) { *nowhere = value; return value; }
-int main(void) { return crash(20); }
+int main(int argc, char **argv) {
+  mmap(0, 8192, PROT_READ, MAP_PRIVATE, open(argv[1], O_RDONLY), 0);
+  for (int i = 0; i < 2; i++) {
+    void *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(page, 0xa5 + i, 4096);
+    if (i == 1) madvise(page, 4096, MADV_DONTDUMP);
+  }
+  return crash(20);
+}
 """, "-static", "-no-pie", "-g")
     directory = temporary() / "cores"
     directory.mkdir(exist_ok=True)
@@ -361,7 +525,9 @@ int main(void) { return crash(20); }
     def limits():
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    process = subprocess.Popen([emulator(), program], cwd=directory, preexec_fn=limits)
+    untouched = temporary() / "untouched"
+    untouched.write_bytes(b"\xa4" * 8192)
+    process = subprocess.Popen([emulator(), program, untouched], cwd=directory, preexec_fn=limits)
     status = os.waitpid(process.pid, 0)[1]
     process.returncode = 0
     check(os.WTERMSIG(status) == 11 and os.WCOREDUMP(status), f"the wait status is 0x{status:x}")
@@ -369,11 +535,13 @@ int main(void) { return crash(20); }
     check(len(files) == 1, f"there are {files}")
     data = files[0].read_bytes()
     check(data[:4] == b"\x7fELF" and data[16] == 4 and int.from_bytes(data[18:20], "little") == 243, "it is no riscv64 core file")
+    check(b"\xa4" * 8192 in data, "a file's pages that nobody touched are missing")
+    check(b"\xa5" * 4096 in data and b"\xa6" * 4096 not in data, "MADV_DONTDUMP's page is in it, or another's is not")
     debugger = shutil.which("gdb-multiarch")
     if debugger:
         text = subprocess.run([debugger, "-batch", "-ex", "bt", "-ex", "print marked", program, files[0]], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120 * PATIENCE).stdout
-        check("in crash (" in text and "in main ()" in text and "= 4711" in text and "SIGSEGV" in text, text)
+        check("in crash (" in text and "in main (" in text and "= 4711" in text and "SIGSEGV" in text, text)
 
 
 @case("addresses")
@@ -403,6 +571,38 @@ def seen_by_others():
     finally:
         process.kill()
         process.wait()
+
+
+@case("busy-program")
+def busy_program():
+    """The file of a guest program that runs cannot be opened for writing."""
+    program = build("busy", "#include <unistd.h>\nint main(void) { write(1, \"x\", 1); pause(); }\n", "-static")
+    opener = build("opener", r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+  for (int i = 0; i < 3; i++) {
+    static const int flags[] = {O_RDONLY, O_RDWR, O_WRONLY | O_CREAT};
+    errno = 0;
+    open(argv[1], flags[i], 0700);
+    printf("%d ", errno);
+  }
+}
+""", "-static")
+    process = subprocess.Popen([emulator(), program], stdout=subprocess.PIPE)
+    try:
+        process.stdout.read(1)
+        if open(f"/proc/{process.pid}/cmdline", "rb").read().startswith(emulator().encode()):
+            raise Skip("the kernel takes no description of a process (CONFIG_CHECKPOINT_RESTORE)")
+        check(run(opener, program).stdout == "0 26 26 ", f"while it runs: {run(opener, program).stdout}")
+        copy = temporary() / "busy-copy"
+        shutil.copy(program, copy)
+        check(run(opener, copy).stdout == "0 0 0 ", "a copy")
+    finally:
+        process.kill()
+        process.wait()
+    check(run(opener, program).stdout == "0 0 0 ", "afterwards")
 
 
 @case("many-processes")

@@ -210,7 +210,7 @@ def strace():
 
 @case("gdb")
 def gdb():
-    """gdb in the root: a breakpoint, the stack, registers, steps, threads, a core file."""
+    """gdb in the root: a breakpoint, the stack, registers, steps; a program that crashes, and its core file."""
     installed("gdb")
     text = expect("""cd /tmp && cat >g.c <<'END'
 #include <stdio.h>
@@ -219,10 +219,12 @@ int main(int argc, char **argv) { printf("hello %d\\n", fact(5)); return argc > 
 END
 gcc -g -O0 g.c -o g
 gdb -batch -ex 'break fact' -ex run -ex bt -ex 'info registers' -ex stepi -ex delete -ex c ./g 2>&1
-ulimit -c unlimited; rm -f core*; ./g crash; gdb -batch -ex bt ./g core* 2>&1
+gdb -batch -ex 'run crash' -ex bt ./g 2>&1
+ulimit -c unlimited; rm -f core*; ./g crash; timeout 60 gdb -batch -ex bt ./g core* 2>&1 | grep 'in main' || echo no core
 """, "exited with code 03", 200)
     for wanted in ["fact (n=5)", "in main (argc=1", "a0             0x5", "hello 120", "in main (argc=2", "SIGSEGV"]:
         check(wanted in text, f"{wanted!r} is missing: {text[-2000:]}")
+    check("no core" not in text, text[-1000:])
 
 
 @case("python-tests")

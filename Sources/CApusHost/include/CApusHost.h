@@ -48,6 +48,7 @@ long apus_gettid(void);
 // The vCPU that the calling thread runs; -1: none.
 int apus_vcpu_index(void);
 void apus_set_vcpu_index(int index);
+// At most 15 bytes count.
 int apus_set_thread_name(const char *name);
 int apus_fallocate(int fd, int mode, int64_t offset, int64_t length);
 long apus_copy_file_range(int in, long *in_offset, int out, long *out_offset, size_t length);

@@ -117,11 +117,15 @@ long apus_syscall(long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d, u
 long apus_syscall_interruptible(volatile uint32_t *pending, long number, uint64_t a, uint64_t b, uint64_t c,
                                 uint64_t d, uint64_t e, uint64_t f);
 // The clone system call for a child that shares memory while the caller sleeps: the child runs `body(argument)` on the
-// stack that ends at `stack`, and must not return from it. Gives what clone gives the parent.
+// stack that ends at `stack`, and must not return from it. Gives what clone gives the parent. `thread_pointer` is for CLONE_SETTLS.
 long apus_user_clone_on(uint64_t flags, void *stack, void *parent_id, void *child_id, void (*body)(void *),
-                        void *argument);
+                        void *argument, void *thread_pointer);
 // Starts a detached host thread with all signals blocked that runs `body(argument)`. Returns 0 or an error number.
 int apus_user_start_thread(void (*body)(void *), void *argument);
+// Starts a process that shares this one's memory and runs `body(argument)` on a stack and with thread-local storage of its own,
+// all signals blocked. `flags` as clone's, with CLONE_VM; `parent_id` and `child_id` as clone's. Returns its id or -errno. One
+// caller at a time, of all that share the memory.
+long apus_user_start_process(uint64_t flags, void *parent_id, void *child_id, void (*body)(void *), void *argument);
 // Tells the kernel where the guest's code, stack, arguments, environment and auxiliary vector are, for /proc/PID.
 // `addresses`: code start and end, stack, arguments' start and end, environment's end. 0 or -errno: not all kernels do.
 long apus_user_describe(const uint64_t addresses[6], const void *auxiliary, size_t byte_count);

@@ -16,6 +16,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
@@ -241,6 +242,39 @@ static void threads(void) {
   CHECK(prctl(PR_SET_NAME, "renamed") == 0 && prctl(PR_GET_NAME, name) == 0 && strcmp(name, "renamed") == 0);
 }
 
+// PROCMAP_QUERY, which the C library's headers do not know yet.
+struct map_query {
+  uint64_t size, flags, address, start, end, permissions, page, offset, inode;
+  uint32_t major, minor, name_size, build_size;
+  uint64_t name, build;
+};
+static void map_query(void) {
+  int file = open("/proc/self/maps", O_RDONLY), other = open("/proc/self/cmdline", O_RDONLY);
+  const unsigned long request = _IOWR('f', 17, struct map_query);
+  char name[256];
+  struct map_query query = {.size = sizeof query, .address = (uintptr_t)map_query, .name = (uintptr_t)name, .name_size = sizeof name};
+  CHECK(ioctl(file, request, &query) == 0 && query.start <= query.address && query.address < query.end);
+  CHECK(query.permissions == 5 && query.page == PAGE && query.inode != 0 && strstr(name, "/interfaces"));
+  CHECK(query.name_size == strlen(name) + 1);
+  query.flags = 2, query.name = query.name_size = 0;
+  CHECK(ioctl(file, request, &query) == -1 && errno == ENOENT);  // code cannot be written to
+  query.flags = 0x12;
+  CHECK(ioctl(file, request, &query) == 0 && query.start > (uintptr_t)map_query && query.permissions & 2);
+  query.flags = 0, query.address = (uintptr_t)&query;
+  CHECK(ioctl(file, request, &query) == 0 && query.permissions == 3 && query.inode == 0);
+  query.flags = 0x10, query.address = -PAGE;
+  CHECK(ioctl(file, request, &query) == -1 && errno == ENOENT);
+  query.flags = 0x40;
+  CHECK(ioctl(file, request, &query) == -1 && errno == EINVAL);
+  query.flags = 0, query.name_size = 5;
+  CHECK(ioctl(file, request, &query) == -1 && errno == EINVAL);
+  query.size = 8;
+  CHECK(ioctl(file, request, &query) == -1 && errno == EINVAL);
+  CHECK(ioctl(other, request, &query) == -1 && errno == ENOTTY);
+  close(file);
+  close(other);
+}
+
 static void own_files(char **argv) {
   CHECK(strcmp(contents("/proc/self/cmdline"), argv[0]) == 0);
   CHECK(strstr(contents("/proc/self/maps"), "[stack]") && strstr(text, "/interfaces") && strstr(text, "[heap]") &&
@@ -275,5 +309,6 @@ int main(int argc, char **argv) {
   sockets();
   threads();
   own_files(argv);
+  map_query();
   return 0;
 }

@@ -39,6 +39,30 @@ static void skip(int s, siginfo_t *info, void *u) {
   stepped++;
 }
 
+// What a register held at an access that faults, although it is overwritten before and after.
+static volatile unsigned long at_fault, at_fault_float;
+static void look(int s, siginfo_t *info, void *u) {
+  ucontext_t *context = u;
+  at_fault = context->uc_mcontext.__gregs[29];  // t4
+  memcpy((void *)&at_fault_float, &context->uc_mcontext.__fpregs.__d.__f[31], 8);
+  context->uc_mcontext.__gregs[0] += 4;
+}
+static void overwritten(void) {
+  struct sigaction action;
+  memset(&action, 0, sizeof action);
+  action.sa_sigaction = look;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGSEGV, &action, 0);
+  unsigned long after, stored, nowhere = 8;
+  __asm__ volatile(
+      "li t4, 1\n li t4, 2\n fmv.d.x f31, t4\n addi t4, t4, 3\n"
+      ".option push\n .option norvc\n lw t3, 0(%2)\n .option pop\n"
+      "addi t4, t4, 4\n mv %1, t4\n li t4, 7\n li t4, 8\n mv %0, t4\n"
+      : "=&r"(after), "=&r"(stored) : "r"(nowhere) : "t3", "t4", "f31");
+  CHECK(at_fault == 5 && at_fault_float == 2 && stored == 9 && after == 8);
+  signal(SIGSEGV, SIG_DFL);
+}
+
 static char *stack_memory;
 static volatile int on_stack;
 static void stack_handler(int s) {
@@ -140,6 +164,7 @@ int main(void) {
   struct itimerval off = {{0, 0}, {0, 0}};
   setitimer(ITIMER_REAL, &off, 0);
 
+  overwritten();
   child = fork();
   if (child == 0) {
     signal(SIGSEGV, SIG_DFL);
