@@ -23,16 +23,19 @@ def address(machine, last):
 
 def pair(first, second):
     """Two machines on one network reach each other, and files pass between them whole."""
-    with Machine(linux("-m", "128", "-nic", first)) as server, Machine(linux("-m", "128", "-nic", second)) as client:
-        server.prompt()
-        client.prompt()
-        address(server, 1)
-        address(client, 2)
-        check("0% packet loss" in client.command("ping -c 3 -W 10 10.9.0.1", 60), "the other machine does not answer")
-        server.command("mkdir /tmp/www && head -c 2000000 /dev/urandom >/tmp/www/file && httpd -p 80 -h /tmp/www")
-        digest = server.command("md5sum </tmp/www/file").split()[0]
-        fetched = client.command("wget -q -O - http://10.9.0.1/file | md5sum", 60).split()[0]
-        check(fetched == digest, "the file differs after its way between the machines")
+    with Machine(linux("-m", "128", "-nic", first)) as server:
+        # It listens by then.
+        server.expect("OpenSBI v", 60)
+        with Machine(linux("-m", "128", "-nic", second)) as client:
+            server.prompt()
+            client.prompt()
+            address(server, 1)
+            address(client, 2)
+            check("0% packet loss" in client.command("ping -c 3 -W 10 10.9.0.1", 60), "the other machine does not answer")
+            server.command("mkdir /tmp/www && head -c 2000000 /dev/urandom >/tmp/www/file && httpd -p 80 -h /tmp/www")
+            digest = server.command("md5sum </tmp/www/file").split()[0]
+            fetched = client.command("wget -q -O - http://10.9.0.1/file | md5sum", 60).split()[0]
+            check(fetched == digest, "the file differs after its way between the machines")
 
 
 @case("net-socket")
