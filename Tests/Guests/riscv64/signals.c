@@ -94,8 +94,8 @@ int main(void) {
   sigaction(SIGBUS, &action, 0);
   sigaction(SIGILL, &action, 0);
   sigaction(SIGTRAP, &action, 0);
-  if (!sigsetjmp(env, 1)) *(volatile int *)0x123450 = 1;
-  CHECK(fault_signal == SIGSEGV && fault_address == (void *)0x123450 && fault_code == SEGV_MAPERR);
+  if (!sigsetjmp(env, 1)) *(volatile int *)0x3450 = 1;
+  CHECK(fault_signal == SIGSEGV && fault_address == (void *)0x3450 && fault_code == SEGV_MAPERR);
   if (!sigsetjmp(env, 1)) (void)*(volatile int *)0x7fff123456789000;
   CHECK(fault_signal == SIGSEGV && fault_code == SEGV_MAPERR);
   char *readonly = mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -103,8 +103,8 @@ int main(void) {
   CHECK(fault_signal == SIGSEGV && fault_address == readonly + 5 && fault_code == SEGV_ACCERR);
   if (!sigsetjmp(env, 1)) ((void (*)(void))readonly)();
   CHECK(fault_signal == SIGSEGV && fault_address == readonly && fault_code == SEGV_ACCERR);
-  if (!sigsetjmp(env, 1)) ((void (*)(void))0x654320)();
-  CHECK(fault_signal == SIGSEGV && fault_address == (void *)0x654320 && fault_registers[0] == 0x654320);
+  if (!sigsetjmp(env, 1)) ((void (*)(void))0x4320)();
+  CHECK(fault_signal == SIGSEGV && fault_address == (void *)0x4320 && fault_registers[0] == 0x4320);
   if (!sigsetjmp(env, 1)) __asm__ volatile(".4byte 0x0000007f");
   CHECK(fault_signal == SIGILL && fault_code == ILL_ILLOPC);
   if (!sigsetjmp(env, 1)) __asm__ volatile("ebreak");
