@@ -11,7 +11,7 @@ import ApusPlatformDevices
 /// A kernel is entered as its boot protocol says: the device tree's address in x0, MMU off, EL1
 /// [Linux Documentation/arch/arm64/booting.rst]. Firmware begins at address 0, in flash, and finds the device tree at the
 /// start of RAM.
-struct ArmVirtBoot: Sendable {
+struct ArmVirtBoot: BoardBoot {
   var configuration: MachineConfiguration
   var space: AddressSpace
   var ram: GuestRAM
@@ -22,17 +22,7 @@ struct ArmVirtBoot: Sendable {
 
   private typealias Map = ArmVirtMap
 
-  struct Result {
-    var deviceTree: [UInt8]
-    var deviceTreeAddress: UInt64
-    var start: UInt64
-  }
-
-  func load() throws(MachineError) -> Result {
-    do throws(LoaderError) { return try place() } catch { throw MachineError(error.description) }
-  }
-
-  private func place() throws(LoaderError) -> Result {
+  func place() throws(LoaderError) -> BootResult {
     let loader = GuestLoader(space: space, ram: ram, machine: ELFImage.machineAArch64)
     var tree = try KernelFiles.tree(configuration) {
       ArmVirtDeviceTree(
@@ -85,6 +75,6 @@ struct ArmVirtBoot: Sendable {
       address = try loader.deviceTreeAddress(byteCount: blob.count)
     }
     try loader.place(blob, at: address, path: "device tree")
-    return Result(deviceTree: blob, deviceTreeAddress: address, start: start)
+    return BootResult(deviceTree: blob, deviceTreeAddress: address, start: start)
   }
 }

@@ -29,12 +29,7 @@ public final class ArmVirtBoard: Board {
     report: @escaping @Sendable (String) -> Void
   ) throws(MachineError) {
     let clock = GuestClock()
-    let machine = Machine(
-      loop: loop, clock: clock,
-      policy: .init(
-        noReboot: configuration.noReboot, noShutdown: configuration.noShutdown,
-        startsPaused: configuration.startsPaused),
-      report: report)
+    let machine = BoardBuilder.makeMachine(configuration, loop, clock, report: report)
     self.machine = machine
     guard configuration.memoryByteCount <= Map.ramLimit else {
       throw MachineError("-m: machine virt takes at most 255G of memory")
@@ -54,7 +49,7 @@ public final class ArmVirtBoard: Board {
         arm: Self.environment(wires, version, configuration.arm.cpuModel, machine)))
     let gic = GIC(
       version: version, sharedCount: Map.sharedInterruptCount,
-      outputs: vcpus.map { .init(irq: Self.line($0, 0), fiq: Self.line($0, 1)) })
+      outputs: vcpus.map { .init(irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1)) })
     wires.gic = gic
     let builder = BoardBuilder(
       space: space, loop: loop, clock: clock, machine: machine, layout: Self.layout, input: { gic.input($0) })
@@ -93,10 +88,6 @@ public final class ArmVirtBoard: Board {
     var gic: GIC!
   }
 
-  private static func line(_ vcpu: any VCPU, _ number: Int) -> InterruptLine {
-    InterruptLine { vcpu.setInterrupt(number, $0) }
-  }
-
   private static func environment(
     _ wires: GICWires, _ version: GIC.Version, _ model: String, _ machine: Machine
   ) -> ArmCPUEnvironment {
@@ -116,14 +107,10 @@ public final class ArmVirtBoard: Board {
     ram: GuestRAM, flash: [GuestRAM]
   ) {
     do throws(HostError) {
-      var flash: [GuestRAM] = []
-      for bank in 0..<Map.flash.bankCount {
-        flash.append(
-          try GuestRAM(
-            name: "flash\(bank)", base: .init(Map.flash.base + UInt64(bank) * Map.flash.bankByteCount),
-            byteCount: Map.flash.bankByteCount, isReadOnly: true))
-      }
-      return (try GuestRAM(name: "ram", base: .init(Map.ram), byteCount: byteCount), flash)
+      return (
+        try GuestRAM(name: "ram", base: .init(Map.ram), byteCount: byteCount),
+        try BoardBuilder.makeFlash(Map.flash)
+      )
     } catch { throw MachineError(error.description) }
   }
 

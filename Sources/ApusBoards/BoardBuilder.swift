@@ -40,6 +40,37 @@ final class BoardBuilder {
     (self.layout, self.input) = (layout, input)
   }
 
+  static func makeMachine(
+    _ configuration: MachineConfiguration, _ loop: EventLoop, _ clock: GuestClock,
+    report: @escaping @Sendable (String) -> Void
+  ) -> Machine {
+    Machine(
+      loop: loop, clock: clock,
+      policy: .init(
+        noReboot: configuration.noReboot, noShutdown: configuration.noShutdown,
+        startsPaused: configuration.startsPaused),
+      report: report)
+  }
+
+  /// The arrays of the flash banks, one behind the other.
+  static func makeFlash(_ flash: (base: UInt64, bankByteCount: UInt64, bankCount: Int)) throws(HostError)
+    -> [GuestRAM]
+  {
+    var arrays: [GuestRAM] = []
+    for bank in 0..<flash.bankCount {
+      arrays.append(
+        try GuestRAM(
+          name: "flash\(bank)", base: .init(flash.base + UInt64(bank) * flash.bankByteCount),
+          byteCount: flash.bankByteCount, isReadOnly: true))
+    }
+    return arrays
+  }
+
+  /// The wire into a CPU's interrupt input.
+  static func line(_ vcpu: any VCPU, _ number: Int) -> InterruptLine {
+    InterruptLine { vcpu.setInterrupt(number, $0) }
+  }
+
   func map(_ name: String, _ base: UInt64, _ byteCount: UInt64, _ device: any MMIODevice) {
     let fits = space.map(.init(name: name, base: .init(base), byteCount: byteCount, device: device))
     precondition(fits, "the board's own map overlaps at \(name)")

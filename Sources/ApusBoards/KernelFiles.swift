@@ -2,6 +2,7 @@ import ApusConfig
 import ApusFirmware
 import ApusHost
 import ApusLoader
+import ApusMachine
 import ApusPlatformDevices
 
 /// What every board does with `-kernel`, `-initrd` and `-dtb`.
@@ -45,5 +46,24 @@ enum KernelFiles {
     }
     fwCfg.set(Key.commandLineSize, integer: UInt32(commandLine.utf8.count + 1))
     fwCfg.set(Key.commandLineData, Array(commandLine.utf8) + [0])
+  }
+}
+
+/// Fills memory for a board's start.
+protocol BoardBoot: Sendable {
+  func place() throws(LoaderError) -> BootResult
+}
+
+/// What was put where, for a start or a dump.
+struct BootResult {
+  var deviceTree: [UInt8]
+  var deviceTreeAddress: UInt64
+  /// Where the first instruction of firmware or kernel is.
+  var start: UInt64
+}
+
+extension BoardBoot {
+  func load() throws(MachineError) -> BootResult {
+    do throws(LoaderError) { return try place() } catch { throw MachineError(error.description) }
   }
 }

@@ -7,7 +7,7 @@ import ApusMemory
 import ApusPlatformDevices
 
 /// Fills memory for a start of the `virt` machine.
-struct RISCVVirtBoot: Sendable {
+struct RISCVVirtBoot: BoardBoot {
   /// Where distributions put OpenSBI's generic firmware.
   static let standardFirmware = [
     "/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin",
@@ -23,18 +23,6 @@ struct RISCVVirtBoot: Sendable {
 
   private typealias Map = RISCVVirtMap
 
-  /// What was put where, for a start or a dump.
-  struct Result {
-    var deviceTree: [UInt8]
-    var deviceTreeAddress: UInt64
-    /// Where the reset vector jumps to.
-    var start: UInt64
-  }
-
-  func load() throws(MachineError) -> Result {
-    do throws(LoaderError) { return try place() } catch { throw MachineError(error.description) }
-  }
-
   private func firmwarePath() throws(LoaderError) -> String? {
     switch configuration.firmware {
     case .none: return nil
@@ -49,7 +37,7 @@ struct RISCVVirtBoot: Sendable {
     }
   }
 
-  private func place() throws(LoaderError) -> Result {
+  func place() throws(LoaderError) -> BootResult {
     let loader = GuestLoader(space: space, ram: ram)
     var start = hasFlash ? Map.flash.base : Map.ram
     var kernelAddress = Map.ram
@@ -89,6 +77,6 @@ struct RISCVVirtBoot: Sendable {
     try loader.place(blob, at: address, path: "device tree")
     let vector = RISCVReset.vector(start: start, deviceTree: address, info: .init(nextAddress: next))
     try loader.place(vector, at: Map.bootROM.base, path: "reset vector")
-    return Result(deviceTree: blob, deviceTreeAddress: address, start: start)
+    return BootResult(deviceTree: blob, deviceTreeAddress: address, start: start)
   }
 }

@@ -36,12 +36,7 @@ public final class RISCVVirtBoard: Board {
     var configuration = configuration
     configuration.cpu = try Self.limit(configuration.cpu, to: factory.supportedExtensions)
     let clock = GuestClock()
-    machine = Machine(
-      loop: loop, clock: clock,
-      policy: .init(
-        noReboot: configuration.noReboot, noShutdown: configuration.noShutdown,
-        startsPaused: configuration.startsPaused),
-      report: report)
+    machine = BoardBuilder.makeMachine(configuration, loop, clock, report: report)
     let memory = try Self.makeMemory(configuration.memoryByteCount)
     ram = memory.ram
     if !configuration.dumpsGuestMemory { ram.excludeFromCoreDumps() }
@@ -52,7 +47,8 @@ public final class RISCVVirtBoard: Board {
         count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
         accelerator: configuration.accelerators.first ?? .init("jit")))
     plic = PLIC(
-      sourceCount: Map.interruptSourceCount, outputs: vcpus.flatMap { [Self.line($0, 11), Self.line($0, 9)] })
+      sourceCount: Map.interruptSourceCount,
+      outputs: vcpus.flatMap { [BoardBuilder.line($0, 11), BoardBuilder.line($0, 9)] })
     // Without an IMSIC there is nothing that takes PCI's messages.
     let builder = BoardBuilder(
       space: space, loop: loop, clock: clock, machine: machine,
@@ -80,10 +76,6 @@ public final class RISCVVirtBoard: Board {
   /// The device tree blob as a start would hand it to the firmware (`-machine dumpdtb=`).
   public func deviceTreeBlob() throws(MachineError) -> [UInt8] { try boot.load().deviceTree }
 
-  private static func line(_ vcpu: any VCPU, _ number: Int) -> InterruptLine {
-    InterruptLine { vcpu.setInterrupt(number, $0) }
-  }
-
   /// The extensions that the guest gets: defaults that the engine lacks vanish, the user's own are refused.
   private static func limit(_ cpu: CPUConfiguration, to supported: Set<String>) throws(MachineError)
     -> CPUConfiguration
@@ -101,18 +93,11 @@ public final class RISCVVirtBoard: Board {
     -> (ram: GuestRAM, bootROM: GuestRAM, flash: [GuestRAM])
   {
     do throws(HostError) {
-      var flash: [GuestRAM] = []
-      for bank in 0..<Map.flash.bankCount {
-        flash.append(
-          try GuestRAM(
-            name: "flash\(bank)", base: .init(Map.flash.base + UInt64(bank) * Map.flash.bankByteCount),
-            byteCount: Map.flash.bankByteCount, isReadOnly: true))
-      }
       return (
         try GuestRAM(name: "ram", base: .init(Map.ram), byteCount: byteCount),
         try GuestRAM(
           name: "boot-rom", base: .init(Map.bootROM.base), byteCount: Map.bootROM.byteCount, isReadOnly: true),
-        flash
+        try BoardBuilder.makeFlash(Map.flash)
       )
     } catch { throw MachineError(error.description) }
   }
@@ -123,7 +108,8 @@ public final class RISCVVirtBoard: Board {
   ) {
     let (clock, loop) = (builder.clock, builder.loop)
     let aclint = ACLINT(
-      clock: clock, software: vcpus.map { line($0, 3) }, timer: vcpus.map { line($0, 7) },
+      clock: clock, software: vcpus.map { BoardBuilder.line($0, 3) },
+      timer: vcpus.map { BoardBuilder.line($0, 7) },
       makeTimer: { GuestTimer(clock, loop, $0) })
     builder.map("aclint", Map.aclint, ACLINT.byteCount, aclint)
     builder.map("plic", Map.plic, PLIC.byteCount, plic)

@@ -43,13 +43,9 @@ public struct ArmConfiguration: Equatable, Sendable {
         throw ConfigurationError("\(what): gic-version is '\(entry.value)'; it must be 2, 3 or max")
       }
       gicVersion = version
-    case "virtualization", "secure", "mte", "ras":
+    case "virtualization", "secure", "its", "mte", "ras":
       if try list.bool(entry.key, of: what) == true {
         throw ConfigurationError("\(what): \(entry.key)=on is not implemented; leave it off")
-      }
-    case "its":
-      if try list.bool(entry.key, of: what) == true {
-        throw ConfigurationError("\(what): its=on is not implemented; leave it off")
       }
     case "highmem":
       if try list.bool(entry.key, of: what) == false {

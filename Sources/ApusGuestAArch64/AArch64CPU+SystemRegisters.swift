@@ -24,9 +24,7 @@ extension AArch64CPU {
     case (3, 0, 2, 0, 2): return s[.tcr]
     case (3, 0, 4, 1, 0): return s[.stackSelect] != 0 ? s[.spEL0] : nil
     case (3, 0, 4, 2, 0): return s[.stackSelect]
-    case (3, 0, 4, 2, 2): return s[.exceptionLevel] << 2
     case (3, 0, 4, 2, 3): return features.hasPAN ? s[.pan] : nil
-    case (3, 3, 4, 2, 1): return s[.daif]
     case (3, 0, 12, 0, 1): return 0
     case (3, 0, 12, 1, 0):  // ISR: I and F
       let lines = apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset)
@@ -63,9 +61,6 @@ extension AArch64CPU {
       guard features.hasPAN else { return false }
       s[.pan] = value & PState.pan
       updateMode()
-    case (3, 3, 4, 2, 1):
-      s[.daif] = value & PState.daif
-      engine.requestInterruptCheck()
     case (2, 0, 1, 0, 4): s[.osLock] = value & 1
     case (3, 3, 14, 2, let index):
       writeTimer(.physical, index, value)
@@ -125,15 +120,13 @@ public struct AArch64Model: Sendable {
   /// MIDR_EL1.
   public let mainID: UInt64
   public let features: AArch64FeatureSet
-  /// For the device tree.
-  public let compatible: String
 
   private static let v8 = AArch64FeatureSet([.base, .crc32])
   public static let all = [
-    AArch64Model(name: "max", mainID: 0x000f_0510, features: .max, compatible: "arm,armv8"),
-    AArch64Model(name: "cortex-a53", mainID: 0x410f_d034, features: v8, compatible: "arm,cortex-a53"),
-    AArch64Model(name: "cortex-a57", mainID: 0x411f_d070, features: v8, compatible: "arm,cortex-a57"),
-    AArch64Model(name: "cortex-a72", mainID: 0x410f_d083, features: v8, compatible: "arm,cortex-a72"),
+    AArch64Model(name: "max", mainID: 0x000f_0510, features: .max),
+    AArch64Model(name: "cortex-a53", mainID: 0x410f_d034, features: v8),
+    AArch64Model(name: "cortex-a57", mainID: 0x411f_d070, features: v8),
+    AArch64Model(name: "cortex-a72", mainID: 0x410f_d083, features: v8),
   ]
   public static func named(_ name: String) -> AArch64Model? { all.first { $0.name == name } }
 }

@@ -47,7 +47,7 @@ struct AArch64SystemRegister: Sendable {
   enum Kind: Sendable {
     /// Plain state: reads and writes are inline.
     case slot(AArch64SystemSlot, writable: UInt64)
-    /// `AArch64CPU.readSystem` and `writeSystem` know it.
+    /// The translator or `AArch64CPU.readSystem` and `writeSystem` know it.
     case special
     case zero
   }

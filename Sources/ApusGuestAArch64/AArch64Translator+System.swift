@@ -61,16 +61,13 @@ extension AArch64Translator {
     case .slot(let slot, _): setX(rd, block.get64(slot.offset))
     case .zero: setX(rd, constant(0))
     case .special:
-      switch (key.op1, key.n, key.m, key.op2) {
-      case (3, 4, 2, 1): setX(rd, interruptMask)
-      case (0, 4, 2, 2): setX(rd, constant(UInt64(mode.level) << 2))
-      case (0, 4, 1, 0): setX(rd, readSpecial())
-      default: setX(rd, readSpecial())
+      switch key {
+      case .init(3, 3, 4, 2, 1): setX(rd, interruptMask)
+      case .init(3, 0, 4, 2, 2): setX(rd, constant(UInt64(mode.level) << 2))
+      default: setX(rd, call(.readSystem, constant(UInt64(key.rawValue))))
       }
     }
   }
-
-  private mutating func readSpecial() -> IRValue { call(.readSystem, constant(UInt64(key.rawValue))) }
 
   mutating func writeRegister() {
     if writeUserRegister() { return }

@@ -77,13 +77,11 @@ public struct AArch64UserISA: UserISA {
   }
 
   public mutating func select(_ text: String) throws(ProgramError) {
-    switch text {
-    case "max", "any": features = .max
-    case "cortex-a53", "cortex-a57", "cortex-a72": features = AArch64FeatureSet([.base, .crc32])
-    default:
-      throw ProgramError(
-        "-cpu: there is no model '\(text)'; there are cortex-a53, cortex-a57, cortex-a72 and max", code: 1)
+    guard let model = AArch64Model.named(text == "any" ? "max" : text) else {
+      let names = AArch64Model.all.map(\.name).joined(separator: ", ")
+      throw ProgramError("-cpu: there is no model '\(text)'; there are \(names)", code: 1)
     }
+    features = model.features
   }
 
   public func makeCPU(state: UnsafeMutableRawPointer, engine: any GuestEngine, clock: GuestClock)
