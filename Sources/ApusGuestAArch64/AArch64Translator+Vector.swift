@@ -8,6 +8,7 @@ extension AArch64Translator {
     if block.optimisations.contains(.hostVector), let operation = wholeOperation(opcode) {
       return whole(operation)
     }
+    if floatVector(opcode) { return }
     switch opcode {
     case .vectorImmediate: if immediateVector() { return }
     case .vectorThreeSame: if bitwiseVector() || addVector() { return }

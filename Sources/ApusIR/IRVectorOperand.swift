@@ -11,6 +11,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   case shiftLeft, shiftRightSigned, shiftRightUnsigned
   // Of the lanes of a and b, b's behind a's: alternating from the lower or upper halves; the even or odd ones.
   case interleaveLow, interleaveHigh, evenLanes, oddLanes
+  // The highest bit of each lane of a: flipped, cleared.
+  case flipSigns, clearSigns
   // Of neighbouring lanes of a, then of b.
   case addPairs, minPairsSigned, maxPairsSigned, minPairsUnsigned, maxPairsUnsigned
   // The 16 bytes from byte `amount` of a, with b behind it.
@@ -32,6 +34,7 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   public func isAvailable(scale: Int) -> Bool {
     switch self {
     case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract: true
+    case .flipSigns, .clearSigns: scale > 0
     case .add, .subtract, .negate, .equal, .greaterSigned, .anySet, .interleaveLow, .interleaveHigh,
       .evenLanes,
       .oddLanes, .addPairs:
@@ -61,8 +64,8 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
     _ operation: IRVectorOperation, scale: Int = 0, amount: Int = 0, isFull: Bool, destination: Int, a: Int,
     b: Int?
   ) {
-    let slots = (b.map { $0 >> 3 } ?? 1023) << 44 | (a >> 3) << 34 | (destination >> 3) << 24
-    rawValue = Int64(slots | (isFull ? 1 << 19 : 0) | scale << 16 | amount << 8 | Int(operation.rawValue))
+    let attributes = (isFull ? 1 << 19 : 0) | scale << 16 | amount << 8 | Int(operation.rawValue)
+    rawValue = IRVectorSlots(destination: destination, a: a, b: b).rawValue | Int64(attributes)
   }
   public var operation: IRVectorOperation {
     IRVectorOperation(rawValue: UInt8(truncatingIfNeeded: rawValue)).unsafelyUnwrapped
@@ -70,14 +73,8 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
   public var amount: Int { Int(rawValue >> 8 & 0xff) }
   public var scale: Int { Int(rawValue >> 16 & 3) }
   public var isFull: Bool { rawValue >> 19 & 1 != 0 }
-  public var destination: Int { Int(rawValue >> 24 & 1023) << 3 }
-  public var a: Int { Int(rawValue >> 34 & 1023) << 3 }
-  /// `nil`: zero.
-  public var b: Int? {
-    let slot = Int(rawValue >> 44 & 1023)
-    return slot == 1023 ? nil : slot << 3
-  }
+  public var slots: IRVectorSlots { IRVectorSlots(rawValue: rawValue) }
   public var description: String {
-    "\(operation).\(8 << scale)\(isFull ? "" : " half") [\(destination)], [\(a)], \(b.map { "[\($0)]" } ?? "0") #\(amount)"
+    "\(operation).\(8 << scale)\(isFull ? "" : " half") \(slots) #\(amount)"
   }
 }

@@ -11,13 +11,13 @@ enum IRVectorUnit {
         state.load(fromByteOffset: offset + 8, as: UInt64.self)
       )
     }
-    let a = read(operand.a)
-    let b = operand.b.map(read) ?? (0, 0)
-    let d = read(operand.destination)
+    let a = read(operand.slots.a)
+    let b = operand.slots.b.map(read) ?? (0, 0)
+    let d = read(operand.slots.destination)
     let result = compute(operand, a, b, d)
-    state.storeBytes(of: result.low, toByteOffset: operand.destination, as: UInt64.self)
+    state.storeBytes(of: result.low, toByteOffset: operand.slots.destination, as: UInt64.self)
     if operand.isFull || operand.operation == .narrowHigh {
-      state.storeBytes(of: result.high, toByteOffset: operand.destination + 8, as: UInt64.self)
+      state.storeBytes(of: result.high, toByteOffset: operand.slots.destination + 8, as: UInt64.self)
     }
   }
 
@@ -96,6 +96,8 @@ enum IRVectorUnit {
     case .shiftLeft: return each { a, _, _ in a << UInt64(operand.amount) }
     case .shiftRightSigned: return eachSigned { a, _ in UInt64(bitPattern: a >> Int64(operand.amount)) }
     case .shiftRightUnsigned: return each { a, _, _ in a >> UInt64(operand.amount) }
+    case .flipSigns: return each { a, _, _ in a ^ 1 << UInt64(bits - 1) }
+    case .clearSigns: return each { a, _, _ in a & ~(1 << UInt64(bits - 1)) }
     case .interleaveLow, .interleaveHigh:
       let base = operand.operation == .interleaveHigh ? 64 / bits : 0
       return lanes(bits) { lane($0 & 1 == 0 ? a : b, base + $0 / 2, bits) }

@@ -33,13 +33,13 @@ extension X86Emitter {
   }
 
   /// The pinned register of a slot.
-  private func pinnedVector(_ offset: Int) -> X86Vector? {
+  func pinnedVector(_ offset: Int) -> X86Vector? {
     let slot = offset >> 3
     guard slot < Self.slotCount, slotRegister[slot] != 0xff else { return nil }
     return X86Vector(rawValue: slotRegister[slot])
   }
 
-  private func loadRegister(_ to: X86Vector, _ offset: Int, isFull: Bool) {
+  func loadRegister(_ to: X86Vector, _ offset: Int, isFull: Bool) {
     if let pinned = pinnedVector(offset) {
       asm.move(to, pinned)
       if isFull { asm.loadUpper(to, state(offset + 8)) }
@@ -51,9 +51,9 @@ extension X86Emitter {
   }
 
   /// Which halves an operation writes.
-  private enum Halves { case low, high, both }
+  enum Halves { case low, high, both }
 
-  private func storeRegister(_ offset: Int, _ value: X86Vector, _ halves: Halves) {
+  func storeRegister(_ offset: Int, _ value: X86Vector, _ halves: Halves) {
     if let pinned = pinnedVector(offset) {
       if halves != .low { asm.storeUpper(state(offset + 8), value) }
       if halves != .high { asm.move(pinned, value) }
@@ -67,7 +67,7 @@ extension X86Emitter {
   }
 
   /// Values that live in the destination move away.
-  private func giveUp(_ offset: Int, _ halves: Halves) {
+  func giveUp(_ offset: Int, _ halves: Halves) {
     if halves != .low { forgetMemory(offset + 8) }
     guard halves != .high else { return }
     if let pinned = pinnedVector(offset) {
@@ -82,7 +82,7 @@ extension X86Emitter {
     let operation = operand.operation
     let halves: Halves =
       operation == .narrowHigh ? .high : operand.isFull && operation != .narrowLow ? .both : .low
-    giveUp(operand.destination, halves)
+    giveUp(operand.slots.destination, halves)
     // What moved may move on: it is no operand.
     lockedVectors = 0
     // An operation on lower halves needs the upper ones where lanes move.
@@ -93,18 +93,18 @@ extension X86Emitter {
     default: readsAll = operand.isFull
     }
     let a = takeVectorTemporary()
-    loadRegister(a, operand.a, isFull: readsAll)
+    loadRegister(a, operand.slots.a, isFull: readsAll)
     let b = takeVectorTemporary()
-    if let offset = operand.b {
-      if offset == operand.a { asm.move(b, a) } else { loadRegister(b, offset, isFull: readsAll) }
+    if let offset = operand.slots.b {
+      if offset == operand.slots.a { asm.move(b, a) } else { loadRegister(b, offset, isFull: readsAll) }
     } else {
       asm.avx(0xef, b, b, b)
     }
     // The result, and d where it is read.
     let d = takeVectorTemporary()
-    if operation.readsDestination { loadRegister(d, operand.destination, isFull: operand.isFull) }
+    if operation.readsDestination { loadRegister(d, operand.slots.destination, isFull: operand.isFull) }
     emit(operand, a, b, d)
-    storeRegister(operand.destination, d, halves)
+    storeRegister(operand.slots.destination, d, halves)
     for register in [a, b, d] { lockedVectors &= ~(1 << UInt16(register.rawValue)) }
   }
 
@@ -180,6 +180,9 @@ extension X86Emitter {
     case .interleaveHigh: emit(Self.interleaveHigh, scale, d, a, b)
     case .evenLanes: lanes(scale, isOdd: false, d, a, b)
     case .oddLanes: lanes(scale, isOdd: true, d, a, b)
+    case .flipSigns, .clearSigns:
+      signs(b, scale)
+      asm.avx(operand.operation == .flipSigns ? 0xef : 0xdf, d, b, a)
     case .addPairs, .minPairsSigned, .maxPairsSigned, .minPairsUnsigned, .maxPairsUnsigned:
       pairs(operand.operation, scale, d, a, b)
     case .extract: asm.avx(0x0f, d, b, a, immediate: UInt8(operand.amount), map: 3, prefix: 1)
@@ -196,8 +199,14 @@ extension X86Emitter {
     }
   }
 
+  /// The highest bit of each lane of at least 16 bits.
+  func signs(_ to: X86Vector, _ scale: Int) {
+    asm.avx(0x76, to, to, to)
+    shift(6, scale, to, to, (8 << scale) - 1)
+  }
+
   /// group: 2 right unsigned, 4 right signed, 6 left.
-  private func shift(_ group: UInt8, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ amount: Int) {
+  func shift(_ group: UInt8, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ amount: Int) {
     asm.avxShift(0x70 + UInt8(scale), group, to, a, by: UInt8(amount))
   }
 
