@@ -43,9 +43,9 @@ static uint32_t total;
 static void distances(void) { uint32_t sum = 0; for (int i = 0; i < COUNT; i++) sum += abs(p[i] - q[i]); total += sum; }
 int main(int argc, char **argv) {
   const struct { const char *name; void (*run)(void); int count; } kernels[] = {
-    {"saxpy", saxpy, 3000}, {"daxpy", daxpy, 2000}, {"multiply", multiply, 500}, {"polynomial", polynomial, 3000},
-    {"blur", blur, 4000}, {"normalise", normalise, 3000}, {"blend", blend, 6000}, {"sums", sums, 10000},
-    {"distances", distances, 8000}};
+    {"saxpy", saxpy, 20000}, {"daxpy", daxpy, 15000}, {"multiply", multiply, 4000}, {"polynomial", polynomial, 20000},
+    {"blur", blur, 20000}, {"normalise", normalise, 20000}, {"blend", blend, 100000}, {"sums", sums, 100000},
+    {"distances", distances, 100000}};
   for (unsigned i = 0; argc > 1 && i < sizeof kernels / sizeof *kernels; i++)
     if (!strcmp(argv[1], kernels[i].name)) {
       fill();

@@ -22,8 +22,8 @@ public struct AArch64State: @unchecked Sendable {
     /// N 31, Z 30, C 29, V 28.
     case nzcv
     case fpcr
-    /// FPSR's QC; the IEEE flags are the state header's.
-    case saturation
+    /// FPSR's IDC, in its place; the other flags are the state header's.
+    case inputDenormal
     case tpidr, tpidrro
     /// The upper half of an exclusive pair.
     case monitorHigh
@@ -65,16 +65,24 @@ public struct AArch64State: @unchecked Sendable {
     base.storeBytes(of: 1, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
   }
 
-  /// FPSR: QC 27; IXC 4, UFC 3, OFC 2, DZC 1, IOC 0.
+  /// FPSR's QC.
+  var isSaturated: Bool {
+    get { base.load(fromByteOffset: StateHeader.saturation, as: UInt32.self) != 0 }
+    nonmutating set {
+      base.storeBytes(of: newValue ? 1 : 0, toByteOffset: StateHeader.saturation, as: UInt32.self)
+    }
+  }
+  /// FPSR: QC 27; IDC 7; IXC 4, UFC 3, OFC 2, DZC 1, IOC 0.
   public var fpsr: UInt64 {
     get {
       let soft = base.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
       let host = base.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
       return Self.fpsr(fromIEEE: UInt64((soft | StateHeader.floatFlags(mxcsr: host)) & 31))
-        | self[.saturation]
+        | self[.inputDenormal] | (isSaturated ? 1 << 27 : 0)
     }
     nonmutating set {
-      self[.saturation] = newValue & 1 << 27
+      self[.inputDenormal] = newValue & 1 << 7
+      isSaturated = newValue >> 27 & 1 != 0
       base.storeBytes(
         of: UInt32(Self.fpsr(fromIEEE: newValue & 31)), toByteOffset: StateHeader.softFloatFlags,
         as: UInt32.self)

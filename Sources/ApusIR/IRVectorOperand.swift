@@ -7,12 +7,25 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // All ones where the comparison holds. anySet: a & b is not 0.
   case equal, greaterSigned, greaterOrEqualSigned, greaterUnsigned, greaterOrEqualUnsigned, anySet
   case minSigned, maxSigned, minUnsigned, maxUnsigned
-  // By `amount`, less than the lane's bits.
-  case shiftLeft, shiftRightSigned, shiftRightUnsigned
+  // By `amount`, less than the lane's bits; `Rounded`, 2 or more: half of the last bit lost is added first.
+  case shiftLeft, shiftRightSigned, shiftRightUnsigned, shiftRightRoundedSigned, shiftRightRoundedUnsigned
   // Of the lanes of a and b, b's behind a's: alternating from the lower or upper halves; the even or odd ones.
   case interleaveLow, interleaveHigh, evenLanes, oddLanes
   // The highest bit of each lane of a: flipped, cleared.
   case flipSigns, clearSigns
+  // |a - b|; (a + b + 1) / 2.
+  case absoluteDifferenceSigned, absoluteDifferenceUnsigned, averageUnsigned
+  // Held to the lane's range; a lane that had to be sets `StateHeader.saturation`. multiplyHigh: the upper half of 2ab,
+  // rounded.
+  case addSaturatedSigned, addSaturatedUnsigned, subtractSaturatedSigned, subtractSaturatedUnsigned
+  case multiplyHighSaturated
+  // Bits set; lanes in reverse order in groups of `amount` bytes; a's byte b[i], or 0 if b[i] is above 15; a's lane `amount`.
+  case countOnes, reverse, permute, broadcast
+  // Of all lanes of a (of its lower half without `isFull`): the lowest lane; the others are 0.
+  case addAcross, minAcrossSigned, maxAcrossSigned, minAcrossUnsigned, maxAcrossUnsigned
+  // Sums of a's neighbouring lanes in twice the size; products of lanes from the lower or upper halves in twice the size.
+  case addPairsWidenedSigned, addPairsWidenedUnsigned
+  case multiplyLowSigned, multiplyLowUnsigned, multiplyHighSigned, multiplyHighUnsigned
   // Of neighbouring lanes of a, then of b.
   case addPairs, minPairsSigned, maxPairsSigned, minPairsUnsigned, maxPairsUnsigned
   // The 16 bytes from byte `amount` of a, with b behind it.
@@ -20,6 +33,9 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // a's lanes of twice the size, shifted right by `amount` and cut, into the lower or the upper half; the other half of d
   // stays.
   case narrowLow, narrowHigh
+  // The same without shift, held to the range: signed lanes to signed ones, signed to unsigned, unsigned to unsigned.
+  case narrowLowSigned, narrowHighSigned, narrowLowClamped, narrowHighClamped, narrowLowUnsigned,
+    narrowHighUnsigned
   // Lanes from the lower or upper half of a, in twice the size, shifted left by `amount`.
   case widenLowSigned, widenLowUnsigned, widenHighSigned, widenHighUnsigned
 
@@ -33,16 +49,35 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   /// Whether back ends have the operation for lanes of `8 << scale` bits; for narrow and widen those of the smaller side.
   public func isAvailable(scale: Int) -> Bool {
     switch self {
-    case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract: true
-    case .flipSigns, .clearSigns: scale > 0
+    case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract,
+      .permute, .broadcast, .reverse:
+      true
     case .add, .subtract, .negate, .equal, .greaterSigned, .anySet, .interleaveLow, .interleaveHigh,
       .evenLanes,
-      .oddLanes, .addPairs:
+      .oddLanes, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned:
       scale < 4
-    case .multiply, .multiplyAdd, .multiplySubtract: scale == 1 || scale == 2
-    case .shiftLeft, .shiftRightUnsigned: scale > 0
-    case .shiftRightSigned: scale == 1 || scale == 2
+    case .flipSigns, .clearSigns, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned: scale > 0
+    case .addSaturatedSigned, .addSaturatedUnsigned, .subtractSaturatedSigned, .subtractSaturatedUnsigned,
+      .averageUnsigned, .narrowLowSigned, .narrowHighSigned, .narrowLowClamped, .narrowHighClamped,
+      .narrowLowUnsigned, .narrowHighUnsigned:
+      scale < 2
+    case .multiplyHighSaturated: scale == 1
+    case .countOnes: scale == 0
     default: scale < 3
+    }
+  }
+
+  /// Whether lanes of a are cut to half their size, into the lower or the upper half of d.
+  public var narrowsToLow: Bool {
+    switch self {
+    case .narrowLow, .narrowLowSigned, .narrowLowClamped, .narrowLowUnsigned: true
+    default: false
+    }
+  }
+  public var narrowsToHigh: Bool {
+    switch self {
+    case .narrowHigh, .narrowHighSigned, .narrowHighClamped, .narrowHighUnsigned: true
+    default: false
     }
   }
 }
