@@ -113,8 +113,8 @@ public enum FPCR {
 /// What translated code depends on besides the bytes: the key of a block.
 ///
 /// ```
-///  10            9               8       7      6            3 2     1 0
-/// | float traps | exception level | system | soft | defaultNaN | RMode | context |
+///  14             13            12 11  10            9       8        7      6             3 2     1 0
+/// | kernel debug | break points | step | float traps | level | system | soft | default NaN | RMode | context |
 /// ```
 /// Contexts: 0 EL0, 1 EL1, 2 EL1 without PAN.
 public struct AArch64Mode: Hashable, Sendable {
@@ -131,6 +131,22 @@ public struct AArch64Mode: Hashable, Sendable {
   init(level: UInt32, hasPAN: Bool, fpcr: UInt64, trapsFloat: Bool) {
     self.init(context: level == 0 ? 0 : hasPAN ? 1 : 2, fpcr: fpcr)
     rawValue |= 1 << 8 | level << 9 | (trapsFloat ? 1 << 10 : 0)
+  }
+  /// A single step: none, to be made, made.
+  enum Step: UInt32 { case none, active, pending }
+  var step: Step {
+    get { Step(rawValue: rawValue >> 11 & 3) ?? .none }
+    set { rawValue = rawValue & ~(3 << 11) | newValue.rawValue << 11 }
+  }
+  /// Each instruction may hit a break point.
+  var checksBreakPoints: Bool {
+    get { rawValue >> 13 & 1 != 0 }
+    set { rawValue = rawValue & ~(1 << 13) | (newValue ? 1 << 13 : 0) }
+  }
+  /// EL1 may take its own debug exceptions: PSTATE.D matters.
+  var hasKernelDebug: Bool {
+    get { rawValue >> 14 & 1 != 0 }
+    set { rawValue = rawValue & ~(1 << 14) | (newValue ? 1 << 14 : 0) }
   }
   public var context: UInt8 { UInt8(rawValue & 3) }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }
