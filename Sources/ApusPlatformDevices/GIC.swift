@@ -23,11 +23,14 @@ public final class GIC: Sendable {
   public let cpuCount: Int
   /// Shared interrupts, a multiple of 32.
   public let sharedCount: Int
+  /// Where tables of LPIs lie; `nil` without a translation service.
+  let memory: GuestRAMTable?
   private let state: Mutex<GICState>
   private let outputs: [Outputs]
 
-  public init(version: Version, sharedCount: Int, outputs: [Outputs]) {
-    (self.version, self.sharedCount, self.outputs) = (version, sharedCount, outputs)
+  /// - Parameter memory: for LPIs, of version 3; outlives the controller.
+  public init(version: Version, sharedCount: Int, outputs: [Outputs], memory: GuestRAMTable? = nil) {
+    (self.version, self.sharedCount, self.outputs, self.memory) = (version, sharedCount, outputs, memory)
     cpuCount = outputs.count
     state = Mutex(GICState(cpuCount: outputs.count, sharedCount: sharedCount))
   }
