@@ -53,7 +53,9 @@ struct ArmVirtACPI {
       body.append(cpu, 4)
       body.append(cpu, 4)
       body.append(1, 4)  // enabled
-      body.append(0, 16)
+      body.append(0, 4)
+      body.append(UInt64(Map.performanceInterrupt), 4)
+      body.append(0, 8)
       body.append(gicVersion == .v2 ? Map.gicInterface : 0, 8)
       body.append(0, 28)
       body.append(cpu, 8)  // MPIDR

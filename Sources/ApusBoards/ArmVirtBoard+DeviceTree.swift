@@ -98,6 +98,12 @@ struct ArmVirtDeviceTree {
         node.set("compatible", ["arm,armv8-timer", "arm,armv7-timer"])
       })
     tree.root.add(
+      .init("pmu") { node in
+        let mask: UInt32 = gicVersion == .v2 ? (1 << UInt32(cpuCount) - 1) << 8 : 0
+        node.set("interrupts", cells: [1, UInt32(Map.performanceInterrupt - 16), Self.levelHigh | mask])
+        node.set("compatible", "arm,armv8-pmuv3")
+      })
+    tree.root.add(
       .init("apb-pclk") {
         $0.set("phandle", Self.clockHandle)
         $0.set("clock-output-names", "clk24mhz")

@@ -115,6 +115,7 @@ public final class ArmVirtBoard: Board {
         wires.gic?.setPrivate(
           cpu, timer == .virtual ? Map.virtualTimerInterrupt : Map.physicalTimerInterrupt, level)
       },
+      setPerformanceLine: { wires.gic?.setPrivate($0, Map.performanceInterrupt, $1) },
       switchPower: { [weak machine] isReset in machine?.request(isReset ? .reset : .powerOff) })
   }
 

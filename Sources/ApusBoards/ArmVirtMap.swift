@@ -29,7 +29,8 @@ public enum ArmVirtMap {
   /// Of virtio slot 0; the others follow.
   public static let virtioInterrupt = 16
   public static let messageInterrupt = (first: 48, count: 64)
-  /// A CPU's own: the timers.
+  /// A CPU's own: the performance monitor, the timers.
+  public static let performanceInterrupt = 23
   public static let virtualTimerInterrupt = 27
   public static let physicalTimerInterrupt = 30
   /// The pin of the power key.

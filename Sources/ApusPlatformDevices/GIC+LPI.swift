@@ -1,5 +1,3 @@
-import CApusHost
-
 /// A redistributor's locality-specific interrupts, numbers 8192 and up: only what is pending is kept; priority and enable
 /// bit are read from the guest's table when an interrupt becomes pending or software says that they changed
 /// [IHI 0069H §5.1].
@@ -31,8 +29,8 @@ extension GIC {
   private func setting(_ lpis: LPIs, _ number: Int) -> LPIs.Setting? {
     guard let memory, number >= LPIs.first, number >> Int(lpis.properties & 31 + 1) == 0 else { return nil }
     let address = lpis.properties & 0xf_ffff_ffff_f000 + UInt64(number - LPIs.first)
-    guard let word = memory.word(address & ~7) else { return nil }
-    let byte = apus_load_relaxed64(word) >> (8 * (address & 7))
+    guard let word = memory.load(address & ~7) else { return nil }
+    let byte = word >> (8 * (address & 7))
     return .init(priority: UInt8(byte & 0xfc) & GICState.priorityMask, isEnabled: byte & 1 != 0)
   }
 
@@ -77,8 +75,7 @@ extension GIC {
       let base = state.lpis[cpu].pendingTable & 0xf_ffff_ffff_0000
       let limit = min(1 << Int(state.lpis[cpu].properties & 31 + 1), 65536)
       for first in stride(from: LPIs.first, to: limit, by: 64) {
-        guard let word = memory.word(base + UInt64(first / 8)) else { return }
-        var bits = apus_load_relaxed64(word)
+        guard var bits = memory.load(base + UInt64(first / 8)) else { return }
         while bits != 0 {
           let number = first + bits.trailingZeroBitCount
           bits &= bits - 1

@@ -1,6 +1,5 @@
 import ApusDevice
 import ApusMemory
-import CApusHost
 import Synchronization
 
 /// GICv3's Interrupt Translation Service: what a device writes becomes an interrupt of type LPI, by tables in the guest's
@@ -24,8 +23,8 @@ public final class GICTranslationService: MMIODevice {
     var queue: UInt64 = 0
     var writer: UInt64 = 0
     var reader: UInt64 = 0
-    /// GITS_BASER0, devices, and GITS_BASER1, collections.
-    var tables: [UInt64] = [0, 0]
+    /// GITS_BASER0, devices, and GITS_BASER1, collections; pages of 64 KiB unless software says otherwise.
+    var tables: [UInt64] = [2 << 8, 2 << 8]
   }
   private enum Table: Int {
     case devices = 0
@@ -124,12 +123,6 @@ public final class GICTranslationService: MMIODevice {
 
   // MARK: Tables
 
-  private func load(_ address: UInt64) -> UInt64? { memory.word(address).map { apus_load_relaxed64($0) } }
-  private func store(_ address: UInt64, _ value: UInt64) {
-    guard let pointer = memory.word(address) else { return }
-    pointer.storeBytes(of: value.littleEndian, as: UInt64.self)
-  }
-
   /// Where an entry is; `nil` outside its table.
   private func entry(_ table: Table, _ index: UInt64, _ registers: Registers) -> UInt64? {
     let base = registers.tables[table.rawValue]
@@ -141,7 +134,7 @@ public final class GICTranslationService: MMIODevice {
 
   /// Where the entry of a device's event is.
   private func interruptEntry(_ device: UInt64, _ event: UInt64, _ registers: Registers) -> UInt64? {
-    guard let address = entry(.devices, device, registers), let found = load(address),
+    guard let address = entry(.devices, device, registers), let found = memory.load(address),
       found & Self.valid != 0,
       event < 1 << (found & 0xffff)
     else { return nil }
@@ -149,7 +142,7 @@ public final class GICTranslationService: MMIODevice {
   }
 
   private func target(_ collection: UInt64, _ registers: Registers) -> Int? {
-    guard let address = entry(.collections, collection, registers), let found = load(address),
+    guard let address = entry(.collections, collection, registers), let found = memory.load(address),
       found & Self.valid != 0, found & 0xffff < UInt64(gic.cpuCount)
     else { return nil }
     return Int(found & 0xffff)
@@ -158,7 +151,7 @@ public final class GICTranslationService: MMIODevice {
   private func translate(_ device: UInt64, _ event: UInt64, _ registers: Registers) -> (
     cpu: Int, number: Int
   )? {
-    guard let address = interruptEntry(device, event, registers), let found = load(address),
+    guard let address = interruptEntry(device, event, registers), let found = memory.load(address),
       found & Self.valid != 0, let cpu = target(found & 0xffff, registers)
     else { return nil }
     return (cpu, Int(found >> 32 & 0xffff))
@@ -176,7 +169,7 @@ public final class GICTranslationService: MMIODevice {
     guard registers.writer < byteCount else { return }
     while registers.reader != registers.writer {
       let address = base + registers.reader
-      let words = (0..<4 as Range<UInt64>).map { load(address + 8 * $0) }
+      let words = (0..<4 as Range<UInt64>).map { memory.load(address + 8 * $0) }
       if let a = words[0], let b = words[1], let c = words[2], let d = words[3] {
         if !carryOut((a, b, c, d), registers) {
           GuestErrorTrace.report(
@@ -200,11 +193,11 @@ public final class GICTranslationService: MMIODevice {
     }
     switch command.0 & 0xff {
     case 0x01:  // MOVI
-      guard let address = interruptEntry(device, event, registers), let found = load(address),
+      guard let address = interruptEntry(device, event, registers), let found = memory.load(address),
         found & Self.valid != 0, let old = target(found & 0xffff, registers),
         let new = target(collection, registers)
       else { return false }
-      store(address, found & ~0xffff | collection)
+      memory.store(address, found & ~0xffff | collection)
       gic.moveLPI(Int(found >> 32 & 0xffff), from: old, to: new)
     case 0x03: return withInterrupt { gic.setLPI($0, $1, isPending: true) }  // INT
     case 0x04: return withInterrupt { gic.setLPI($0, $1, isPending: false) }  // CLEAR
@@ -214,17 +207,17 @@ public final class GICTranslationService: MMIODevice {
       let bits = (command.1 & 31) + 1
       guard bits <= Self.identifierBits else { return false }
       let table = command.2 >> 8 & ((1 << 44) - 1)
-      store(address, command.2 & Self.valid == 0 ? 0 : Self.valid | table << 16 | bits)
+      memory.store(address, command.2 & Self.valid == 0 ? 0 : Self.valid | table << 16 | bits)
     case 0x09:  // MAPC
       guard let address = entry(.collections, collection, registers) else { return false }
       let cpu = command.2 >> 16 & 0xffff_ffff
       guard command.2 & Self.valid == 0 || cpu < UInt64(gic.cpuCount) else { return false }
-      store(address, command.2 & Self.valid == 0 ? 0 : Self.valid | cpu)
+      memory.store(address, command.2 & Self.valid == 0 ? 0 : Self.valid | cpu)
     case 0x0a, 0x0b:  // MAPTI, MAPI
       guard let address = interruptEntry(device, event, registers) else { return false }
       let number = command.0 & 0xff == 0x0b ? event : command.1 >> 32
       guard (8192..<65536).contains(number) else { return false }
-      store(address, Self.valid | number << 32 | collection)
+      memory.store(address, Self.valid | number << 32 | collection)
     case 0x0c: return withInterrupt { gic.reloadLPI($0, $1) }  // INV
     case 0x0d:  // INVALL
       guard let cpu = target(collection, registers) else { return false }
@@ -236,7 +229,7 @@ public final class GICTranslationService: MMIODevice {
     case 0x0f:  // DISCARD
       guard let address = interruptEntry(device, event, registers) else { return false }
       if let (cpu, number) = translate(device, event, registers) { gic.setLPI(cpu, number, isPending: false) }
-      store(address, 0)
+      memory.store(address, 0)
     default: return false
     }
     return true

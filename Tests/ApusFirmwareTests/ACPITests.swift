@@ -20,7 +20,7 @@ import Testing
     fixed.append(pointerTo: "DSDT")
     tables.add("FACP", revision: 6, fixed)
     var files = Dictionary(uniqueKeysWithValues: tables.files().map { ($0.name, $0.bytes) })
-    let commands = try #require(files.removeValue(forKey: ACPITables.loaderFile))
+    let commands = try #require(files[ACPITables.loaderFile])
     #expect(commands.count % 128 == 0)
     var addresses: [String: Int] = [:]
     for at in stride(from: 0, to: commands.count, by: 128) {
