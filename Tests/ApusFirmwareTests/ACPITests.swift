@@ -63,7 +63,7 @@ import Testing
 
   @Test func lengthsCountThemselves() {
     // 63 bytes with the length fit one byte, more take two, 4095 are the last of those.
-    for (count, expected) in [(58, 1), (59, 2), (4088, 2), (4089, 3)] {
+    for (count, expected) in [(60, 1), (61, 2), (4091, 2), (4092, 3)] {
       let code = AML.scope("\\", Array(repeating: 0xa3, count: count))
       let extra = Int(code[1] >> 6)
       #expect(extra + 1 == expected)
