@@ -44,7 +44,7 @@ let package = Package(
     lib("ApusIR", [], hot),
     lib("ApusISARISCV", ["ApusDecode", "ApusBits"], hot),
     lib("ApusFloat", [], hot),
-    lib("ApusIREval", ["ApusIR", "ApusFloat", "CApusHost"], hot),
+    lib("ApusIREval", ["ApusIR", "ApusFloat", "ApusBits", "CApusHost"], hot),
     lib("ApusGuest", ["ApusIR"], hot),
     lib(
       "ApusGuestRISCV",
@@ -55,7 +55,7 @@ let package = Package(
       "ApusGuestAArch64",
       [
         "ApusGuest", "ApusISAAArch64", "ApusIR", "ApusFloat", "ApusCPU", "ApusMemory", "ApusHost",
-        "CApusHost",
+        "ApusBits", "CApusHost",
       ], hot),
     lib("ApusAsmX86", [], hot),
     lib("ApusJIT", ["ApusIR", "ApusHost"], hot),

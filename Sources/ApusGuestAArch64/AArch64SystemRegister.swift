@@ -1,4 +1,5 @@
 import ApusIR
+import ApusISAAArch64
 
 /// What only system emulation keeps in the state, a u64 each, behind the registers that processes see.
 public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
@@ -12,6 +13,10 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   case mdscr, osLock, osDoubleLock
   case breakValue0, breakControl0, breakValue1, breakControl1
   case watchValue0, watchControl0, watchValue1, watchControl1
+  /// PSTATE.SSBS and DIT, as bits 12 and 24.
+  case statusBits
+  /// Keys of pointer authentication.
+  case apiaLow, apiaHigh, apibLow, apibHigh, apdaLow, apdaHigh, apdbLow, apdbHigh, apgaLow, apgaHigh
   /// Levels of the interrupt inputs: bit 0 IRQ, bit 1 FIQ. Written by any thread.
   case interruptLines
 
@@ -56,13 +61,16 @@ struct AArch64SystemRegister: Sendable {
   /// The lowest levels that may read and write it; 4: none.
   let reader: UInt8
   let writer: UInt8
+  /// What it belongs to.
+  var feature = AArch64Feature.base
 
   private static func slot(
     _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, _ slot: AArch64SystemSlot,
-    writable: UInt64 = .max, op0: UInt16 = 3
+    _ feature: AArch64Feature = .base, writable: UInt64 = .max, op0: UInt16 = 3
   ) -> Self {
     .init(
-      key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: 1, writer: 1)
+      key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: 1, writer: 1,
+      feature: feature)
   }
   private static func special(
     _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, reader: UInt8 = 1, writer: UInt8 = 1,
@@ -83,6 +91,11 @@ struct AArch64SystemRegister: Sendable {
       slot(0, 13, 0, 1, .contextID), slot(0, 13, 0, 4, .tpidr1), slot(0, 14, 1, 0, .cntkctl),
       slot(0, 4, 0, 0, .spsr), slot(0, 4, 0, 1, .elr),
       slot(2, 0, 0, 0, .csselr, writable: 15),
+      slot(0, 2, 1, 0, .apiaLow, .pauth), slot(0, 2, 1, 1, .apiaHigh, .pauth),
+      slot(0, 2, 1, 2, .apibLow, .pauth), slot(0, 2, 1, 3, .apibHigh, .pauth),
+      slot(0, 2, 2, 0, .apdaLow, .pauth), slot(0, 2, 2, 1, .apdaHigh, .pauth),
+      slot(0, 2, 2, 2, .apdbLow, .pauth), slot(0, 2, 2, 3, .apdbHigh, .pauth),
+      slot(0, 2, 3, 0, .apgaLow, .pauth), slot(0, 2, 3, 1, .apgaHigh, .pauth),
       // Debug: MDSCR_EL1, OSDLR_EL1, two break and two watch points, which are kept but never hit.
       slot(0, 0, 2, 2, .mdscr, op0: 2), slot(0, 1, 3, 4, .osDoubleLock, writable: 1, op0: 2),
       slot(0, 0, 0, 4, .breakValue0, op0: 2), slot(0, 0, 0, 5, .breakControl0, op0: 2),

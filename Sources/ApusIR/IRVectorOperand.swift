@@ -20,10 +20,24 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   case narrowLow, narrowHigh
   // Lanes from the lower or upper half of a, in twice the size, shifted left by `amount`.
   case widenLowSigned, widenLowUnsigned, widenHighSigned, widenHighUnsigned
+  // Lanes of a, by `amount`, less than the lane's bits.
+  case rotateRight
+  // AES [FIPS 197]: SubBytes and ShiftRows of a ^ b, or their inverses, then perhaps (Inv)MixColumns; those alone of a.
+  case aesEncrypt, aesDecrypt, aesEncryptMix, aesDecryptMix, aesMix, aesInverseMix
+  // The product, without carries, of the lower or upper halves of a and b.
+  case carrylessLow, carrylessHigh
+  // Four rounds of SHA-1 [FIPS 180-4]: d is a, b, c, d; e is a's lowest lane; b the words with the constants. sha1Rotate: a's
+  // lowest lane, left by 30. The schedule: onto d.
+  case sha1Choose, sha1Parity, sha1Majority, sha1Rotate, sha1ScheduleFirst, sha1ScheduleSecond
+  // Four rounds of SHA-256: d is a to d and a is e to h, or the other way round; b the words with the constants.
+  case sha256First, sha256Second, sha256ScheduleFirst, sha256ScheduleSecond
 
   public var readsDestination: Bool {
     switch self {
-    case .select, .insertIfTrue, .insertIfFalse, .multiplyAdd, .multiplySubtract: true
+    case .select, .insertIfTrue, .insertIfFalse, .multiplyAdd, .multiplySubtract, .sha1Choose, .sha1Parity,
+      .sha1Majority, .sha1ScheduleFirst, .sha1ScheduleSecond, .sha256First, .sha256Second,
+      .sha256ScheduleFirst, .sha256ScheduleSecond:
+      true
     default: false
     }
   }
@@ -37,7 +51,7 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
       .oddLanes, .addPairs:
       scale < 4
     case .multiply, .multiplyAdd, .multiplySubtract: scale == 1 || scale == 2
-    case .shiftLeft, .shiftRightUnsigned: scale > 0
+    case .shiftLeft, .shiftRightUnsigned, .rotateRight: scale > 0
     case .shiftRightSigned: scale == 1 || scale == 2
     default: scale < 3
     }
@@ -66,6 +80,10 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
   }
   public var operation: IRVectorOperation {
     IRVectorOperation(rawValue: UInt8(truncatingIfNeeded: rawValue)).unsafelyUnwrapped
+  }
+  /// The same operands for another operation.
+  public func with(_ operation: IRVectorOperation) -> IRVectorOperand {
+    IRVectorOperand(rawValue: rawValue & ~0xff | Int64(operation.rawValue))
   }
   public var amount: Int { Int(rawValue >> 8 & 0xff) }
   public var scale: Int { Int(rawValue >> 16 & 3) }

@@ -39,7 +39,7 @@ extension X86Emitter {
     return X86Vector(rawValue: slotRegister[slot])
   }
 
-  private func loadRegister(_ to: X86Vector, _ offset: Int, isFull: Bool) {
+  func loadRegister(_ to: X86Vector, _ offset: Int, isFull: Bool) {
     if let pinned = pinnedVector(offset) {
       asm.move(to, pinned)
       if isFull { asm.loadUpper(to, state(offset + 8)) }
@@ -51,9 +51,9 @@ extension X86Emitter {
   }
 
   /// Which halves an operation writes.
-  private enum Halves { case low, high, both }
+  enum Halves { case low, high, both }
 
-  private func storeRegister(_ offset: Int, _ value: X86Vector, _ halves: Halves) {
+  func storeRegister(_ offset: Int, _ value: X86Vector, _ halves: Halves) {
     if let pinned = pinnedVector(offset) {
       if halves != .low { asm.storeUpper(state(offset + 8), value) }
       if halves != .high { asm.move(pinned, value) }
@@ -67,7 +67,7 @@ extension X86Emitter {
   }
 
   /// Values that live in the destination move away.
-  private func giveUp(_ offset: Int, _ halves: Halves) {
+  func giveUp(_ offset: Int, _ halves: Halves) {
     if halves != .low { forgetMemory(offset + 8) }
     guard halves != .high else { return }
     if let pinned = pinnedVector(offset) {
@@ -80,6 +80,11 @@ extension X86Emitter {
 
   func emitVector(_ operand: IRVectorOperand) {
     let operation = operand.operation
+    if operation.rawValue >= IRVectorOperation.sha1Choose.rawValue,
+      operation.rawValue <= IRVectorOperation.sha256ScheduleSecond.rawValue
+    {
+      return emitHash(operand)
+    }
     let halves: Halves =
       operation == .narrowHigh ? .high : operand.isFull && operation != .narrowLow ? .both : .low
     giveUp(operand.destination, halves)
@@ -193,6 +198,17 @@ extension X86Emitter {
       if isHigh { asm.avxShift(0x73, 3, a, a, by: 8) }
       emit(isSigned ? Self.widenSigned : Self.widenUnsigned, scale, d, .xmm0, a)
       if operand.amount != 0 { shift(6, scale + 1, d, d, operand.amount) }
+    case .rotateRight:
+      shift(2, scale, d, a, operand.amount)
+      shift(6, scale, a, a, (8 << scale) - operand.amount)
+      asm.avx(0xeb, d, d, a)
+    case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
+      cipher(operand.operation, a, b, d)
+    case .carrylessLow: asm.avx(0x44, d, a, b, immediate: 0, map: 3, prefix: 1)
+    case .carrylessHigh: asm.avx(0x44, d, a, b, immediate: 0x11, map: 3, prefix: 1)
+    case .sha1Choose, .sha1Parity, .sha1Majority, .sha1Rotate, .sha1ScheduleFirst, .sha1ScheduleSecond,
+      .sha256First, .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
+      preconditionFailure("emitHash does them")
     }
   }
 
