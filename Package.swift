@@ -59,7 +59,7 @@ let package = Package(
       ], hot),
     lib("ApusAsmX86", [], hot),
     lib("ApusJIT", ["ApusIR", "ApusHost"], hot),
-    lib("ApusJITX86", ["ApusJIT", "ApusAsmX86", "ApusIR", "CApusHost"], hot),
+    lib("ApusJITX86", ["ApusJIT", "ApusAsmX86", "ApusIR", "ApusBits", "CApusHost"], hot),
     lib(
       "ApusAccelTranslate",
       [
@@ -162,6 +162,9 @@ let package = Package(
       ]),
     lib("ApusTestKit", ["ApusVirtio", "ApusPCI", "ApusDevice", "ApusMemory", "ApusHost"]),
     tests("ApusFloatTests", ["ApusFloat", "ApusTestKit"]),
+    tests("ApusBitsTests", ["ApusBits"]),
+    tests("ApusISAAArch64Tests", ["ApusISAAArch64", "ApusDecode", "ApusHost", "ApusTestKit"]),
+    tests("ApusGuestAArch64Tests", ["ApusGuestAArch64", "ApusISAAArch64"]),
     tests("ApusISARISCVTests", ["ApusISARISCV", "ApusDecode", "ApusHost", "ApusTestKit"]),
     // Runs apus-user and apus-difftest as programs: a dependency would hand its static linking on to the test bundle.
     tests("ApusUserTests", ["ApusHost"]),

@@ -172,8 +172,8 @@ extension AArch64CPU {
       let original = extended(selects)
       var sum = code(original, modifier, key)
       // A pointer that is no good already becomes one that does not authenticate.
-      let extension_ = pointer & field & ((1 << topBit) | ((1 << topBit) - 1))
-      if extension_ != 0, extension_ != field { sum ^= 1 << (topBit - 1) }
+      let extensionBits = pointer & field & ((1 << topBit) | ((1 << topBit) - 1))
+      if extensionBits != 0, extensionBits != field { sum ^= 1 << (topBit - 1) }
       return original & ~codeField & ~(1 << 55) | sum & codeField | (selects ? 1 << 55 : 0)
     case 1:
       let original = extended(isUpper)

@@ -1,4 +1,3 @@
-import ApusBits
 import ApusIR
 import ApusISAAArch64
 
@@ -103,21 +102,6 @@ extension AArch64Translator {
     guard block.optimisations.contains(.hostCrypto) else {
       return setX(rd, call(.crc32, x(rn), x(rm), constant(UInt64(kind))))
     }
-    let scale = UInt64(kind & 3)
-    if kind & 4 != 0 {
-      return setX(rd, block.binary(.crc32c, x(rn), x(rm), immediate: Int64(scale)))
-    }
-    // Data and sum at the top of 64 bits: the product with the quotient's factor, then with the divisor.
-    let bitCount: UInt64 = 8 << scale
-    let sum = block.unary(.zeroExtend32, narrow(x(rn)))
-    var value = block.binary(.xor64, sum, x(rm))
-    if bitCount < 64 { value = block.binary(.shl64, value, constant(64 - bitCount)) }
-    let quotient = block.binary(.carrylessMultiply64, value, constant(CyclicRedundancy.ieee.quotientFactor))
-    var result = block.binary(
-      .carrylessMultiplyHigh64, quotient, constant(CyclicRedundancy.ieee.divisor))
-    if bitCount < 32 {
-      result = block.binary(.xor64, result, block.binary(.shrU64, sum, constant(bitCount)))
-    }
-    setX(rd, result)
+    setX(rd, block.binary(.crc32, x(rn), x(rm), immediate: Int64(kind)))
   }
 }

@@ -186,6 +186,12 @@ extension AArch64Translator {
       return WholeOperation(operation: operation, scale: scale, a: rn, b: nil, isFull: isFull)
     }
     switch bits(12, 5) {
+    // rev64, rev32, rev16; the lanes stay within halves of the register.
+    case 0x00, 0x01:
+      let container = u ? 2 : bits(12, 5) == 0 ? 3 : 1
+      guard scale < container, !u || bits(12, 5) == 0 else { return nil }
+      return WholeOperation(
+        operation: .reverse, scale: scale, amount: container, a: rn, b: nil, isFull: isFull)
     case 0x05 where u && scale == 0: return one(.not)
     case 0x08: return one(u ? .greaterOrEqualSigned : .greaterSigned)
     case 0x09 where !u: return one(.equal)

@@ -22,6 +22,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   case widenLowSigned, widenLowUnsigned, widenHighSigned, widenHighUnsigned
   // Lanes of a, by `amount`, less than the lane's bits.
   case rotateRight
+  // a's lanes in reverse order within each 8 << amount bits.
+  case reverse
   // AES [FIPS 197]: SubBytes and ShiftRows of a ^ b, or their inverses, then perhaps (Inv)MixColumns; those alone of a.
   case aesEncrypt, aesDecrypt, aesEncryptMix, aesDecryptMix, aesMix, aesInverseMix
   // The product, without carries, of the lower or upper halves of a and b.
@@ -45,7 +47,9 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   /// Whether back ends have the operation for lanes of `8 << scale` bits; for narrow and widen those of the smaller side.
   public func isAvailable(scale: Int) -> Bool {
     switch self {
-    case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract: true
+    case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract,
+      .reverse:
+      true
     case .add, .subtract, .negate, .equal, .greaterSigned, .anySet, .interleaveLow, .interleaveHigh,
       .evenLanes,
       .oddLanes, .addPairs:

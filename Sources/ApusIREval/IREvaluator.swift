@@ -341,10 +341,10 @@ public final class IREvaluator {
     case .byteSwap64: return a().byteSwapped
     case .carrylessMultiply64: return carrylessProduct(a(), b()).low
     case .carrylessMultiplyHigh64: return carrylessProduct(a(), b()).high
-    case .crc32c:
+    case .crc32:
+      let kind: CyclicRedundancy = i.immediate & 4 != 0 ? .castagnoli : .ieee
       return UInt64(
-        CyclicRedundancy.castagnoli.updated(
-          UInt32(truncatingIfNeeded: a()), with: b(), byteCount: 1 << Int(i.immediate)))
+        kind.updated(UInt32(truncatingIfNeeded: a()), with: b(), byteCount: 1 << Int(i.immediate & 3)))
     case .signExtend8: return bits(Int64(Int8(truncatingIfNeeded: a())))
     case .signExtend16: return bits(Int64(Int16(truncatingIfNeeded: a())))
     case .zeroExtend8: return a() & 0xff

@@ -132,6 +132,9 @@ enum IRVectorUnit {
       return each { a, _, _ in
         a >> UInt64(operand.amount) | (operand.amount == 0 ? 0 : a << UInt64(bits - operand.amount))
       }
+    case .reverse:
+      let flip = 1 << (operand.amount - operand.scale) - 1
+      return lanes(bits) { lane(a, $0 ^ flip, bits) }
     case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
       return aes(operand.operation, a, b)
     case .carrylessLow, .carrylessHigh:

@@ -1,9 +1,47 @@
 import ApusAsmX86
+import ApusBits
 import ApusIR
 
 // AES on AES-NI; SHA-1 and SHA-256 on the host's SHA instructions, which keep their words in another order.
 
 extension X86Emitter {
+  func emitCRC32(_ i: IRInstruction) {
+    precondition(
+      features.hasCipher && features.hasCarrylessMultiply, "the translation cache has switched this off")
+    let scale = Int(i.immediate & 3)
+    let data = use(i.b)
+    let sum = use(i.a)
+    let register = takeTemporary()
+    asm.move(register, sum, wide: false)
+    if i.immediate & 4 != 0 {
+      asm.crc32c(register, data, scale: scale)
+      return finishIn(register)
+    }
+    // Sum and data at the top of 64 bits, times the quotient's factor, times the divisor.
+    let (value, factors) = (takeVectorTemporary(), takeVectorTemporary())
+    let other = takeTemporary()
+    asm.move(other, immediate: CyclicRedundancy.ieee.quotientFactor)
+    asm.move(factors, other, wide: true)
+    asm.arithmetic(.xor, register, data)
+    if scale < 3 { asm.shift(.left, register, by: UInt8(64 - (8 << scale))) }
+    asm.move(value, register, wide: true)
+    asm.carrylessMultiply(value, value, factors)
+    asm.move(other, immediate: CyclicRedundancy.ieee.divisor)
+    asm.move(factors, other, wide: true)
+    asm.carrylessMultiply(value, value, factors)
+    asm.avxShift(0x73, 3, value, value, by: 8)
+    if scale < 2 {
+      // The upper bits of the old sum are not used up.
+      asm.move(other, sum, wide: false)
+      asm.shift(.right, other, by: UInt8(8 << scale))
+      asm.move(register, value, wide: true)
+      asm.arithmetic(.xor, register, other)
+    } else {
+      asm.move(register, value, wide: true)
+    }
+    finishIn(register)
+  }
+
   /// d = a step of AES. Changes a and b; b is zero where only columns are mixed.
   func cipher(
     _ operation: IRVectorOperation, _ a: X86Vector, _ b: X86Vector, _ d: X86Vector

@@ -70,14 +70,7 @@ extension X86Emitter {
       if register != source { asm.move(register, source) }
       asm.byteSwap(register)
     case .carrylessMultiply64, .carrylessMultiplyHigh64: emitCarrylessMultiply(i)
-    case .crc32c:
-      precondition(features.hasCipher, "the translation cache has switched this off")
-      let data = use(i.b)
-      let sum = use(i.a)
-      let register = takeTemporary()
-      asm.move(register, sum, wide: false)
-      asm.crc32c(register, data, scale: Int(i.immediate))
-      finishIn(register)
+    case .crc32: emitCRC32(i)
     case .signExtend8: emitExtend(i, 8, signed: true)
     case .signExtend16: emitExtend(i, 16, signed: true)
     case .zeroExtend8: emitExtend(i, 8, signed: false)

@@ -202,6 +202,7 @@ extension X86Emitter {
       shift(2, scale, d, a, operand.amount)
       shift(6, scale, a, a, (8 << scale) - operand.amount)
       asm.avx(0xeb, d, d, a)
+    case .reverse: reverse(scale, within: operand.amount, d, a)
     case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
       cipher(operand.operation, a, b, d)
     case .carrylessLow: asm.avx(0x44, d, a, b, immediate: 0, map: 3, prefix: 1)
@@ -210,6 +211,24 @@ extension X86Emitter {
       .sha256First, .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
       preconditionFailure("emitHash does them")
     }
+  }
+
+  /// d = a's lanes in reverse order within each `8 << container` bits. Changes a.
+  private func reverse(_ scale: Int, within container: Int, _ d: X86Vector, _ a: X86Vector) {
+    if scale == 2 { return asm.avx(0x70, d, .xmm0, a, immediate: 0xb1, map: 1, prefix: 1) }
+    var source = a
+    if scale == 0 {
+      // The bytes of words change places.
+      shift(6, 1, d, a, 8)
+      shift(2, 1, a, a, 8)
+      asm.avx(0xeb, d, d, a)
+      source = d
+    }
+    guard container > 1 else { return }
+    // Then the words: those of the lower half (F2), those of the upper one (F3).
+    let order: UInt8 = container == 2 ? 0xb1 : 0x1b
+    asm.avx(0x70, d, .xmm0, source, immediate: order, map: 1, prefix: 3)
+    asm.avx(0x70, d, .xmm0, d, immediate: order, map: 1, prefix: 2)
   }
 
   /// group: 2 right unsigned, 4 right signed, 6 left.

@@ -248,7 +248,7 @@ struct AArch64BlockGenerator {
       case .extr, .sbfm, .bfm, .ubfm: word = word & ~(1 << 22) | (word >> 31) << 22
       default: break
       }
-      if isReserved(row.opcode, word) { continue }
+      if isReserved(row, word) { continue }
       return word
     }
   }
@@ -277,26 +277,13 @@ struct AArch64BlockGenerator {
   }
 
   /// Encodings that are not allocated, and what other emulators leave open.
-  private func isReserved(_ opcode: AArch64Opcode, _ word: UInt32) -> Bool {
-    func bits(_ low: UInt32, _ count: UInt32) -> UInt32 { word >> low & ((1 << count) - 1) }
-    let isWide = word >> 31 == 1
+  private func isReserved(_ row: AArch64Row, _ word: UInt32) -> Bool {
+    switch row.opcode {
     // QEMU 7.2 extends the sign of fcvtzs (fixed-point) in half precision, scalar, into bits that are to be zero.
-    if opcode == .halfVector, word & 0xfff0_fc00 == 0x5f10_fc00 { return true }
-    switch opcode {
-    case .add, .adds, .sub, .subs: return bits(22, 2) == 3 || !isWide && bits(15, 1) == 1
-    case .and, .bic, .orr, .orn, .eor, .eon, .ands, .bics, .sbfm, .bfm, .ubfm, .extr:
-      return !isWide
-        && (bits(15, 1) == 1 || opcode != .extr && [.sbfm, .bfm, .ubfm].contains(opcode) && bits(21, 1) == 1)
-    case .addExtended, .addsExtended, .subExtended, .subsExtended: return bits(10, 3) > 4
-    case .andImmediate, .orrImmediate, .eorImmediate, .andsImmediate:
-      return logicalImmediate(n: bits(22, 1), immr: bits(16, 6), imms: bits(10, 6), isWide: isWide) == nil
-    case .movn, .movz, .movk: return !isWide && bits(22, 1) == 1
-    case .smulh, .umulh: return bits(10, 5) != 31
-    case .fixedToFloat, .floatToFixed: return !isWide && bits(15, 1) == 0
-    case .pair: return bits(30, 2) == 3 || bits(30, 2) == 1 && bits(23, 2) == 0
-    case .pairVector: return bits(30, 2) == 3
-    case .bCond: return bits(0, 4) >= 14
-    default: return false
+    case .halfVector where word & 0xfff0_fc00 == 0x5f10_fc00: true
+    case .smulh, .umulh: word >> 10 & 31 != 31
+    case .bCond: word & 15 >= 14
+    default: row.isReserved(word)
     }
   }
 
