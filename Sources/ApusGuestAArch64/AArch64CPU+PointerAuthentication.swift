@@ -126,20 +126,28 @@ extension AArch64CPU {
     for (slot, value) in zip(slots, Self.processKeys) { s[slot] = value }
   }
 
+  @inline(__always)
   private func keyValue(_ key: AArch64PointerAuthentication.Key) -> (low: UInt64, high: UInt64) {
-    let slots: [(AArch64SystemSlot, AArch64SystemSlot)] = [
-      (.apiaLow, .apiaHigh), (.apibLow, .apibHigh), (.apdaLow, .apdaHigh), (.apdbLow, .apdbHigh),
-      (.apgaLow, .apgaHigh),
-    ]
-    let (low, high) = slots[Int(key.rawValue)]
-    return (s[low], s[high])
+    // The slots stand in the order of the keys.
+    let offset = AArch64SystemSlot.apiaLow.offset + 16 * Int(key.rawValue)
+    return (
+      state.load(fromByteOffset: offset, as: UInt64.self),
+      state.load(fromByteOffset: offset + 8, as: UInt64.self)
+    )
   }
 
   /// SCTLR_EL1.EnIA, EnIB, EnDA and EnDB; processes have all.
   private func isEnabled(_ key: AArch64PointerAuthentication.Key) -> Bool {
     guard system != nil else { return true }
-    let bits: [UInt64] = [31, 30, 27, 13]
-    return key == .generic || s[.sctlr] >> bits[Int(key.rawValue)] & 1 != 0
+    let bit: UInt64 =
+      switch key {
+      case .instructionA: 31
+      case .instructionB: 30
+      case .dataA: 27
+      case .dataB: 13
+      case .generic: 64  // always
+      }
+    return bit == 64 || s[.sctlr] >> bit & 1 != 0
   }
 
   /// Carries a request out; the new pointer.

@@ -46,7 +46,7 @@ public final class AArch64CPU: GuestCPU {
   let index: Int
   let model: AArch64Model
   /// Used where the features have pointer authentication.
-  var authentication: AArch64PointerAuthentication.Algorithm { model.authentication }
+  let authentication: AArch64PointerAuthentication.Algorithm
   let power = AArch64Power()
   /// A flag that the event loop's thread sets.
   final class Flag: Sendable { let value = Atomic<Bool>(false) }
@@ -70,6 +70,7 @@ public final class AArch64CPU: GuestCPU {
   ) {
     (self.state, self.features, self.clock, self.engine) = (state, model.features, clock, engine)
     (self.index, self.model, self.system) = (index, model, system)
+    authentication = model.authentication
     physicalMemory = system?.physicalMemory
     s = AArch64State(state)
     // Arguments, temporaries, the first callee-saved registers and sp: what compilers use most.

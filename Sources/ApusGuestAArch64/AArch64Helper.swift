@@ -207,7 +207,8 @@ enum AArch64Helper: Int, CaseIterable {
       IRHelper("rndr", [.varies]) { _, _, _, _ in UInt64.random(in: .min ... .max) }
     case .authenticate:
       // a: the pointer, b: the modifier, c: what to do, an `AArch64PointerAuthentication.Request`. The new pointer.
-      IRHelper("authenticate", [.readsState]) { state, pointer, modifier, request in
+      // Keys and control registers are no registers that back ends keep: they lie in the state at every instruction's end.
+      IRHelper("authenticate", [.varies]) { state, pointer, modifier, request in
         AArch64CPU.with(state) {
           $0.authenticate(pointer, modifier, .init(rawValue: UInt8(truncatingIfNeeded: request)))
         }
