@@ -42,79 +42,6 @@ public enum AArch64PointerAuthentication {
   }
 }
 
-/// QARMA-64 with five rounds and the S-box sigma 2, as the manual's ComputePAC has it. Cells have four bits; 0 is the highest.
-public enum QARMA {
-  private static let alpha: UInt64 = 0xc0ac_29b7_c97c_50dd
-  private static let constants: [UInt64] = [
-    0, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89, 0x4528_21e6_38d0_1377,
-  ]
-  private static let substitution: [UInt64] = [11, 6, 8, 15, 12, 0, 9, 14, 3, 7, 4, 5, 13, 2, 1, 10]
-  /// Where each cell comes from.
-  private static let shuffle = [0, 11, 6, 13, 10, 1, 12, 7, 5, 14, 3, 8, 15, 4, 9, 2]
-  private static let tweakShuffle = [6, 5, 14, 15, 0, 1, 2, 3, 7, 12, 13, 4, 8, 9, 10, 11]
-  /// The tweak's cells that a shift register steps, after the shuffle.
-  private static let steppedCells: [Bool] = (0..<16).map { [0, 1, 3, 4, 8, 11, 13].contains($0) }
-  private static let inverseSubstitution = inverse(substitution.map { Int($0) }).map { UInt64($0) }
-  private static let inverseShuffle = inverse(shuffle)
-  private static let inverseTweakShuffle = inverse(tweakShuffle)
-
-  private static func inverse(_ order: [Int]) -> [Int] {
-    var result = [Int](repeating: 0, count: 16)
-    for (number, value) in order.enumerated() { result[value] = number }
-    return result
-  }
-  private static func cell(_ value: UInt64, _ number: Int) -> UInt64 { value >> UInt64(60 - 4 * number) & 15 }
-  private static func cells(_ body: (Int) -> UInt64) -> UInt64 { (0..<16).reduce(0) { $0 << 4 | body($1) } }
-  private static func substituted(_ value: UInt64, _ box: [UInt64]) -> UInt64 {
-    cells { box[Int(cell(value, $0))] }
-  }
-  private static func shuffled(_ value: UInt64, _ order: [Int]) -> UInt64 { cells { cell(value, order[$0]) } }
-  /// Each column times the circulant matrix of 0 and rotations by 1, 2 and 1.
-  private static func mixed(_ value: UInt64) -> UInt64 {
-    cells { number in
-      func rotated(_ distance: Int, _ count: UInt64) -> UInt64 {
-        let other = cell(value, (number + 4 * distance) & 15)
-        return (other << count | other >> (4 - count)) & 15
-      }
-      return rotated(1, 1) ^ rotated(2, 2) ^ rotated(3, 1)
-    }
-  }
-  private static func stepped(_ value: UInt64) -> UInt64 { (value & 1 ^ value >> 1 & 1) << 3 | value >> 1 }
-  private static func steppedBack(_ value: UInt64) -> UInt64 { value << 1 & 14 | (value >> 3 ^ value & 1) }
-  private static func nextTweak(_ tweak: UInt64) -> UInt64 {
-    let moved = shuffled(tweak, tweakShuffle)
-    return cells { steppedCells[$0] ? stepped(cell(moved, $0)) : cell(moved, $0) }
-  }
-  private static func previousTweak(_ tweak: UInt64) -> UInt64 {
-    shuffled(cells { steppedCells[$0] ? steppedBack(cell(tweak, $0)) : cell(tweak, $0) }, inverseTweakShuffle)
-  }
-
-  public static func code(_ data: UInt64, _ modifier: UInt64, key: (low: UInt64, high: UInt64)) -> UInt64 {
-    let (outer, inner) = (key.high, key.low)
-    let last = outer << 63 | (outer >> 2) << 1 | (outer >> 63 ^ outer >> 1 & 1)
-    var tweak = modifier
-    var value = data ^ outer
-    for round in 0..<5 {
-      value ^= inner ^ tweak ^ constants[round]
-      if round > 0 { value = mixed(shuffled(value, shuffle)) }
-      value = substituted(value, substitution)
-      tweak = nextTweak(tweak)
-    }
-    // The middle: forward with the other key, a reflection, and back.
-    value = substituted(mixed(shuffled(value ^ last ^ tweak, shuffle)), substitution)
-    value = inner ^ mixed(shuffled(value, shuffle))
-    value = mixed(substituted(shuffled(value, inverseShuffle), inverseSubstitution))
-    value = shuffled(value, inverseShuffle) ^ outer ^ tweak
-    for round in (0..<5).reversed() {
-      value = substituted(value, inverseSubstitution)
-      if round > 0 { value = shuffled(mixed(value), inverseShuffle) }
-      tweak = previousTweak(tweak)
-      value ^= constants[round] ^ inner ^ tweak ^ alpha
-    }
-    return value ^ last
-  }
-}
-
 extension AArch64CPU {
   /// All threads of a process have the same keys, and so have the processes that it forks.
   private static let processKeys = (0..<10).map { _ in UInt64.random(in: .min ... .max) }
@@ -167,29 +94,32 @@ extension AArch64CPU {
     }
     let isUpper = pointer >> 55 & 1 != 0
     let ignoresTop = ignoresTop(isUpper)
-    let bottom = 64 - min(max(tcr >> (isUpper ? 16 : 0) & 63, 16), 39)
-    let topBit: UInt64 = ignoresTop ? 55 : 63
-    /// Bits `bottom` to `topBit` are the pointer's extension; bit 55 says which half it belongs to.
-    let field = (ignoresTop ? (1 << 56) - 1 : UInt64.max) & ~((1 << bottom) - 1)
-    let codeField = field & ~(1 << 55)
-    func extended(_ isSet: Bool) -> UInt64 { isSet ? pointer | field : pointer & ~field }
+    /// The extension's bits for an address of the upper or the lower half; bit 55 says which one it is.
+    func extensionField(_ isUpper: Bool) -> UInt64 {
+      let bottom = 64 - min(max(tcr >> (isUpper ? 16 : 0) & 63, 16), 39)
+      return (ignoresTop ? (1 << 56) - 1 : UInt64.max) & ~((1 << bottom) - 1)
+    }
     switch request.action {
     case 0:
-      // With a top byte that counts nowhere, bit 63 tells the halves apart.
-      let selects = self.ignoresTopAnywhere(tcr, isData) ? isUpper : pointer >> 63 != 0
-      let original = extended(selects)
+      // Where the top byte counts in both halves, bit 63 tells them apart.
+      let selects = ignoresTopAnywhere(tcr, isData) ? isUpper : pointer >> 63 != 0
+      let field = extensionField(selects)
+      let original = selects ? pointer | field : pointer & ~field
       var sum = code(original, modifier, key)
       // A pointer that is no good already becomes one that does not authenticate.
-      let extensionBits = pointer & field & ((1 << topBit) | ((1 << topBit) - 1))
-      if extensionBits != 0, extensionBits != field { sum ^= 1 << (topBit - 1) }
-      return original & ~codeField & ~(1 << 55) | sum & codeField | (selects ? 1 << 55 : 0)
+      let extensionBits = pointer & field
+      if extensionBits != 0, extensionBits != field { sum ^= ignoresTop ? 1 << 54 : 1 << 62 }
+      return original & ~field | sum & field & ~(1 << 55) | (selects ? 1 << 55 : 0)
     case 1:
-      let original = extended(isUpper)
-      if (code(original, modifier, key) ^ pointer) & codeField == 0 { return original }
+      let field = extensionField(isUpper)
+      let original = isUpper ? pointer | field : pointer & ~field
+      if (code(original, modifier, key) ^ pointer) & field & ~(1 << 55) == 0 { return original }
       let error: UInt64 = key == .instructionA || key == .dataA ? 1 : 2
       return ignoresTop
         ? original & ~(3 << 53) | error << 53 : original & ~(3 << 61) | error << 61
-    default: return extended(isUpper)
+    default:
+      let field = extensionField(isUpper)
+      return isUpper ? pointer | field : pointer & ~field
     }
   }
 

@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 
-from harness import Machine as AnyMachine, ROOT, case, check, main, temporary
+from harness import Machine as AnyMachine, ROOT, Skip, case, check, main, temporary
 
 
 def emulator():
@@ -89,6 +89,26 @@ def models():
         seen = machine.command("cat /proc/cpuinfo")
         for name in "pmull sha512 sha3 sm4 asimddp fphp asimdfhm fcma jscvt ilrcpc flagm2 frint i8mm bf16 sb paca pacg rng".split():
             check(f" {name} " in seen.replace("\r", " ").replace("\n", " ") + " ", f"max has no {name}: {seen}")
+
+
+@case("pointer-authentication")
+def pointer_authentication():
+    """Codes of known keys under several translation controls. The sum is that of QEMU 7.2's lines, and the first line is the
+    published example of QARMA."""
+    compiler = shutil.which("aarch64-linux-gnu-gcc")
+    if not compiler:
+        raise Skip("the cross compiler is missing; run scripts/install-deps")
+    program = temporary() / "authentication"
+    subprocess.run([compiler, "-O1", "-march=armv8.3-a", "-mgeneral-regs-only", "-nostdlib", "-ffreestanding", "-fno-pic",
+                    "-static", "-Wl,-Ttext=0x40400000,--build-id=none,-e,_start", "-o", program,
+                    ROOT / "Tests" / "Guests" / "aarch64" / "authentication.c"], check=True)
+    for options in [[], ["-accel", "interpreter"]]:
+        done = subprocess.run([emulator(), "-M", "virt", "-cpu", "max,pauth-impdef=off", "-m", "256", "-nographic", "-monitor",
+                               "none", "-serial", "stdio", "-kernel", program, *options], stdin=subprocess.DEVNULL,
+                              capture_output=True, timeout=60)
+        lines = done.stdout.replace(b"\r", b"")
+        check(lines.startswith(b"c003b93900000000\n"), f"{options}: {lines[:100]!r} {done.stderr!r}")
+        check(hashlib.sha256(lines).hexdigest().startswith("7b640d45dc76cf5d"), f"{options}: {len(lines.splitlines())} lines")
 
 
 @case("interpreter")
