@@ -7,6 +7,8 @@ struct AArch64Float {
   private let flushes: Bool
   /// Half precision's (FZ16); it does not note flushed operands.
   private let flushesHalf: Bool
+  /// Conversions take half precision's largest exponent for numbers, not for infinities and NaNs (AHP).
+  private let isAlternative: Bool
   /// FPSR.IDC: a denormal operand was flushed.
   private var flushedOperand = false
 
@@ -17,6 +19,7 @@ struct AArch64Float {
     soft.isTinyBeforeRounding = true
     soft.flushesToZero = flushes
     flushesHalf = fpcr >> 19 & 1 != 0
+    isAlternative = fpcr >> 26 & 1 != 0
     soft.flushesHalfToZero = flushesHalf
   }
 
@@ -68,7 +71,33 @@ struct AArch64Float {
     // Conversions between formats do not flush half precision.
     soft.flushesHalfToZero = false
     defer { soft.flushesHalfToZero = flushesHalf }
+    if isAlternative, from == .half, a & FloatFormat.half.infinity == FloatFormat.half.infinity {
+      // 1.f times 2^16, which is half of what the exponent below says, doubled.
+      let halved = soft.convert(a - (1 << 10), from: .half, to: to)
+      return halved + (1 << UInt64(to.fractionBits))
+    }
+    if isAlternative, to == .half { return toAlternativeHalf(input(a, from), from) }
     return soft.convert(from == .half ? a : input(a, from), from: from, to: to)
+  }
+  /// Numbers up to 2^17; what is larger becomes the largest one, and a NaN zero, both invalid.
+  private mutating func toAlternativeHalf(_ a: UInt64, _ from: FloatFormat) -> UInt64 {
+    let sign = a & from.signMask != 0 ? FloatFormat.half.signMask : 0
+    let magnitude = a & from.mask & ~from.signMask
+    let one = UInt64(from.bias) << UInt64(from.fractionBits)
+    if from.isNaN(a) {
+      soft.flags |= FloatFlags.invalid
+      return sign
+    }
+    if magnitude < one { return soft.convert(a, from: from, to: .half) }
+    // Halved, it is rounded as it would be with one more exponent.
+    let before = soft.flags
+    let halved = magnitude < from.infinity
+      ? soft.convert(a - (1 << UInt64(from.fractionBits)), from: from, to: .half) & 0x7fff : 0x7c00
+    if magnitude >= from.infinity || halved >= 0x7c00 || soft.flags & ~before & FloatFlags.overflow != 0 {
+      soft.flags = before | FloatFlags.invalid
+      return sign | 0x7fff
+    }
+    return sign | (halved + 0x400)
   }
   /// Arm's conversion: a NaN is 0.
   mutating func toInteger(_ a: UInt64, _ format: FloatFormat, width: Int, isSigned: Bool, scale: Int = 0)

@@ -247,7 +247,7 @@ extension AArch64VectorUnit {
       let half = unit.input(half, .half)
       // A NaN keeps its kind: which operand wins is decided later.
       if FloatFormat.half.isNaN(half) { return (half >> 15) << 31 | 0x7f80_0000 | (half & 0x3ff) << 13 }
-      return unit.convert(half, from: .half, to: .single)
+      return unit.soft.convert(half, from: .half, to: .single)
     }
     var result = AArch64Vector()
     for lane in 0..<lanes {

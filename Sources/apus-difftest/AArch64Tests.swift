@@ -156,6 +156,7 @@ struct AArch64BlockGenerator {
     if random.chance(4) { fpcr |= 1 << 25 }
     if random.chance(8) { fpcr |= 1 << 24 }
     if random.chance(8) { fpcr |= 1 << 19 }
+    if random.chance(8) { fpcr |= 1 << 26 }
     if random.chance(2) { fpcr = 0 }
     // fjcvtzs of a denormal number that is flushed is exact in QEMU 7.2; FPToFixedJS says that it is not.
     if instructions.contains(where: { AArch64Decoder.shared.row($0.bits)?.opcode == .fjcvtzs }) {
