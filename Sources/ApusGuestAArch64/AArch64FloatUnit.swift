@@ -91,7 +91,8 @@ struct AArch64Float {
     if magnitude < one { return soft.convert(a, from: from, to: .half) }
     // Halved, it is rounded as it would be with one more exponent.
     let before = soft.flags
-    let halved = magnitude < from.infinity
+    let halved =
+      magnitude < from.infinity
       ? soft.convert(a - (1 << UInt64(from.fractionBits)), from: from, to: .half) & 0x7fff : 0x7c00
     if magnitude >= from.infinity || halved >= 0x7c00 || soft.flags & ~before & FloatFlags.overflow != 0 {
       soft.flags = before | FloatFlags.invalid

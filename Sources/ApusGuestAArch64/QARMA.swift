@@ -1,4 +1,4 @@
-/// QARMA-64 with five rounds and the S-box sigma 2, as the manual's ComputePAC has it. Cells have four bits; 0 is the highest.
+/// QARMA-64 with five rounds and the S-box sigma 2 [QARMA], as the manual's ComputePAC has it. Cells have four bits; 0 is the highest.
 public enum QARMA {
   private static let alpha: UInt64 = 0xc0ac_29b7_c97c_50dd
   private static let substitution: [UInt64] = [11, 6, 8, 15, 12, 0, 9, 14, 3, 7, 4, 5, 13, 2, 1, 10]
