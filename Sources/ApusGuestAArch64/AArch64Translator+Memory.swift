@@ -85,7 +85,7 @@ extension AArch64Translator {
     let operation = bits(22, 2)
     if size == 3, operation == 2 {
       // Prefetch; indexed forms are not allocated.
-      if bits(24, 1) == 0, bits(21, 1) == 0, bits(10, 2) != 0 { undefined() }
+      if bits(24, 1) == 0, bits(21, 1) == 0 ? bits(10, 2) != 0 : bits(14, 1) == 0 { undefined() }
       return
     }
     guard !(size >= 2 && operation == 3), let place = place(scale: size) else { return undefined() }
