@@ -44,7 +44,7 @@ let package = Package(
     lib("ApusIR", [], hot),
     lib("ApusISARISCV", ["ApusDecode", "ApusBits"], hot),
     lib("ApusFloat", [], hot),
-    lib("ApusIREval", ["ApusIR", "ApusFloat", "CApusHost"], hot),
+    lib("ApusIREval", ["ApusIR", "ApusFloat", "ApusBits", "CApusHost"], hot),
     lib("ApusGuest", ["ApusIR"], hot),
     lib(
       "ApusGuestRISCV",
@@ -55,11 +55,11 @@ let package = Package(
       "ApusGuestAArch64",
       [
         "ApusGuest", "ApusISAAArch64", "ApusIR", "ApusFloat", "ApusCPU", "ApusMemory", "ApusHost",
-        "CApusHost",
+        "ApusBits", "CApusHost",
       ], hot),
     lib("ApusAsmX86", [], hot),
     lib("ApusJIT", ["ApusIR", "ApusHost"], hot),
-    lib("ApusJITX86", ["ApusJIT", "ApusAsmX86", "ApusIR", "CApusHost"], hot),
+    lib("ApusJITX86", ["ApusJIT", "ApusAsmX86", "ApusIR", "ApusBits", "CApusHost"], hot),
     lib(
       "ApusAccelTranslate",
       [
@@ -162,6 +162,9 @@ let package = Package(
       ]),
     lib("ApusTestKit", ["ApusVirtio", "ApusPCI", "ApusDevice", "ApusMemory", "ApusHost"]),
     tests("ApusFloatTests", ["ApusFloat", "ApusTestKit"]),
+    tests("ApusBitsTests", ["ApusBits"]),
+    tests("ApusISAAArch64Tests", ["ApusISAAArch64", "ApusDecode", "ApusHost", "ApusTestKit"]),
+    tests("ApusGuestAArch64Tests", ["ApusGuestAArch64", "ApusISAAArch64"]),
     tests("ApusISARISCVTests", ["ApusISARISCV", "ApusDecode", "ApusHost", "ApusTestKit"]),
     // Runs apus-user and apus-difftest as programs: a dependency would hand its static linking on to the test bundle.
     tests("ApusUserTests", ["ApusHost"]),

@@ -49,6 +49,11 @@ public final class TranslationCache: @unchecked Sendable {
       ? try CodeBuffer(byteCount: options.codeBufferByteCount, isPrivate: options.forks) : nil
     block.optimisations = options.optimisations
     if options.engine == .jit, !X86HostFeatures.current.hasFMA { block.optimisations.remove(.hostVector) }
+    if options.engine == .jit {
+      let host = X86HostFeatures.current
+      if !host.hasCipher || !host.hasCarrylessMultiply { block.optimisations.remove(.hostCrypto) }
+      if !host.hasSHA { block.optimisations.remove(.hostSHA) }
+    }
     if options.writesPerfMap { perfMap = PerfMap() }
     memory?.onMapChange { [unowned self] in lock.withLock { for vcpu in vcpus { vcpu.mappingsChanged() } } }
     memory?.onCodeWrite { [unowned self] address, count in invalidate(address.rawValue, count) }

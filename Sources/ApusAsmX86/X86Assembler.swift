@@ -508,6 +508,23 @@ public struct X86Assembler: @unchecked Sendable {
     byte(0)
   }
 
+  /// A SHA instruction (0F38) on xmm0 to xmm7; sha256rnds2 (CB) reads xmm0, too.
+  public mutating func sha(_ opcode: UInt8, _ to: X86Vector, _ from: X86Vector) {
+    for one in [0x0f, 0x38, opcode, 0xc0 | to.rawValue << 3 | from.rawValue] { byte(one) }
+  }
+  public mutating func sha1Rounds(_ to: X86Vector, _ from: X86Vector, _ function: UInt8) {
+    for one in [0x0f, 0x3a, 0xcc, 0xc0 | to.rawValue << 3 | from.rawValue, function] { byte(one) }
+  }
+  /// crc32: the sum in `to`, with 1 << `scale` bytes of `from`.
+  public mutating func crc32c(_ to: X86Register, _ from: X86Register, scale: Int) {
+    if scale == 1 { byte(0x66) }
+    byte(0xf2)
+    byte(0x40 | (scale == 3 ? 8 : 0) | (to.rawValue >> 3) << 2 | from.rawValue >> 3)
+    for one in [0x0f, 0x38, scale == 0 ? 0xf0 : 0xf1, 0xc0 | (to.rawValue & 7) << 3 | from.rawValue & 7] {
+      byte(one)
+    }
+  }
+
   /// movups.
   public mutating func loadWhole(_ to: X86Vector, _ memory: X86Memory) { sse(0, 0x10, to, memory) }
   public mutating func storeWhole(_ memory: X86Memory, _ from: X86Vector) { sse(0, 0x11, from, memory) }

@@ -46,7 +46,7 @@ public final class ArmVirtBoard: Board {
       .init(
         count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
         accelerator: configuration.accelerators.first ?? .init("jit"),
-        arm: Self.environment(wires, version, configuration.arm.cpuModel, machine)))
+        arm: Self.environment(wires, version, configuration.arm.cpuDescription, machine)))
     let gic = GIC(
       version: version, sharedCount: Map.sharedInterruptCount,
       outputs: vcpus.map { .init(irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1)) },

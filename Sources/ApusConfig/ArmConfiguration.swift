@@ -4,8 +4,18 @@ public struct ArmConfiguration: Equatable, Sendable {
   public static let cpuModels = [
     (name: "max", compatible: "arm,armv8"), (name: "cortex-a53", compatible: "arm,cortex-a53"),
     (name: "cortex-a57", compatible: "arm,cortex-a57"), (name: "cortex-a72", compatible: "arm,cortex-a72"),
+    (name: "cortex-a76", compatible: "arm,cortex-a76"), (name: "neoverse-n1", compatible: "arm,neoverse-n1"),
   ]
   public var cpuModel = "max"
+  /// `max` signs pointers, with a fast algorithm of its own rather than the architecture's.
+  public var hasPointerAuthentication = true
+  public var isAuthenticationImplementationDefined = true
+  /// The model with its properties, as the engine reads it.
+  public var cpuDescription: String {
+    guard cpuModel == "max" else { return cpuModel }
+    return "max,pauth=\(hasPointerAuthentication ? "on" : "off")"
+      + ",pauth-impdef=\(isAuthenticationImplementationDefined ? "on" : "off")"
+  }
   /// 2 or 3.
   public var gicVersion = 2
   var wantsTranslationService = true
@@ -23,17 +33,27 @@ public struct ArmConfiguration: Equatable, Sendable {
   ]
   static let cpuHelp =
     "Available CPUs:\n" + cpuModels.map { "  \($0.name)\n" }.joined()
+    + "Properties of max: pauth=on|off, pauth-impdef=on|off (off: QARMA)\n"
 
   /// Reads the value of `-cpu`.
   mutating func setCPU(_ text: String) throws(ConfigurationError) {
     let list = try OptionList(parsing: text, impliedKey: "model")
-    for entry in list.entries where entry.key != "model" {
-      throw ConfigurationError(
-        "-cpu: property '\(entry.key)' is not implemented for AArch64 CPUs; leave it out")
-    }
     let model = list["model"] ?? ""
     guard Self.cpuModels.contains(where: { $0.name == model }) else {
       throw .unknown("CPU", model, among: Self.cpuModels.map(\.name))
+    }
+    for entry in list.entries where entry.key != "model" {
+      guard model == "max", entry.key == "pauth" || entry.key == "pauth-impdef" else {
+        throw ConfigurationError(
+          "-cpu \(model): property '\(entry.key)' is not implemented\(model == "max" ? "; there are pauth and pauth-impdef" : "; leave it out")"
+        )
+      }
+      let isOn = try list.bool(entry.key, of: "-cpu max") ?? true
+      if entry.key == "pauth" {
+        hasPointerAuthentication = isOn
+      } else {
+        isAuthenticationImplementationDefined = isOn
+      }
     }
     cpuModel = model
   }

@@ -8,6 +8,7 @@ public struct FloatFormat: Sendable, Equatable {
   public static let half = FloatFormat(exponentBits: 5, fractionBits: 10)
   public static let single = FloatFormat(exponentBits: 8, fractionBits: 23)
   public static let double = FloatFormat(exponentBits: 11, fractionBits: 52)
+  public static let brain = FloatFormat(exponentBits: 8, fractionBits: 7)
 
   public var bitCount: Int { 1 + exponentBits + fractionBits }
   public var bias: Int { (1 << (exponentBits - 1)) - 1 }
@@ -54,6 +55,9 @@ public struct SoftFloat {
   public var isTinyBeforeRounding = false
   /// Tiny results are zero, with underflow and without inexact; half precision is exempt (Arm's FZ).
   public var flushesToZero = false
+  /// The same for half precision (Arm's FZ16).
+  public var flushesHalfToZero = false
+  public func flushes(_ format: FloatFormat) -> Bool { format == .half ? flushesHalfToZero : flushesToZero }
   public init(_ rounding: FloatRounding, nanRule: FloatNaNRule = .defaultNaN) {
     (self.rounding, self.nanRule) = (rounding, nanRule)
   }
@@ -141,7 +145,7 @@ public struct SoftFloat {
       return (kept + (up ? 1 : 0), half || rest)
     }
 
-    if trueExponent < minExponent, flushesToZero, format != .half {
+    if trueExponent < minExponent, flushes(format) {
       flags |= FloatFlags.underflow
       return zero(sign, format)
     }
@@ -493,9 +497,12 @@ public struct SoftFloat {
     return x.sign ? 0 &- result : result
   }
 
-  public mutating func fromInteger(_ value: UInt64, isSigned: Bool, _ format: FloatFormat) -> UInt64 {
+  /// - Parameter scale: the value's lowest bits that stand behind the point.
+  public mutating func fromInteger(
+    _ value: UInt64, isSigned: Bool, _ format: FloatFormat, scale: Int = 0
+  ) -> UInt64 {
     if value == 0 { return 0 }
     let sign = isSigned && Int64(bitPattern: value) < 0
-    return round(sign, 0, UInt128(sign ? 0 &- value : value), sticky: false, format)
+    return round(sign, -scale, UInt128(sign ? 0 &- value : value), sticky: false, format)
   }
 }

@@ -62,8 +62,11 @@ extension AArch64CPU {
     if performance.isRunning { countPerformance() }
     let usesOwnStack = s[.stackSelect]
     s[.elr] = pc
-    s[.spsr] = s[.nzcv] | s[.daif] | s[.pan] | s[.step] & PState.step | level << 2 | usesOwnStack
+    s[.spsr] =
+      s[.nzcv] | s[.daif] | s[.pan] | s[.statusBits] | s[.step] & PState.step | level << 2 | usesOwnStack
     s[.step] = 0
+    // SSBS becomes SCTLR_EL1.DSSBS.
+    s[.statusBits] = features.contains(.ssbs) ? s[.sctlr] >> 44 & 1 << 12 : 0
     selectStack(level: 1, selected: 1)
     s[.daif] = PState.daif
     if features.hasPAN, s[.sctlr] >> 23 & 1 == 0 { s[.pan] = PState.pan }
@@ -93,10 +96,16 @@ extension AArch64CPU {
     s[.nzcv] = status & PState.condition
     s[.daif] = status & PState.daif
     if features.hasPAN { s[.pan] = status & PState.pan }
+    s[.statusBits] = status & statusMask
     if s[.mdscr] & MDSCR.step != 0, !couldStep, canDebug(level: level) { s[.step] = status & PState.step }
     updateMode()
     engine.requestInterruptCheck()
     s.requestDispatch()
+  }
+
+  /// The bits of PSTATE that are in `statusBits`.
+  private var statusMask: UInt64 {
+    (features.contains(.ssbs) ? 1 << 12 : 0) | (features.contains(.dit) ? 1 << 24 : 0)
   }
 
   private func forgetReservation() {

@@ -10,6 +10,7 @@ extension AArch64CPU {
   /// The register's value for EL1; `nil`: undefined.
   func readSystem(_ key: AArch64SystemKey) -> UInt64? {
     switch (key.op0, key.op1, key.n, key.m, key.op2) {
+    case _ where system == nil: return readIdentification(key)
     case (3, 0, 0, 0, 0): return model.mainID
     case (3, 0, 0, 0, 5): return 1 << 31 | mpidr
     case (3, 0, 0, 0, 6), (3, 1, 0, 0, 7): return 0
@@ -90,6 +91,22 @@ extension AArch64CPU {
     return true
   }
 
+  /// What Linux shows to processes that read the registers behind HWCAP_CPUID.
+  private func readIdentification(_ key: AArch64SystemKey) -> UInt64 {
+    switch (key.m, key.op2) {
+    case (0, 0): return model.mainID
+    case (0, 5): return 1 << 31
+    // CSV2, CSV3 and the interrupt controller's registers are not a process's business.
+    case (4, 0): return featureRegister(key) & 0x000f_0000_00ff_00ff
+    case (4, 1), (6, 0), (6, 1): return featureRegister(key)
+    // The debug architecture.
+    case (5, 0): return 6
+    // No granule of 4 or 64 KiB to speak of.
+    case (7, 0): return 0xff00_0000
+    default: return 0
+    }
+  }
+
   private func changeTranslation(_ change: () -> Void) {
     let old = addressSpaceIdentifier
     change()
@@ -103,14 +120,27 @@ extension AArch64CPU {
       features.contains(feature) ? value : 0
     }
     switch (key.m, key.op2) {
-    // ID_AA64PFR0: EL0 and EL1 in AArch64 alone; GIC's registers; CSV2 and CSV3, as nothing is speculated here
-    case (4, 0): return 1 << 60 | 1 << 56 | (system?.environment.hasRegisters == true ? 1 << 24 : 0) | 0x11
+    // ID_AA64PFR0: EL0 and EL1 in AArch64 alone; half precision; GIC's registers; CSV2 and CSV3, as nothing is speculated here
+    case (4, 0):
+      return 1 << 60 | 1 << 56 | has(.dit) << 48 | (system?.environment.hasRegisters == true ? 1 << 24 : 0)
+        | has(.fp16) << 20 | has(.fp16) << 16 | 0x11
+    // ID_AA64PFR1
+    case (4, 1): return max(has(.ssbs), has(.ssbs2, 2)) << 4
     // ID_AA64DFR0: Armv8's debug registers, six break points and four watch points; PMUv3
     case (5, 0): return 3 << 20 | 5 << 12 | 1 << 8 | 6
     // ID_AA64ISAR0
-    case (6, 0): return has(.rdm) << 28 | has(.lse, 2) << 20 | has(.crc32) << 16
-    // ID_AA64ISAR1
-    case (6, 1): return has(.lrcpc) << 20
+    case (6, 0):
+      return has(.rng) << 60 | max(has(.flagm), has(.flagm2, 2)) << 52 | has(.fhm) << 48 | has(.dotprod) << 44
+        | has(.sm4) << 40 | has(.sm3) << 36 | has(.sha3) << 32 | has(.rdm) << 28 | has(.lse, 2) << 20
+        | has(.crc32) << 16 | max(has(.sha256), has(.sha512, 2)) << 12 | has(.sha1) << 8
+        | max(has(.aes), has(.pmull, 2)) << 4
+    // ID_AA64ISAR1: the code's algorithm in APA and GPA, or in API and GPI
+    case (6, 1):
+      let code = has(.pauth)
+      return has(.i8mm) << 52 | has(.bf16) << 44 | has(.sb) << 36 | has(.frintts) << 32
+        | (authentication == .qarma5 ? code << 24 | code << 4 : code << 28 | code << 8)
+        | max(has(.lrcpc), has(.lrcpc2, 2)) << 20 | has(.fcma) << 16 | has(.jscvt) << 12
+        | max(has(.dpb), has(.dpb2, 2))
     // ID_AA64MMFR0: granules of 4, 16 and 64 KiB, ASIDs of 16 bits, 48 bits of physical address
     case (7, 0): return 1 << 20 | 2 << 4 | 5
     // ID_AA64MMFR1: PAN, hierarchical permissions off, hardware flags
@@ -124,23 +154,6 @@ extension AArch64CPU {
 
 extension AArch64FeatureSet {
   /// Armv8.1's: privileged access never, hardware management of accessed and dirty flags.
-  var hasPAN: Bool { contains(.lse) }
+  var hasPAN: Bool { contains(.pan) }
   var hasHardwareFlags: Bool { contains(.lse) }
-}
-
-/// A CPU's identity.
-public struct AArch64Model: Sendable {
-  public let name: String
-  /// MIDR_EL1.
-  public let mainID: UInt64
-  public let features: AArch64FeatureSet
-
-  private static let v8 = AArch64FeatureSet([.base, .crc32])
-  public static let all = [
-    AArch64Model(name: "max", mainID: 0x000f_0510, features: .max),
-    AArch64Model(name: "cortex-a53", mainID: 0x410f_d034, features: v8),
-    AArch64Model(name: "cortex-a57", mainID: 0x411f_d070, features: v8),
-    AArch64Model(name: "cortex-a72", mainID: 0x410f_d083, features: v8),
-  ]
-  public static func named(_ name: String) -> AArch64Model? { all.first { $0.name == name } }
 }

@@ -45,6 +45,8 @@ public final class AArch64CPU: GuestCPU {
   let physicalMemory: GuestRAMTable?
   let index: Int
   let model: AArch64Model
+  /// Used where the features have pointer authentication.
+  let authentication: AArch64PointerAuthentication.Algorithm
   let power = AArch64Power()
   /// A flag that the event loop's thread sets.
   final class Flag: Sendable { let value = Atomic<Bool>(false) }
@@ -65,18 +67,19 @@ public final class AArch64CPU: GuestCPU {
   ///   - state: `StateHeader.byteCount` zeroed bytes that outlive the CPU.
   ///   - system: `nil` for user-mode emulation.
   public init(
-    state: UnsafeMutableRawPointer, index: Int = 0, model: AArch64Model = .all[0],
-    features: AArch64FeatureSet,
-    clock: GuestClock, engine: any GuestEngine, system: System? = nil
+    state: UnsafeMutableRawPointer, index: Int = 0, model: AArch64Model = .all[0], clock: GuestClock,
+    engine: any GuestEngine, system: System? = nil
   ) {
-    (self.state, self.features, self.clock, self.engine) = (state, features, clock, engine)
+    (self.state, self.features, self.clock, self.engine) = (state, model.features, clock, engine)
     (self.index, self.model, self.system) = (index, model, system)
+    authentication = model.authentication
     physicalMemory = system?.physicalMemory
     s = AArch64State(state)
     // Arguments, temporaries, the first callee-saved registers and sp: what compilers use most.
     layout = StateLayout(
       hotIntegers: [0, 1, 2, 3, 19, 31, 4, 20, 5, 21].map(AArch64State.x),
       hotFloats: [0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 8, 9].map(AArch64State.v))
+    setProcessKeys()
     state.storeBytes(
       of: Unmanaged.passUnretained(self).toOpaque(), toByteOffset: StateHeader.guest,
       as: UnsafeMutableRawPointer.self)
@@ -113,6 +116,7 @@ public final class AArch64CPU: GuestCPU {
   func powerUp(entry: UInt64, arguments: [UInt64]) {
     // The levels of the inputs stay.
     for slot in AArch64SystemSlot.allCases where slot != .interruptLines { s[slot] = 0 }
+    setProcessKeys()
     s[.exceptionLevel] = system == nil ? 0 : 1
     s[.stackSelect] = system == nil ? 0 : 1
     s[.daif] = system == nil ? 0 : PState.daif
@@ -142,7 +146,7 @@ public final class AArch64CPU: GuestCPU {
   }
 
   public func setFPCR(_ value: UInt64) {
-    s[.fpcr] = value & FPCR.writable
+    s[.fpcr] = value & (features.contains(.fp16) ? FPCR.writable | FPCR.flushHalf : FPCR.writable)
     updateMode()
   }
 

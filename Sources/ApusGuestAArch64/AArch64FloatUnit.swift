@@ -5,6 +5,10 @@ import ApusIR
 struct AArch64Float {
   var soft: SoftFloat
   private let flushes: Bool
+  /// Half precision's (FZ16); it does not note flushed operands.
+  private let flushesHalf: Bool
+  /// Conversions take half precision's largest exponent for numbers, not for infinities and NaNs (AHP).
+  private let isAlternative: Bool
   /// FPSR.IDC: a denormal operand was flushed.
   private var flushedOperand = false
 
@@ -14,6 +18,9 @@ struct AArch64Float {
     flushes = fpcr >> 24 & 1 != 0
     soft.isTinyBeforeRounding = true
     soft.flushesToZero = flushes
+    flushesHalf = fpcr >> 19 & 1 != 0
+    isAlternative = fpcr >> 26 & 1 != 0
+    soft.flushesHalfToZero = flushesHalf
   }
 
   /// Adds the flags that were raised to the state's.
@@ -23,8 +30,11 @@ struct AArch64Float {
   }
 
   mutating func input(_ x: UInt64, _ format: FloatFormat) -> UInt64 {
-    guard flushes, format != .half, x & format.infinity == 0, x & format.fractionMask != 0 else { return x }
-    flushedOperand = true
+    guard format == .half ? flushesHalf : flushes, x & format.infinity == 0, x & format.fractionMask != 0
+    else {
+      return x
+    }
+    if format != .half { flushedOperand = true }
     return x & format.signMask
   }
 
@@ -58,7 +68,37 @@ struct AArch64Float {
     soft.squareRoot(input(a, format), format)
   }
   mutating func convert(_ a: UInt64, from: FloatFormat, to: FloatFormat) -> UInt64 {
-    soft.convert(input(a, from), from: from, to: to)
+    // Conversions between formats do not flush half precision.
+    soft.flushesHalfToZero = false
+    defer { soft.flushesHalfToZero = flushesHalf }
+    if isAlternative, from == .half, a & FloatFormat.half.infinity == FloatFormat.half.infinity {
+      // 1.f times 2^16, which is half of what the exponent below says, doubled.
+      let halved = soft.convert(a - (1 << 10), from: .half, to: to)
+      return halved + (1 << UInt64(to.fractionBits))
+    }
+    if isAlternative, to == .half { return toAlternativeHalf(input(a, from), from) }
+    return soft.convert(from == .half ? a : input(a, from), from: from, to: to)
+  }
+  /// Numbers up to 2^17; what is larger becomes the largest one, and a NaN zero, both invalid.
+  private mutating func toAlternativeHalf(_ a: UInt64, _ from: FloatFormat) -> UInt64 {
+    let sign = a & from.signMask != 0 ? FloatFormat.half.signMask : 0
+    let magnitude = a & from.mask & ~from.signMask
+    let one = UInt64(from.bias) << UInt64(from.fractionBits)
+    if from.isNaN(a) {
+      soft.flags |= FloatFlags.invalid
+      return sign
+    }
+    if magnitude < one { return soft.convert(a, from: from, to: .half) }
+    // Halved, it is rounded as it would be with one more exponent.
+    let before = soft.flags
+    let halved =
+      magnitude < from.infinity
+      ? soft.convert(a - (1 << UInt64(from.fractionBits)), from: from, to: .half) & 0x7fff : 0x7c00
+    if magnitude >= from.infinity || halved >= 0x7c00 || soft.flags & ~before & FloatFlags.overflow != 0 {
+      soft.flags = before | FloatFlags.invalid
+      return sign | 0x7fff
+    }
+    return sign | (halved + 0x400)
   }
   /// Arm's conversion: a NaN is 0.
   mutating func toInteger(_ a: UInt64, _ format: FloatFormat, width: Int, isSigned: Bool, scale: Int = 0)
@@ -87,10 +127,36 @@ struct AArch64Float {
 
   mutating func fromInteger(_ value: UInt64, isSigned: Bool, _ format: FloatFormat, scale: Int = 0) -> UInt64
   {
-    let result = soft.fromInteger(value, isSigned: isSigned, format)
-    guard scale > 0, value != 0 else { return result }
-    // The exponent is large enough to be lowered: singles reach 2^-126, and a fixed-point fraction has 64 bits.
-    return result - UInt64(scale) << UInt64(format.fractionBits)
+    soft.fromInteger(value, isSigned: isSigned, format, scale: scale)
+  }
+
+  /// The lowest 32 bits of a double's integer part, and whether nothing was lost [FPToFixedJS].
+  mutating func toJavaScriptInteger(_ value: UInt64) -> (value: UInt32, isExact: Bool) {
+    let x = input(value, .double)
+    let exponent = Int(x >> 52 & 0x7ff)
+    guard exponent != 0x7ff else {
+      soft.flags |= FloatFlags.invalid
+      return (0, false)
+    }
+    if x << 1 == 0 { return (0, value == 0) }
+    let significand = x & FloatFormat.double.fractionMask | (exponent == 0 ? 0 : 1 << 52)
+    let shift = exponent - 1075
+    let isNegative = x >> 63 != 0
+    func signed(_ magnitude: UInt64) -> UInt32 {
+      UInt32(truncatingIfNeeded: isNegative ? 0 &- magnitude : magnitude)
+    }
+    guard shift < 0 else {
+      soft.flags |= FloatFlags.invalid
+      return (shift < 32 ? signed(significand << UInt64(shift)) : 0, false)
+    }
+    let magnitude = shift < -52 ? 0 : significand >> UInt64(-shift)
+    if magnitude > (isNegative ? 1 << 31 : (1 << 31) - 1) {
+      soft.flags |= FloatFlags.invalid
+      return (signed(magnitude), false)
+    }
+    let isExact = shift >= -52 && magnitude << UInt64(-shift) == significand
+    if !isExact { soft.flags |= FloatFlags.inexact }
+    return (signed(magnitude), isExact)
   }
 
   enum Comparison { case equal, greaterOrEqual, greater }
@@ -106,9 +172,17 @@ struct AArch64Float {
 
 /// The scalar instructions that generated code leaves to software.
 enum AArch64FloatUnit {
+  private static func format(_ word: UInt32) -> FloatFormat {
+    switch word >> 22 & 3 {
+    case 0: .single
+    case 1: .double
+    default: .half
+    }
+  }
+
   /// False for a word that is not allocated.
   static func execute(_ word: UInt32, _ s: AArch64State) -> Bool {
-    let format: FloatFormat = word >> 22 & 1 != 0 ? .double : .single
+    let format = self.format(word)
     let mask = format.mask
     let n = s[v: Int(word >> 5 & 31)].low & mask
     let m = s[v: Int(word >> 16 & 31)].low & mask
@@ -146,6 +220,12 @@ enum AArch64FloatUnit {
       }
       return true
     }
+    if word & 0xffff_fc00 == 0x1e7e_0000 {
+      let result = unit.toJavaScriptInteger(n)
+      if word & 31 != 31 { s[x: Int(word & 31)] = UInt64(result.value) }
+      s[.nzcv] = result.isExact ? 1 << 30 : 0
+      return true
+    }
     if word >> 10 & 63 == 0 {  // conversions with general registers
       let operation = word >> 16 & 7
       if operation == 2 || operation == 3 {
@@ -179,6 +259,9 @@ enum AArch64FloatUnit {
     }
     // One source.
     switch word >> 15 & 63 {
+    case 0: set(n)
+    case 1: set(n & ~format.signMask)
+    case 2: set(n ^ format.signMask)
     case 3: set(unit.squareRoot(n, format))
     case 4, 5, 7:
       let formats: [UInt32: FloatFormat] = [0: .single, 1: .double, 3: .half]
@@ -196,7 +279,7 @@ enum AArch64FloatUnit {
 
   /// fcmp, fcmpe, fccmp and fccmpe.
   static func compare(_ word: UInt32, _ s: AArch64State) {
-    let format: FloatFormat = word >> 22 & 1 != 0 ? .double : .single
+    let format = self.format(word)
     let isConditional = word >> 10 & 3 == 1
     if isConditional, !holds(word >> 12 & 15, s[.nzcv]) {
       s[.nzcv] = UInt64(word & 15) << 28

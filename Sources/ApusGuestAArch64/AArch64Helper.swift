@@ -1,6 +1,8 @@
+import ApusBits
 import ApusFloat
 import ApusGuest
 import ApusIR
+import ApusISAAArch64
 
 /// The helpers of translated AArch64 code, by index into `table`.
 enum AArch64Helper: Int, CaseIterable {
@@ -10,6 +12,7 @@ enum AArch64Helper: Int, CaseIterable {
   case raiseFloatTrap, exceptionReturn, firmwareCall, waitForInterrupt, readSystem, writeSystem
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints
+  case extensionVector, randomNumber, authenticate
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -175,13 +178,9 @@ enum AArch64Helper: Int, CaseIterable {
     case .crc32:
       // a: the sum so far, b: the data, c: 2-bit size and bit 2 for the Castagnoli polynomial.
       IRHelper("crc32", []) { _, sum, data, kind in
-        let polynomial: UInt32 = kind & 4 != 0 ? 0x82f6_3b78 : 0xedb8_8320
-        var result = UInt32(truncatingIfNeeded: sum)
-        for index in 0..<(1 << (kind & 3)) as Range<UInt64> {
-          result ^= UInt32(data >> (8 * index) & 0xff)
-          for _ in 0..<8 { result = result >> 1 ^ (result & 1 != 0 ? polynomial : 0) }
-        }
-        return UInt64(result)
+        let kernel: CyclicRedundancy = kind & 4 != 0 ? .castagnoli : .ieee
+        return UInt64(
+          kernel.updated(UInt32(truncatingIfNeeded: sum), with: data, byteCount: 1 << Int(kind & 3)))
       }
     case .softFloat:
       // a: the encoding.
@@ -206,6 +205,24 @@ enum AArch64Helper: Int, CaseIterable {
           if !unit.execute() { cpu.raise(.illegalInstruction, address: cpu.s.pc) }
         }
         return 0
+      }
+    case .extensionVector:
+      // a: the encoding, b: the opcode.
+      IRHelper("extension-vector", [.readsState, .writesState]) { state, word, opcode, _ in
+        var unit = AArch64VectorUnit(UInt32(truncatingIfNeeded: word), AArch64State(state))
+        unit.executeExtension(
+          AArch64Opcode(rawValue: UInt8(truncatingIfNeeded: opcode)).unsafelyUnwrapped)
+        return 0
+      }
+    case .randomNumber:
+      IRHelper("rndr", [.varies]) { _, _, _, _ in UInt64.random(in: .min ... .max) }
+    case .authenticate:
+      // a: the pointer, b: the modifier, c: what to do, an `AArch64PointerAuthentication.Request`. The new pointer.
+      // Keys and control registers are no registers that back ends keep: they lie in the state at every instruction's end.
+      IRHelper("authenticate", [.varies]) { state, pointer, modifier, request in
+        AArch64CPU.with(state) {
+          $0.authenticate(pointer, modifier, .init(rawValue: UInt8(truncatingIfNeeded: request)))
+        }
       }
     case .interleave:
       IRHelper("interleave", [.readsState, .writesState]) { state, word, _, _ in

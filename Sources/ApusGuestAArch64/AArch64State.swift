@@ -105,6 +105,8 @@ public enum FPCR {
   public static let defaultNaN: UInt64 = 1 << 25
   /// What may be written: AHP, DN, FZ, RMode. Traps and short vectors are not implemented.
   public static let writable: UInt64 = 1 << 26 | defaultNaN | 1 << 24 | 3 << 22
+  /// FZ16, which half precision has.
+  static let flushHalf: UInt64 = 1 << 19
   static func rounding(_ value: UInt64) -> FloatRounding {
     [.nearestEven, .up, .down, .towardZero][Int(value >> 22 & 3)]
   }

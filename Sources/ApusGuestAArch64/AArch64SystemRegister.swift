@@ -1,4 +1,5 @@
 import ApusIR
+import ApusISAAArch64
 
 /// What only system emulation keeps in the state, a u64 each, behind the registers that processes see.
 public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
@@ -15,6 +16,10 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   case breakValue3, breakControl3, breakValue4, breakControl4, breakValue5, breakControl5
   case watchValue0, watchControl0, watchValue1, watchControl1, watchValue2, watchControl2, watchValue3,
     watchControl3
+  /// PSTATE.SSBS and DIT, as bits 12 and 24.
+  case statusBits
+  /// Keys of pointer authentication.
+  case apiaLow, apiaHigh, apibLow, apibHigh, apdaLow, apdaHigh, apdbLow, apdbHigh, apgaLow, apgaHigh
   /// Levels of the interrupt inputs: bit 0 IRQ, bit 1 FIQ. Written by any thread.
   case interruptLines
 
@@ -70,13 +75,16 @@ struct AArch64SystemRegister: Sendable {
   /// The lowest levels that may read and write it; 4: none.
   let reader: UInt8
   let writer: UInt8
+  /// What it belongs to.
+  var feature = AArch64Feature.base
 
   private static func slot(
     _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, _ slot: AArch64SystemSlot,
-    writable: UInt64 = .max, op0: UInt16 = 3
+    _ feature: AArch64Feature = .base, writable: UInt64 = .max, op0: UInt16 = 3
   ) -> Self {
     .init(
-      key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: 1, writer: 1)
+      key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: 1, writer: 1,
+      feature: feature)
   }
   private static func special(
     _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, reader: UInt8 = 1, writer: UInt8 = 1,
@@ -106,6 +114,11 @@ struct AArch64SystemRegister: Sendable {
       slot(2, 0, 0, 0, .csselr, writable: 15),
       // MDSCR_EL1, OSDLR_EL1
       guarded(0, 2, 2, .mdscr, writable: 0xa001), guarded(1, 3, 4, .osDoubleLock, writable: 1),
+      slot(0, 2, 1, 0, .apiaLow, .pauth), slot(0, 2, 1, 1, .apiaHigh, .pauth),
+      slot(0, 2, 1, 2, .apibLow, .pauth), slot(0, 2, 1, 3, .apibHigh, .pauth),
+      slot(0, 2, 2, 0, .apdaLow, .pauth), slot(0, 2, 2, 1, .apdaHigh, .pauth),
+      slot(0, 2, 2, 2, .apdbLow, .pauth), slot(0, 2, 2, 3, .apdbHigh, .pauth),
+      slot(0, 2, 3, 0, .apgaLow, .pauth), slot(0, 2, 3, 1, .apgaHigh, .pauth),
       special(0, 1, 0, 4, reader: 4, op0: 2), special(0, 1, 1, 4, writer: 4, op0: 2),  // OSLAR, OSLSR
       .init(key: .init(2, 3, 0, 1, 0), kind: .zero, reader: 0, writer: 4),  // MDCCSR_EL0
       .init(key: .init(2, 0, 1, 0, 0), kind: .zero, reader: 1, writer: 4),  // MDRAR_EL1

@@ -73,7 +73,7 @@ extension AArch64Translator {
     case .lsrv: setX(rd, binary(.shrU64, .shrU32, x(rn), x(rm)))
     case .asrv: setX(rd, binary(.shrS64, .shrS32, x(rn), x(rm)))
     case .rorv: setX(rd, binary(.rotr64, .rotr32, x(rn), x(rm)))
-    case .crc32: setX(rd, call(.crc32, x(rn), x(rm), constant(UInt64(bits(10, 3)))))
+    case .crc32: crc32()
     case .rbit: setX(rd, reversedBits(operand(rn)))
     case .rev:
       let swapped = block.unary(.byteSwap64, x(rn))

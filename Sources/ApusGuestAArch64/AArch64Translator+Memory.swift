@@ -85,7 +85,7 @@ extension AArch64Translator {
     let operation = bits(22, 2)
     if size == 3, operation == 2 {
       // Prefetch; indexed forms are not allocated.
-      if bits(24, 1) == 0, bits(21, 1) == 0, bits(10, 1) == 1 { undefined() }
+      if bits(24, 1) == 0, bits(21, 1) == 0 ? bits(10, 2) != 0 : bits(14, 1) == 0 { undefined() }
       return
     }
     guard !(size >= 2 && operation == 3), let place = place(scale: size) else { return undefined() }
@@ -149,7 +149,7 @@ extension AArch64Translator {
 
   private mutating func loadStoreVector() {
     let scale = bits(23, 1) << 2 | bits(30, 2)
-    guard scale <= 4, let place = place(scale: scale) else { return undefined() }
+    guard scale <= 4, let place = place(scale: scale), !place.isUnprivileged else { return undefined() }
     if bits(22, 1) == 0 {
       storeVector(rd, place.base, place.displacement, byteCount: 1 << Int(scale))
       return writeBack(place)

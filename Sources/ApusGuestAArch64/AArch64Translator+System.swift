@@ -8,6 +8,14 @@ extension AArch64Translator {
   private var nextPC: IRValue { constant(pc &+ 4) }
 
   mutating func systemControl(_ opcode: AArch64Opcode) {
+    if opcode == .msrImmediate, bits(16, 3) == 3 {
+      // ssbs and dit, which processes may set, too
+      switch bits(5, 3) {
+      case 1 where features.contains(.ssbs2): return setStatus(12, constant(UInt64(bits(8, 4) & 1) << 12))
+      case 2 where features.contains(.dit): return setStatus(24, constant(UInt64(bits(8, 4) & 1) << 24))
+      default: break
+      }
+    }
     guard mode.isSystem, mode.level != 0 else { return undefined() }
     switch opcode {
     case .hvc:
@@ -56,7 +64,15 @@ extension AArch64Translator {
 
   mutating func readRegister() {
     if let value = userRegister() { return setX(rd, value) }
-    guard mode.isSystem, let register = AArch64SystemRegister.table[key], mode.level >= register.reader else {
+    // Linux shows what identifies the CPU to processes (HWCAP_CPUID).
+    if !mode.isSystem, key.op0 == 3, key.op1 == 0, key.n == 0,
+      (4...7).contains(key.m) || key.m == 0 && [0, 5, 6].contains(key.op2)
+    {
+      return setX(rd, call(.readSystem, constant(UInt64(key.rawValue))))
+    }
+    guard mode.isSystem, let register = AArch64SystemRegister.table[key],
+      features.contains(register.feature), mode.level >= register.reader
+    else {
       return undefined()
     }
     switch register.kind {
@@ -73,7 +89,9 @@ extension AArch64Translator {
 
   mutating func writeRegister() {
     if writeUserRegister() { return }
-    guard mode.isSystem, let register = AArch64SystemRegister.table[key], mode.level >= register.writer else {
+    guard mode.isSystem, let register = AArch64SystemRegister.table[key],
+      features.contains(register.feature), mode.level >= register.writer
+    else {
       return undefined()
     }
     switch register.kind {
@@ -110,8 +128,25 @@ extension AArch64Translator {
     case .init(3, 3, 0, 0, 7): return constant(4)
     case .init(3, 3, 14, 0, 0): return constant(AArch64CPU.counterFrequency)
     case .init(3, 3, 14, 0, 1), .init(3, 3, 14, 0, 2): return call(.readCounter)
+    case .init(3, 3, 4, 2, 5) where features.contains(.dit): return status(24)
+    case .init(3, 3, 4, 2, 6) where features.contains(.ssbs2): return status(12)
+    case .init(3, 3, 2, 4, 0) where features.contains(.rng),
+      .init(3, 3, 2, 4, 1) where features.contains(.rng):
+      let value = call(.randomNumber)
+      setFlags(.packed(constant(0)))
+      return value
     default: return nil
     }
+  }
+
+  /// A bit of PSTATE that is kept in `statusBits`.
+  private func status(_ bit: UInt64) -> IRValue {
+    block.binary(.and64, block.get64(AArch64SystemSlot.statusBits.offset), constant(1 << bit))
+  }
+  private func setStatus(_ bit: UInt64, _ value: IRValue) {
+    let slot = AArch64SystemSlot.statusBits.offset
+    let kept = block.binary(.and64, block.get64(slot), constant(~(1 << bit)))
+    block.set64(slot, block.binary(.or64, kept, block.binary(.and64, value, constant(1 << bit))))
   }
 
   private mutating func writeUserRegister() -> Bool {
@@ -125,6 +160,8 @@ extension AArch64Translator {
     case .init(3, 3, 13, 0, 3) where mode.level != 0: block.set64(AArch64State.Field.tpidrro.offset, x(rd))
     // CNTFRQ_EL0 belongs to the highest level, which sets what it is.
     case .init(3, 3, 14, 0, 0) where mode.level != 0: break
+    case .init(3, 3, 4, 2, 5) where features.contains(.dit): setStatus(24, x(rd))
+    case .init(3, 3, 4, 2, 6) where features.contains(.ssbs2): setStatus(12, x(rd))
     default: return false
     }
     return true
@@ -135,8 +172,9 @@ extension AArch64Translator {
   mutating func system() {
     switch (key.op1, key.n, key.m, key.op2) {
     case (3, 7, 5, 1): synchronizeInstructions()  // ic ivau
-    case (3, 7, 10, 1), (3, 7, 11, 1), (3, 7, 12, 1), (3, 7, 14, 1):
-      break  // dc cvac, cvau, cvap, civac: caches are coherent
+    case (3, 7, 10, 1), (3, 7, 11, 1), (3, 7, 14, 1): break  // dc cvac, cvau, civac: caches are coherent
+    case (3, 7, 12, 1) where features.contains(.dpb), (3, 7, 13, 1) where features.contains(.dpb2):
+      break  // dc cvap, cvadp
     case (3, 7, 4, 1): clearLine()
     case _ where !mode.isSystem || mode.level == 0: undefined()
     case (0, 7, 1, 0), (0, 7, 5, 0): synchronizeInstructions()  // ic ialluis, iallu

@@ -203,10 +203,12 @@ extension AArch64Translator {
       return WholeOperation(operation: operation, scale: scale, a: rn, b: nil, isFull: isFull)
     }
     switch bits(12, 5) {
-    case 0x00 where scale < (u ? 2 : 3), 0x01 where !u && scale == 0:
-      var operation = one(.reverse)
-      operation?.amount = bits(12, 5) == 1 ? 2 : u ? 4 : 8
-      return operation
+    // rev64, rev32, rev16; the lanes stay within halves of the register.
+    case 0x00, 0x01:
+      let container = u ? 2 : bits(12, 5) == 0 ? 3 : 1
+      guard scale < container, !u || bits(12, 5) == 0 else { return nil }
+      return WholeOperation(
+        operation: .reverse, scale: scale, amount: container, a: rn, b: nil, isFull: isFull)
     case 0x02: return one(u ? .addPairsWidenedUnsigned : .addPairsWidenedSigned)
     case 0x05 where !u && scale == 0: return one(.countOnes)
     case 0x0a where !u:

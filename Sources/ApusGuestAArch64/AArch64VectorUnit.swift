@@ -1,3 +1,4 @@
+import ApusBits
 import ApusFloat
 
 /// A vector register: 128 bits, lanes from the lowest up.
@@ -59,13 +60,13 @@ struct AArch64VectorUnit {
     unit = AArch64Float(s[.fpcr])
   }
 
-  @inline(__always) private func bits(_ low: UInt32, _ count: UInt32) -> Int {
+  @inline(__always) func bits(_ low: UInt32, _ count: UInt32) -> Int {
     Int(word >> low & ((1 << count) - 1))
   }
 
   /// Lanes of `1 << scale` bytes in a result.
-  private func count(_ scale: Int) -> Int { isScalar ? 1 : (isFull ? 16 : 8) >> scale }
-  private func signed(_ value: UInt64, _ scale: Int) -> Int64 {
+  func count(_ scale: Int) -> Int { isScalar ? 1 : (isFull ? 16 : 8) >> scale }
+  func signed(_ value: UInt64, _ scale: Int) -> Int64 {
     let unused = Int64(64 - (8 << scale))
     return Int64(bitPattern: value << UInt64(unused)) >> unused
   }
@@ -154,7 +155,7 @@ struct AArch64VectorUnit {
   }
 
   /// The value held to a lane's range; notes saturation.
-  private mutating func saturate(_ value: Int128, _ scale: Int, isSigned: Bool) -> UInt64 {
+  mutating func saturate(_ value: Int128, _ scale: Int, isSigned: Bool) -> UInt64 {
     let bits = Int128(8 << scale)
     let largest = isSigned ? (Int128(1) << (bits - 1)) - 1 : (Int128(1) << bits) - 1
     let smallest = isSigned ? -(Int128(1) << (bits - 1)) : 0
@@ -194,8 +195,19 @@ struct AArch64VectorUnit {
   }
 
   private func ones(_ condition: Bool) -> UInt64 { condition ? .max : 0 }
-  private var format: FloatFormat { size & 1 == 1 ? .double : .single }
-  private var floatScale: Int { size & 1 == 1 ? 3 : 2 }
+  /// Of an instruction for half precision: its size field says something else.
+  var isHalf = false
+  private var format: FloatFormat { isHalf ? .half : size & 1 == 1 ? .double : .single }
+  private var floatScale: Int { isHalf ? 1 : size & 1 == 1 ? 3 : 2 }
+
+  /// An instruction for half precision [FEAT_FP16]: its class and opcode lie elsewhere in the word.
+  mutating func half() -> AArch64Vector? {
+    isHalf = true
+    if word >> 24 & 1 != 0 { return bits(10, 1) == 0 ? indexed() : shift() }
+    if bits(21, 1) == 0 { return floatThreeSame(0x18 | bits(11, 3)) }
+    if bits(17, 4) == 0xc { return floatMiscellaneous(bits(12, 5)) }
+    return isScalar ? scalarPairwise() : across()
+  }
 
   private mutating func threeSame() -> AArch64Vector? {
     let opcode = bits(11, 5)
@@ -254,7 +266,7 @@ struct AArch64VectorUnit {
     case 0x13:
       if u {
         guard scale == 0 else { return nil }
-        return map(0) { a, b, _ in Self.carrylessProduct(a, b).low }
+        return map(0) { a, b, _ in carrylessProduct(a, b).low }
       }
       return map(scale) { a, b, _ in a &* b }
     case 0x14, 0x15:
@@ -280,15 +292,6 @@ struct AArch64VectorUnit {
     return saturate(product >> bits, scale, isSigned: true)
   }
 
-  static func carrylessProduct(_ a: UInt64, _ b: UInt64) -> AArch64Vector {
-    var result = AArch64Vector()
-    for bit in 0..<64 as Range<UInt64> where b >> bit & 1 != 0 {
-      result.low ^= a << bit
-      if bit > 0 { result.high ^= a >> (64 - bit) }
-    }
-    return result
-  }
-
   private func bitwise() -> AArch64Vector? {
     func both(_ body: (UInt64, UInt64, UInt64) -> UInt64) -> AArch64Vector {
       AArch64Vector(low: body(n.low, m.low, d.low), high: body(n.high, m.high, d.high))
@@ -308,7 +311,7 @@ struct AArch64VectorUnit {
   private mutating func floatThreeSame(_ opcode: Int) -> AArch64Vector? {
     let (scale, format) = (floatScale, self.format)
     let isUpper = size & 2 != 0
-    guard isScalar || isFull || scale == 2 else { return nil }
+    guard isScalar || isFull || scale != 3 else { return nil }
     if isScalar {
       switch (u, isUpper, opcode) {
       case (false, false, 0x1b), (false, false, 0x1c), (false, false, 0x1f), (false, true, 0x1f),
@@ -402,7 +405,7 @@ struct AArch64VectorUnit {
       if scale == 3 { return nil }  // pmull of 64 bits is FEAT_PMULL
       var result = AArch64Vector()
       for lane in 0..<8 {
-        result[lane, 1] = Self.carrylessProduct(narrowLane(n, lane), narrowLane(m, lane)).low
+        result[lane, 1] = carrylessProduct(narrowLane(n, lane), narrowLane(m, lane)).low
       }
       isWidening = true
       return result
@@ -560,7 +563,7 @@ struct AArch64VectorUnit {
     let (scale, format) = (floatScale, self.format)
     // Conversions between formats name their sizes differently.
     if opcode == 0x16 || opcode == 0x17, !isUpper { return convertedWidth(opcode) }
-    guard isScalar || isFull || scale == 2 else { return nil }
+    guard isScalar || isFull || scale != 3 else { return nil }
     let width = self.width(scale)
     func integer(_ rounding: FloatRounding) -> AArch64Vector {
       unit.soft.rounding = rounding
@@ -711,7 +714,7 @@ struct AArch64VectorUnit {
       }
     }
     var resultExponent = 2 * format.bias - 1 - exponent
-    if resultExponent <= 0, unit.soft.flushesToZero {
+    if resultExponent <= 0, unit.soft.flushes(format) {
       unit.soft.flags |= FloatFlags.underflow
       return sign
     }
@@ -771,12 +774,17 @@ struct AArch64VectorUnit {
     let opcode = bits(12, 5)
     let scale = size
     if opcode == 0xc || opcode == 0xf {
-      guard u, isFull, scale & 1 == 0 else { return nil }
-      // A tree: (0, 1) and (2, 3), then those.
-      func step(_ a: UInt64, _ b: UInt64) -> UInt64 {
-        unit.minimum(a, b, .single, isMaximum: scale & 2 == 0, isNumeric: opcode == 0xc)
+      guard u != isHalf, isFull || isHalf, scale & 1 == 0 else { return nil }
+      // A tree: (0, 1) and (2, 3), then those, and so on.
+      let laneScale = floatScale
+      var values = (0..<count(laneScale)).map { n[$0, laneScale] }
+      while values.count > 1 {
+        values = stride(from: 0, to: values.count, by: 2).map {
+          unit.minimum(
+            values[$0], values[$0 + 1], format, isMaximum: scale & 2 == 0, isNumeric: opcode == 0xc)
+        }
       }
-      return AArch64Vector(low: step(step(n[0, 2], n[1, 2]), step(n[2, 2], n[3, 2])))
+      return AArch64Vector(low: values[0])
     }
     guard scale < 2 || scale == 2 && isFull else { return nil }
     let lanes = (isFull ? 16 : 8) >> scale
@@ -805,7 +813,7 @@ struct AArch64VectorUnit {
     if opcode == 0x1b {
       return !u && size == 3 ? AArch64Vector(low: n.low &+ n.high) : nil
     }
-    guard u else { return nil }
+    guard u != isHalf else { return nil }
     let (scale, format) = (floatScale, self.format)
     let (a, b) = (n[0, scale], n[1, scale])
     switch opcode {
@@ -978,8 +986,8 @@ struct AArch64VectorUnit {
       isWidening = true
       return result
     case 0x1c, 0x1f:
-      guard scale >= 2 else { return nil }
-      let format: FloatFormat = scale == 3 ? .double : .single
+      guard scale >= 2 || isHalf else { return nil }
+      let format: FloatFormat = scale == 3 ? .double : scale == 2 ? .single : .half
       if opcode == 0x1c {
         return mapping(scale) { this, a, _, _ in
           let value = this.u || scale == 3 ? a : UInt64(bitPattern: this.signed(a, scale))
@@ -1020,10 +1028,13 @@ struct AArch64VectorUnit {
     let l = bits(21, 1)
     let isFloat = opcode == 1 || opcode == 5 || opcode == 9
     if isFloat {
-      guard size >= 2 else { return nil }
+      guard isHalf ? size == 0 : size >= 2 else { return nil }
       let (scale, format) = (floatScale, self.format)
-      guard scale == 2 || l == 0 && (isFull || isScalar), !u || opcode == 9 else { return nil }
-      let other = s[v: bits(16, 5)][scale == 2 ? h << 1 | l : h, scale]
+      guard scale != 3 || l == 0 && (isFull || isScalar), !u || opcode == 9 else { return nil }
+      let other =
+        isHalf
+        ? s[v: bits(16, 4)][h << 2 | l << 1 | bits(20, 1), 1]
+        : s[v: bits(16, 5)][scale == 2 ? h << 1 | l : h, scale]
       return mapping(scale) { this, a, _, d in
         if opcode == 9 { return this.unit.binary(this.u ? .multiplyExtended : .multiply, a, other, format) }
         return this.unit.fused(a, other, d, format, negateProduct: opcode == 5)

@@ -138,6 +138,18 @@ extension IRBlock {
       slots[offset >> 3] = .max
     }
   }
+  /// Replaces the vector operation of the guest instruction before the one at hand, if that was all it did.
+  ///
+  /// - Parameter replacement: the operand to have instead; `nil`: it does not fit.
+  /// - Returns: whether it was replaced.
+  public func replaceVector(_ replacement: (IRVectorOperand) -> IRVectorOperand?) -> Bool {
+    guard count >= 3, instructions[count - 1].opcode == .instruction,
+      instructions[count - 2].opcode == .vector,
+      let operand = replacement(IRVectorOperand(rawValue: instructions[count - 2].immediate))
+    else { return false }
+    instructions[count - 2].immediate = operand.rawValue
+    return true
+  }
   public func fence() { _ = append(IRInstruction(.fence)) }
 
   // MARK: Folding

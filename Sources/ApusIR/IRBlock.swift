@@ -59,11 +59,17 @@ public struct IROptimisations: OptionSet, Sendable {
   /// Vector registers of 128 bits on the host's.
   public static let hostVector = IROptimisations(rawValue: 512)
 
-  public static let all = IROptimisations(rawValue: 1023)
+  /// AES, products without carries and CRC-32 on the host's instructions.
+  public static let hostCrypto = IROptimisations(rawValue: 1024)
+  /// SHA-1 and SHA-256 on the host's instructions.
+  public static let hostSHA = IROptimisations(rawValue: 2048)
+
+  public static let all = IROptimisations(rawValue: 4095)
   public static let names: [(String, IROptimisations)] = [
     ("fold", .fold), ("forward", .forward), ("superblock", .superblock), ("chain", .chain),
     ("jump-cache", .jumpCache), ("pin", .pin), ("host-float", .hostFloat), ("dead-code", .deadCode),
     ("group", .group), ("host-vector", .hostVector),
+    ("host-crypto", .hostCrypto), ("host-sha", .hostSHA),
   ]
 }
 

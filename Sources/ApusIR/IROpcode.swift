@@ -34,6 +34,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   case countLeadingZeros32, countTrailingZeros32, countOnes32
   case byteSwap64
   case carrylessMultiply64, carrylessMultiplyHigh64
+  // The sum a (its lower 32 bits) with the lowest bytes of b: 1 << immediate's lowest two bits of them; bit 2: CRC-32C.
+  case crc32
   // Width changes. The 8- and 16-bit ones take and give i64.
   case signExtend8, signExtend16, zeroExtend8, zeroExtend16
   case signExtend32, zeroExtend32, truncate32
@@ -105,7 +107,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
       .compare32,
       .select64, .minS64, .minU64, .maxS64, .maxU64, .countLeadingZeros64, .countTrailingZeros64,
       .countOnes64,
-      .byteSwap64, .carrylessMultiply64, .carrylessMultiplyHigh64, .signExtend8, .signExtend16, .zeroExtend8,
+      .byteSwap64, .carrylessMultiply64, .carrylessMultiplyHigh64, .crc32, .signExtend8, .signExtend16,
+      .zeroExtend8,
       .zeroExtend16, .signExtend32, .zeroExtend32, .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32,
       .load64, .atomicRMW32, .atomicRMW64, .atomicCompareExchange32, .atomicCompareExchange64, .loadLinked32,
       .loadLinked64, .storeConditional32, .storeConditional64, .compareF32, .compareF64, .convertF32ToS32,
@@ -135,7 +138,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
       .mulHighS64,
       .mulHighU64, .mulHighSU64, .divS64, .divU64, .remS64, .remU64, .compare64, .minS64, .minU64, .maxS64,
       .maxU64,
-      .carrylessMultiply64, .carrylessMultiplyHigh64, .store8, .store16, .store32, .store64, .atomicRMW32,
+      .carrylessMultiply64, .carrylessMultiplyHigh64, .crc32, .store8, .store16, .store32, .store64,
+      .atomicRMW32,
       .atomicRMW64, .storeConditional32, .storeConditional64, .flagsAdd, .flagsSub, .exitIf64:
       return (.i64, .i64, .none)
     case .select64, .atomicCompareExchange32, .atomicCompareExchange64, .flagsAddCarry, .flagsSubBorrow,

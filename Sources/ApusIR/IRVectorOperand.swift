@@ -19,8 +19,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // rounded.
   case addSaturatedSigned, addSaturatedUnsigned, subtractSaturatedSigned, subtractSaturatedUnsigned
   case multiplyHighSaturated
-  // Bits set; lanes in reverse order in groups of `amount` bytes; a's byte b[i], or 0 if b[i] is above 15; a's lane `amount`.
-  case countOnes, reverse, permute, broadcast
+  // Bits set; a's byte b[i], or 0 if b[i] is above 15; a's lane `amount`.
+  case countOnes, permute, broadcast
   // Of all lanes of a (of its lower half without `isFull`): the lowest lane; the others are 0.
   case addAcross, minAcrossSigned, maxAcrossSigned, minAcrossUnsigned, maxAcrossUnsigned
   // Sums of a's neighbouring lanes in twice the size; products of lanes from the lower or upper halves in twice the size.
@@ -38,10 +38,26 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
     narrowHighUnsigned
   // Lanes from the lower or upper half of a, in twice the size, shifted left by `amount`.
   case widenLowSigned, widenLowUnsigned, widenHighSigned, widenHighUnsigned
+  // Lanes of a, by `amount`, less than the lane's bits.
+  case rotateRight
+  // a's lanes in reverse order within each 8 << amount bits.
+  case reverse
+  // AES [FIPS 197]: SubBytes and ShiftRows of a ^ b, or their inverses, then perhaps (Inv)MixColumns; those alone of a.
+  case aesEncrypt, aesDecrypt, aesEncryptMix, aesDecryptMix, aesMix, aesInverseMix
+  // The product, without carries, of the lower or upper halves of a and b.
+  case carrylessLow, carrylessHigh
+  // Four rounds of SHA-1 [FIPS 180-4]: d is a, b, c, d; e is a's lowest lane; b the words with the constants. sha1Rotate: a's
+  // lowest lane, left by 30. The schedule: onto d.
+  case sha1Choose, sha1Parity, sha1Majority, sha1Rotate, sha1ScheduleFirst, sha1ScheduleSecond
+  // Four rounds of SHA-256: d is a to d and a is e to h, or the other way round; b the words with the constants.
+  case sha256First, sha256Second, sha256ScheduleFirst, sha256ScheduleSecond
 
   public var readsDestination: Bool {
     switch self {
-    case .select, .insertIfTrue, .insertIfFalse, .multiplyAdd, .multiplySubtract: true
+    case .select, .insertIfTrue, .insertIfFalse, .multiplyAdd, .multiplySubtract, .sha1Choose, .sha1Parity,
+      .sha1Majority, .sha1ScheduleFirst, .sha1ScheduleSecond, .sha256First, .sha256Second,
+      .sha256ScheduleFirst, .sha256ScheduleSecond:
+      true
     default: false
     }
   }
@@ -56,7 +72,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
       .evenLanes,
       .oddLanes, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned:
       scale < 4
-    case .flipSigns, .clearSigns, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned: scale > 0
+    case .flipSigns, .clearSigns, .rotateRight, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
+      scale > 0
     case .addSaturatedSigned, .addSaturatedUnsigned, .subtractSaturatedSigned, .subtractSaturatedUnsigned,
       .averageUnsigned, .narrowLowSigned, .narrowHighSigned, .narrowLowClamped, .narrowHighClamped,
       .narrowLowUnsigned, .narrowHighUnsigned:
@@ -104,6 +121,10 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
   }
   public var operation: IRVectorOperation {
     IRVectorOperation(rawValue: UInt8(truncatingIfNeeded: rawValue)).unsafelyUnwrapped
+  }
+  /// The same operands for another operation.
+  public func with(_ operation: IRVectorOperation) -> IRVectorOperand {
+    IRVectorOperand(rawValue: rawValue & ~0xff | Int64(operation.rawValue))
   }
   public var amount: Int { Int(rawValue >> 8 & 0xff) }
   public var scale: Int { Int(rawValue >> 16 & 3) }

@@ -1,3 +1,4 @@
+import ApusBits
 import ApusFloat
 import ApusIR
 import CApusHost
@@ -350,8 +351,12 @@ public final class IREvaluator {
     case .countTrailingZeros32: return UInt64(a32().trailingZeroBitCount)
     case .countOnes32: return UInt64(a32().nonzeroBitCount)
     case .byteSwap64: return a().byteSwapped
-    case .carrylessMultiply64: return Self.carrylessProduct(a(), b()).low
-    case .carrylessMultiplyHigh64: return Self.carrylessProduct(a(), b()).high
+    case .carrylessMultiply64: return carrylessProduct(a(), b()).low
+    case .carrylessMultiplyHigh64: return carrylessProduct(a(), b()).high
+    case .crc32:
+      let kind: CyclicRedundancy = i.immediate & 4 != 0 ? .castagnoli : .ieee
+      return UInt64(
+        kind.updated(UInt32(truncatingIfNeeded: a()), with: b(), byteCount: 1 << Int(i.immediate & 3)))
     case .signExtend8: return bits(Int64(Int8(truncatingIfNeeded: a())))
     case .signExtend16: return bits(Int64(Int16(truncatingIfNeeded: a())))
     case .zeroExtend8: return a() & 0xff
@@ -382,12 +387,6 @@ public final class IREvaluator {
     case .xor: sign = a ^ b
     }
     return a & ~format.signMask | sign & format.signMask
-  }
-
-  private static func carrylessProduct(_ a: UInt64, _ b: UInt64) -> (high: UInt64, low: UInt64) {
-    var product: UInt128 = 0
-    for bit in 0..<UInt128(64) where b >> UInt64(bit) & 1 != 0 { product ^= UInt128(a) << bit }
-    return (UInt64(truncatingIfNeeded: product >> 64), UInt64(truncatingIfNeeded: product))
   }
 
   // MARK: Flags. A flags value is held packed: N 31, Z 30, C 29, V 28, and x86's AF 4, PF 2. C is the carry of an

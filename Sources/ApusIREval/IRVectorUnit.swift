@@ -1,3 +1,4 @@
+import ApusBits
 import ApusIR
 
 /// The meaning of `vector`, lane by lane.
@@ -160,9 +161,6 @@ enum IRVectorUnit {
     case .subtractSaturatedUnsigned: return eachSaturated(isSigned: false) { $0 - $1 }
     case .multiplyHighSaturated: return eachSaturated(isSigned: true) { ($0 * $1 * 2 + 0x8000) >> 16 }
     case .countOnes: return each { a, _, _ in UInt64(a.nonzeroBitCount) }
-    case .reverse:
-      let count = operand.amount * 8 / bits
-      return lanes(bits) { lane(a, $0 / count * count + (count - 1 - $0 % count), bits) }
     case .permute:
       return lanes(8) { index in
         let source = lane(b, index, 8)
@@ -216,6 +214,55 @@ enum IRVectorUnit {
         let value = lane(a, base + index, bits)
         return (isSigned ? UInt64(bitPattern: signed(value, bits)) : value) << UInt64(operand.amount)
       }
+    case .rotateRight:
+      return each { a, _, _ in
+        a >> UInt64(operand.amount) | (operand.amount == 0 ? 0 : a << UInt64(bits - operand.amount))
+      }
+    case .reverse:
+      let flip = 1 << (operand.amount - operand.scale) - 1
+      return lanes(bits) { lane(a, $0 ^ flip, bits) }
+    case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
+      return aes(operand.operation, a, b)
+    case .carrylessLow, .carrylessHigh:
+      let isLow = operand.operation == .carrylessLow
+      let product = carrylessProduct(isLow ? a.low : a.high, isLow ? b.low : b.high)
+      return (product.low, product.high)
+    case .sha1Choose, .sha1Parity, .sha1Majority, .sha1Rotate, .sha1ScheduleFirst, .sha1ScheduleSecond,
+      .sha256First, .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
+      return hash(operand.operation, a, b, d)
     }
+  }
+
+  private static func aes(_ operation: IRVectorOperation, _ a: Vector, _ b: Vector) -> Vector {
+    let state = unsafeBitCast((a.low ^ b.low, a.high ^ b.high), to: SIMD16<UInt8>.self)
+    let result =
+      switch operation {
+      case .aesEncrypt: AESRound.encrypt(state)
+      case .aesDecrypt: AESRound.decrypt(state)
+      case .aesEncryptMix: AESRound.mixColumns(AESRound.encrypt(state))
+      case .aesDecryptMix: AESRound.inverseMixColumns(AESRound.decrypt(state))
+      case .aesMix: AESRound.mixColumns(state)
+      default: AESRound.inverseMixColumns(state)
+      }
+    return unsafeBitCast(result, to: Vector.self)
+  }
+
+  private static func hash(_ operation: IRVectorOperation, _ a: Vector, _ b: Vector, _ d: Vector) -> Vector {
+    func words(_ value: Vector) -> SIMD4<UInt32> { unsafeBitCast(value, to: SIMD4<UInt32>.self) }
+    let (n, m, d) = (words(a), words(b), words(d))
+    let result =
+      switch operation {
+      case .sha1Choose: SHA1Rounds.rounds(.choose, d, n[0], m)
+      case .sha1Parity: SHA1Rounds.rounds(.parity, d, n[0], m)
+      case .sha1Majority: SHA1Rounds.rounds(.majority, d, n[0], m)
+      case .sha1Rotate: SIMD4(n[0] << 30 | n[0] >> 2, 0, 0, 0)
+      case .sha1ScheduleFirst: SHA1Rounds.scheduleFirst(d, n, m)
+      case .sha1ScheduleSecond: SHA1Rounds.scheduleSecond(d, n)
+      case .sha256First: SHA256Rounds.rounds(d, n, m).x
+      case .sha256Second: SHA256Rounds.rounds(n, d, m).y
+      case .sha256ScheduleFirst: SHA256Rounds.scheduleFirst(d, n)
+      default: SHA256Rounds.scheduleSecond(d, n, m)
+      }
+    return unsafeBitCast(result, to: Vector.self)
   }
 }

@@ -11,12 +11,23 @@ public enum AArch64Opcode: UInt8, CaseIterable, Sendable {
   case bics, add, adds, sub, subs, addExtended, addsExtended, subExtended, subsExtended, adc, adcs, sbc
   case sbcs, ccmn, ccmp, csel, csinc, csinv, csneg, udiv, sdiv, lslv, lsrv, asrv, rorv, crc32, rbit
   case rev16, rev, rev32, clz, cls, madd, msub, smaddl, smsubl, umaddl, umsubl, smulh, umulh
+  case cfinv, xaflag, axflag, rmif, setf, sb, unscaledOrdered
+  case pointerAuthentication, stripAuthentication, pacga, brAuthenticated, blrAuthenticated, retAuthenticated
+  case eretAuthenticated, loadAuthenticated
   case floatToInteger, integerToFloat, fmovToGeneral, fmovFromGeneral, fixedToFloat, floatToFixed, fmov
   case fabs, fneg, fsqrt, fcvt, frint, fcmp, fmovImmediate, fccmp, fmul, fdiv, fadd, fsub, fmax, fmin
   case fmaxnm, fminnm, fnmul, fcsel, fused, vectorImmediate, vectorMiscellaneous, vectorAcross
   case vectorThreeSame, vectorThreeDifferent, vectorCopy, vectorShift, vectorPermute, vectorExtract
   case vectorTable, vectorIndexed, scalarMiscellaneous, scalarPairwise, scalarThreeSame
   case scalarThreeDifferent, scalarCopy, scalarShift, scalarIndexed
+  case fjcvtzs, aese, aesd, aesmc, aesimc, pmull64, sha1c, sha1p, sha1m, sha1su0, sha256h, sha256h2, sha256su1
+  case sha1h, sha1su1, sha256su0, sha512h, sha512h2, sha512su1, sha512su0, rax1, eor3, bcax, xar
+  case sm3ss1, sm3tt1a, sm3tt1b, sm3tt2a, sm3tt2b, sm3partw1, sm3partw2, sm4ekey, sm4e
+  case sqrdmlah, sqrdmlsh, sqrdmlahIndexed, sqrdmlshIndexed, dot, dotIndexed, matrixMultiply
+  case bfdot, bfdotIndexed, bfmmla, bfmlal, bfmlalIndexed, bfcvtn, bfcvt, fcmla, fcadd, fcmlaIndexed
+  case fmlal, fmlalIndexed, frintts, vectorFrintts
+  case halfFloat, halfToGeneral, halfFromGeneral, halfCompare, halfImmediate, halfSelect, halfVector
+  case halfVectorImmediate
 
   /// What CPACR_EL1 can forbid: floating point and Advanced SIMD, their loads and stores included.
   public var usesVectorRegisters: Bool {

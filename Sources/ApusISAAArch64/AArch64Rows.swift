@@ -5,6 +5,11 @@ public enum AArch64Feature: UInt8, CaseIterable, Sendable {
   /// What every ARMv8.0-A core has, floating point and Advanced SIMD included.
   case base
   case crc32, lse, lrcpc, rdm, aes, pmull, sha1, sha256
+  case sha512, sha3, sm3, sm4, dotprod, fp16, fhm, fcma, jscvt, frintts, bf16, i8mm
+  case flagm, flagm2, lrcpc2, sb, pauth
+  // Registers and cache instructions, without rows of their own.
+  // ssbs2: PSTATE.SSBS can be read and written, too.
+  case ssbs, ssbs2, dit, dpb, dpb2, rng, pan
 }
 
 /// A set of features.
@@ -17,7 +22,9 @@ public struct AArch64FeatureSet: OptionSet, Sendable, Hashable {
   @inlinable @inline(__always)
   public func contains(_ one: AArch64Feature) -> Bool { rawValue & (1 &<< UInt64(one.rawValue)) != 0 }
   /// All that is implemented: `-cpu max`.
-  public static let max = AArch64FeatureSet([.base, .crc32, .lse, .lrcpc])
+  public static let max = AArch64FeatureSet(AArch64Feature.allCases)
+  public mutating func insert(_ one: AArch64Feature) { insert(AArch64FeatureSet([one])) }
+  public mutating func remove(_ one: AArch64Feature) { remove(AArch64FeatureSet([one])) }
 }
 
 /// One encoding.
@@ -38,7 +45,9 @@ public struct AArch64Row: Sendable {
 // Letters of the patterns: s the width (sf), d n m a t u register numbers, i immediates, c conditions, z element or
 // access sizes, q the vector length. A special case stands before its general case. Advanced SIMD's rows
 // name the class of the manual's index by encoding as their opcode; the class's fields tell its instructions apart [Arm ARM C4.1].
-public let aarch64Rows: [AArch64Row] = [
+public let aarch64Rows: [AArch64Row] = aarch64ExtensionRows + aarch64BaseRows
+
+let aarch64BaseRows: [AArch64Row] = [
   // Data processing, immediate [C4.1.92]
   AArch64Row("0ii10000iiiiiiiiiiiiiiiiiiiddddd", .adr, "adr"),
   AArch64Row("1ii10000iiiiiiiiiiiiiiiiiiiddddd", .adrp, "adrp"),

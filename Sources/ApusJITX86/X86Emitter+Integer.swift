@@ -70,6 +70,7 @@ extension X86Emitter {
       if register != source { asm.move(register, source) }
       asm.byteSwap(register)
     case .carrylessMultiply64, .carrylessMultiplyHigh64: emitCarrylessMultiply(i)
+    case .crc32: emitCRC32(i)
     case .signExtend8: emitExtend(i, 8, signed: true)
     case .signExtend16: emitExtend(i, 16, signed: true)
     case .zeroExtend8: emitExtend(i, 8, signed: false)

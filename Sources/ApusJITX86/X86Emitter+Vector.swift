@@ -91,6 +91,11 @@ extension X86Emitter {
 
   func emitVector(_ operand: IRVectorOperand) {
     let operation = operand.operation
+    if operation.rawValue >= IRVectorOperation.sha1Choose.rawValue,
+      operation.rawValue <= IRVectorOperation.sha256ScheduleSecond.rawValue
+    {
+      return emitHash(operand)
+    }
     let halves: Halves =
       operation.narrowsToHigh ? .high : operand.isFull && !operation.narrowsToLow ? .both : .low
     giveUp(operand.slots.destination, halves)
@@ -222,13 +227,6 @@ extension X86Emitter {
       asm.avx(0xef, d, d, b)
       noteSaturation(b)
     case .countOnes: countOnes(d, a, b)
-    case .reverse:
-      let count = operand.amount >> scale
-      loadConstant(b) { index in
-        let lane = index >> scale
-        return UInt8((lane / count * count + count - 1 - lane % count) << scale | index & ((1 << scale) - 1))
-      }
-      asm.avx(0, d, a, b, map: 2)  // vpshufb
     case .permute:
       // Above 15 the highest bit is set, which vpshufb takes for "zero".
       loadConstant(d) { _ in 0x70 }
@@ -285,6 +283,18 @@ extension X86Emitter {
       if isHigh { asm.avxShift(0x73, 3, a, a, by: 8) }
       emit(isSigned ? Self.widenSigned : Self.widenUnsigned, scale, d, .xmm0, a)
       if operand.amount != 0 { shift(6, scale + 1, d, d, operand.amount) }
+    case .rotateRight:
+      shift(2, scale, d, a, operand.amount)
+      shift(6, scale, a, a, (8 << scale) - operand.amount)
+      asm.avx(0xeb, d, d, a)
+    case .reverse: reverse(scale, within: operand.amount, d, a)
+    case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
+      cipher(operand.operation, a, b, d)
+    case .carrylessLow: asm.avx(0x44, d, a, b, immediate: 0, map: 3, prefix: 1)
+    case .carrylessHigh: asm.avx(0x44, d, a, b, immediate: 0x11, map: 3, prefix: 1)
+    case .sha1Choose, .sha1Parity, .sha1Majority, .sha1Rotate, .sha1ScheduleFirst, .sha1ScheduleSecond,
+      .sha256First, .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
+      preconditionFailure("emitHash does them")
     }
   }
 
@@ -292,6 +302,24 @@ extension X86Emitter {
   func signs(_ to: X86Vector, _ scale: Int) {
     asm.avx(0x76, to, to, to)
     shift(6, scale, to, to, (8 << scale) - 1)
+  }
+
+  /// d = a's lanes in reverse order within each `8 << container` bits. Changes a.
+  private func reverse(_ scale: Int, within container: Int, _ d: X86Vector, _ a: X86Vector) {
+    if scale == 2 { return asm.avx(0x70, d, .xmm0, a, immediate: 0xb1, map: 1, prefix: 1) }
+    var source = a
+    if scale == 0 {
+      // The bytes of words change places.
+      shift(6, 1, d, a, 8)
+      shift(2, 1, a, a, 8)
+      asm.avx(0xeb, d, d, a)
+      source = d
+    }
+    guard container > 1 else { return }
+    // Then the words: those of the lower half (F2), those of the upper one (F3).
+    let order: UInt8 = container == 2 ? 0xb1 : 0x1b
+    asm.avx(0x70, d, .xmm0, source, immediate: order, map: 1, prefix: 3)
+    asm.avx(0x70, d, .xmm0, d, immediate: order, map: 1, prefix: 2)
   }
 
   /// group: 2 right unsigned, 4 right signed, 6 left.

@@ -127,6 +127,7 @@ public enum AuxiliaryKey {
   public static let group: UInt64 = 13
   public static let effectiveGroup: UInt64 = 14
   public static let hardwareCapabilities: UInt64 = 16
+  public static let hardwareCapabilities2: UInt64 = 26
   public static let platform: UInt64 = 15
   public static let clockTicks: UInt64 = 17
   public static let isSecure: UInt64 = 23

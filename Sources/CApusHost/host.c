@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "CApusHost.h"
 #include <malloc.h>
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -126,12 +127,20 @@ int apus_watch_signal(int signal, int eventfd) {
   return sigaction(signal, &action, 0);
 }
 
+// The compiler's run time does not know SHA's instructions: leaf 7, EBX bit 29.
+static bool has_sha_instructions(void) {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1);
+}
+
 bool apus_cpu_supports(int feature) {
   switch (feature) {
   case 0: return __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   case 1: return __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("lzcnt");
   case 2: return __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma");
   case 3: return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("avx");
+  case 4: return __builtin_cpu_supports("aes") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("avx");
+  case 5: return has_sha_instructions() && __builtin_cpu_supports("avx");
   default: return false;
   }
 }

@@ -51,7 +51,7 @@ final class TranslatingVCPUFactory: VCPUFactory {
     for index in 0..<environment.count {
       let vcpu = try TranslatedVCPU(index: index, cache: cache) { state, engine in
         AArch64CPU(
-          state: state, index: index, model: model, features: model.features, clock: environment.clock,
+          state: state, index: index, model: model, clock: environment.clock,
           engine: engine, system: system)
       }
       guard let cpu = vcpu.guest as? AArch64CPU else { throw MachineError("the engine made no AArch64 CPU") }

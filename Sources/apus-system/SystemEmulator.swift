@@ -3,6 +3,7 @@ import ApusCharDev
 import ApusConfig
 import ApusDevice
 import ApusHost
+import ApusISAAArch64
 import ApusISARISCV
 import ApusMachine
 
@@ -55,10 +56,7 @@ enum SystemEmulator {
       case .show(let text): writeStandardOutput(text)
       case .showVersion: writeStandardOutput("Apus emulator version \(version)\n")
       case .showCoverage:
-        guard target == .riscv64 else {
-          throw MachineError("-isa-coverage is not implemented for \(target)")
-        }
-        writeStandardOutput(RISCVCoverage.report())
+        writeStandardOutput(target == .riscv64 ? RISCVCoverage.report() : AArch64Coverage.report())
       case .listDevices: writeStandardOutput(makeDeviceRegistry().help)
       case .describeDevice(let name): writeStandardOutput(try makeDeviceRegistry().help(for: name))
       case .run(let configuration): return try SystemSession(configuration).run()

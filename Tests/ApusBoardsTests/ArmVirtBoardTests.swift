@@ -48,7 +48,7 @@ import Testing
   @Test(arguments: [
     (["-M", "virt,gic-version=4"], "gic-version"), (["-M", "virt,virtualization=on"], "virtualization=on"),
     (["-M", "virt,secure=on"], "secure=on"), (["-M", "virt,aia=none"], "aia"), (["-cpu", "rv64"], "rv64"),
-    (["-cpu", "max,pauth=off"], "pauth"), (["-M", "virt,highmem=off"], "highmem"),
+    (["-cpu", "max,sve=on"], "sve"), (["-M", "virt,highmem=off"], "highmem"),
   ]) func refuses(arguments: [String], says: String) {
     guard case .failure(let error) = SystemCommandLine.parse(arguments, target: .aarch64) else {
       Issue.record("\(arguments) is taken")

@@ -245,6 +245,88 @@ def vectors_of_floats():
             done = run(*engine, program, control)
             check(done.returncode == 0 and hashlib.sha256(done.stdout.encode()).hexdigest()[:16] == digest,
                   f"{control} {engine}: {done.returncode} {done.stdout[:2000]!r} {done.stderr!r}")
+IDENTIFICATION = r"""
+#include <stdio.h>
+#include <sys/auxv.h>
+#define SHOW(name) { unsigned long value; __asm__("mrs %0, " name : "=r"(value)); printf(" %lx", value); }
+int main(void) {
+  printf("%lx %lx", getauxval(16), getauxval(26));
+  // MIDR, MPIDR, PFR0, PFR1, ISAR0, ISAR1, MMFR0, MMFR2
+  SHOW("s3_0_c0_c0_0") SHOW("s3_0_c0_c0_5") SHOW("s3_0_c0_c4_0") SHOW("s3_0_c0_c4_1")
+  SHOW("s3_0_c0_c6_0") SHOW("s3_0_c0_c6_1") SHOW("s3_0_c0_c7_0") SHOW("s3_0_c0_c7_2")
+  puts("");
+  return 0;
+}
+"""
+
+
+@case("identification")
+def identification():
+    """Capabilities and feature registers as Linux shows them for the core, and they agree with each other."""
+    program = build("identification", IDENTIFICATION, "-static")
+    expected = {
+        "cortex-a53": "8fb 0 410fd034 80000000 11 0 11120 0 ff000000 0",
+        "cortex-a76": "119ffb 0 414fd0b1 80000000 110011 10 100010211120 100001 ff000000 0",
+        "neoverse-n1": "10119ffb 0 414fd0c1 80000000 110011 20 100010211120 100001 ff000000 0",
+        "max": "fdbffffb 16181 f0510 80000000 1000000110011 20 1021111110212120 10101110211102 ff000000 0",
+        "max,pauth=off": "3dbffffb 16181 f0510 80000000 1000000110011 20 1021111110212120 10101100211002 ff000000 0",
+        "max,pauth-impdef=off": "fdbffffb 16181 f0510 80000000 1000000110011 20 1021111110212120 10101101211012 ff000000 0",
+    }
+    for model, values in expected.items():
+        done = run("-cpu", model, program)
+        check(done.stdout.strip() == values, f"{model}: {done.stdout!r} {done.stderr!r}")
+    for model in ["max,pauth=maybe", "max,sve=on", "cortex-a53,pauth=on"]:
+        done = run("-cpu", model, program)
+        check(done.returncode == 1 and model in done.stderr and len(done.stderr.splitlines()) == 1, f"{model}: {done.stderr!r}")
+
+
+@case("ciphers")
+def ciphers():
+    """The benchmark's kernels: the host's instructions, the portable code and the evaluator agree."""
+    source = (ROOT / "Benchmarks" / "guests" / "aarch64" / "cipher.c").read_text()
+    program = build("cipher", source, "-static", "-march=armv8-a+crypto+crc")
+    for kernel in ["aes", "sha1", "sha256", "pmull", "crc32", "crc32c"]:
+        outputs = [run(*options, program, kernel, 2).stdout for options in [
+            [], ["-accel", "jit,opt=-host-crypto-host-sha"], ["-accel", "jit,opt=-host-vector"], ["-accel", "interpreter"]]]
+        check(outputs[0].startswith(kernel + " ") and len(set(outputs)) == 1, f"{kernel}: {outputs}")
+
+
+AUTHENTICATION = r"""
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+static uint64_t sign(uint64_t pointer, uint64_t modifier) { __asm__("pacia %0, %1" : "+r"(pointer) : "r"(modifier)); return pointer; }
+static uint64_t check(uint64_t pointer, uint64_t modifier) { __asm__("autia %0, %1" : "+r"(pointer) : "r"(modifier)); return pointer; }
+static uint64_t strip(uint64_t pointer) { __asm__("xpaci %0" : "+r"(pointer)); return pointer; }
+static uint64_t generic(uint64_t a, uint64_t b) { uint64_t sum; __asm__("pacga %0, %1, %2" : "=r"(sum) : "r"(a), "r"(b)); return sum; }
+static jmp_buf back;
+static __attribute__((noinline)) int deep(int n) { if (!n) longjmp(back, 1); return deep(n - 1) + 1; }
+int main(void) {
+  unsigned changed = 0, same = 0, refused = 0, stripped = 0, generics = 0;
+  for (uint64_t i = 0; i < 1000; i++) {
+    uint64_t pointer = (uint64_t)&back + 16 * i, modifier = i * 0x9e3779b97f4a7c15, code = sign(pointer, modifier);
+    changed += code != pointer;
+    same += check(code, modifier) == pointer;
+    refused += check(code, modifier + 1) != pointer;
+    stripped += strip(code) == pointer && (code & 0xff80ffffffffffff) == pointer;
+    generics += (generic(pointer, modifier) & 0xffffffff) == 0 && generic(pointer, modifier) != generic(pointer, modifier + 1);
+  }
+  int jumped = setjmp(back) ? 1 : deep(20);
+  printf("%d %d %d %d %d %d\n", changed > 900, same == 1000, refused > 900, stripped == 1000, generics > 990, jumped);
+  return 0;
+}
+"""
+
+
+@case("pointer-authentication")
+def pointer_authentication():
+    program = build("authentication", AUTHENTICATION, "-static", "-march=armv8.3-a", "-mbranch-protection=pac-ret+leaf")
+    for model in ["max", "max,pauth-impdef=off"]:
+        for engine in [[], ["-accel", "interpreter"]]:
+            done = run("-cpu", model, *engine, program)
+            check(done.stdout == "1 1 1 1 1 1\n", f"{model} {engine}: {done.stdout!r} {done.stderr!r}")
+    done = run("-cpu", "max,pauth=off", program)
+    check(done.returncode != 0, "instructions that are not there run")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import threading
 import time
 
 from guestprograms import build
-from harness import Machine as AnyMachine, ROOT, case, check, main, temporary
+from harness import Machine as AnyMachine, ROOT, Skip, case, check, main, temporary
 
 
 def emulator():
@@ -78,10 +78,38 @@ def four_cpus():
 
 @case("models")
 def models():
-    for model, part in [("cortex-a53", "0xd03"), ("cortex-a57", "0xd07"), ("cortex-a72", "0xd08")]:
+    for model, part in [("cortex-a53", "0xd03"), ("cortex-a57", "0xd07"), ("cortex-a72", "0xd08"),
+                        ("cortex-a76", "0xd0b"), ("neoverse-n1", "0xd0c")]:
         with Machine(linux("-cpu", model)) as machine:
             machine.prompt()
-            check(part in machine.command("cat /proc/cpuinfo"), f"{model} is not what the guest sees")
+            seen = machine.command("cat /proc/cpuinfo")
+            check(part in seen, f"{model} is not what the guest sees")
+            check(("asimddp" in seen) == (model in ("cortex-a76", "neoverse-n1")) and "aes" in seen, f"{model}: {seen}")
+    with Machine(linux("-cpu", "max,pauth-impdef=off")) as machine:
+        machine.prompt()
+        seen = machine.command("cat /proc/cpuinfo")
+        for name in "pmull sha512 sha3 sm4 asimddp fphp asimdfhm fcma jscvt ilrcpc flagm2 frint i8mm bf16 sb paca pacg rng".split():
+            check(f" {name} " in seen.replace("\r", " ").replace("\n", " ") + " ", f"max has no {name}: {seen}")
+
+
+@case("pointer-authentication")
+def pointer_authentication():
+    """Codes of known keys under several translation controls. The sum is that of QEMU 7.2's lines, and the first line is the
+    published example of QARMA."""
+    compiler = shutil.which("aarch64-linux-gnu-gcc")
+    if not compiler:
+        raise Skip("the cross compiler is missing; run scripts/install-deps")
+    program = temporary() / "authentication"
+    subprocess.run([compiler, "-O1", "-march=armv8.3-a", "-mgeneral-regs-only", "-nostdlib", "-ffreestanding", "-fno-pic",
+                    "-static", "-Wl,-Ttext=0x40400000,--build-id=none,-e,_start", "-o", program,
+                    ROOT / "Tests" / "Guests" / "aarch64" / "authentication.c"], check=True)
+    for options in [[], ["-accel", "interpreter"]]:
+        done = subprocess.run([emulator(), "-M", "virt", "-cpu", "max,pauth-impdef=off", "-m", "256", "-nographic", "-monitor",
+                               "none", "-serial", "stdio", "-kernel", program, *options], stdin=subprocess.DEVNULL,
+                              capture_output=True, timeout=60)
+        lines = done.stdout.replace(b"\r", b"")
+        check(lines.startswith(b"c003b93900000000\n"), f"{options}: {lines[:100]!r} {done.stderr!r}")
+        check(hashlib.sha256(lines).hexdigest().startswith("7b640d45dc76cf5d"), f"{options}: {len(lines.splitlines())} lines")
 
 
 @case("debug-registers")
@@ -266,7 +294,8 @@ def bad_input():
     small = temporary() / "small"
     small.write_bytes(b"\x7fELF")
     table = [(["-M", "virt,gic-version=5"], "gic-version"), (["-M", "virt,secure=on"], "secure"),
-             (["-M", "raspi9"], "raspi9"), (["-cpu", "cortex-a99"], "cortex-a99"), (["-kernel", small], "ELF"),
+             (["-M", "raspi9"], "raspi9"), (["-cpu", "cortex-a99"], "cortex-a99"),
+             (["-cpu", "max,sve=on"], "sve"), (["-cpu", "max,pauth=maybe"], "maybe"), (["-cpu", "cortex-a53,pauth=on"], "pauth"), (["-kernel", small], "ELF"),
              (["-kernel", ROOT / "Package.swift", "-initrd", "/nosuch"], "/nosuch"), (["-smp", "9"], "8"),
              (["-drive", f"if=pflash,format=raw,file={small}"], "67108864"), (["-m", "300G"], "255G"),
              (["-bios", "/nosuch/bios"], "/nosuch/bios")]

@@ -6,7 +6,7 @@ import ApusUserABI
 
 /// AArch64 [AAPCS64; Linux UAPI].
 public struct AArch64UserISA: UserISA {
-  public var features = AArch64FeatureSet.max
+  private var model = AArch64Model.all[0]
   public init() {}
 
   public var name: String { "aarch64" }
@@ -39,20 +39,28 @@ public struct AArch64UserISA: UserISA {
       ])
   }
 
-  /// HWCAP's bits and their names in /proc/cpuinfo.
+  /// The bits of HWCAP, from 64 on those of HWCAP2, and their names in /proc/cpuinfo.
   private var capabilities: [(bit: UInt64, name: String)] {
-    var result: [(UInt64, String)] = [(0, "fp"), (1, "asimd")]
-    for (feature, bit, name) in [
-      (AArch64Feature.aes, 3, "aes"), (.pmull, 4, "pmull"), (.sha1, 5, "sha1"), (.sha256, 6, "sha2"),
-      (.crc32, 7, "crc32"), (.lse, 8, "atomics"), (.rdm, 12, "asimdrdm"), (.lrcpc, 15, "lrcpc"),
-    ] as [(AArch64Feature, UInt64, String)] where features.contains(feature) {
-      result.append((bit, name))
-    }
-    return result
+    let all: [(AArch64Feature, UInt64, String)] = [
+      (.base, 0, "fp"), (.base, 1, "asimd"), (.aes, 3, "aes"), (.pmull, 4, "pmull"), (.sha1, 5, "sha1"),
+      (.sha256, 6, "sha2"), (.crc32, 7, "crc32"), (.lse, 8, "atomics"), (.fp16, 9, "fphp"),
+      (.fp16, 10, "asimdhp"), (.base, 11, "cpuid"), (.rdm, 12, "asimdrdm"), (.jscvt, 13, "jscvt"),
+      (.fcma, 14, "fcma"), (.lrcpc, 15, "lrcpc"), (.dpb, 16, "dcpop"), (.sha3, 17, "sha3"), (.sm3, 18, "sm3"),
+      (.sm4, 19, "sm4"), (.dotprod, 20, "asimddp"), (.sha512, 21, "sha512"), (.fhm, 23, "asimdfhm"),
+      (.dit, 24, "dit"), (.lrcpc2, 26, "ilrcpc"), (.flagm, 27, "flagm"), (.ssbs2, 28, "ssbs"),
+      (.sb, 29, "sb"),
+      (.pauth, 30, "paca"), (.pauth, 31, "pacg"), (.dpb2, 64, "dcpodp"), (.flagm2, 71, "flagm2"),
+      (.frintts, 72, "frint"), (.i8mm, 77, "i8mm"), (.bf16, 78, "bf16"), (.rng, 80, "rng"),
+    ]
+    return all.filter { model.features.contains($0.0) }.map { ($0.1, $0.2) }
+  }
+  private func capabilityWord(_ number: UInt64) -> UInt64 {
+    capabilities.filter { $0.bit >> 6 == number }.reduce(0) { $0 | 1 << ($1.bit & 63) }
   }
   public var auxiliaryEntries: [(UInt64, UInt64)] {
     [
-      (AuxiliaryKey.hardwareCapabilities, capabilities.reduce(0) { $0 | 1 << $1.bit }),
+      (AuxiliaryKey.hardwareCapabilities, capabilityWord(0)),
+      (AuxiliaryKey.hardwareCapabilities2, capabilityWord(1)),
       (AuxiliaryKey.minimumSignalStack, AArch64SignalFrame.byteCount),
     ]
   }
@@ -60,16 +68,20 @@ public struct AArch64UserISA: UserISA {
 
   public func processorText(count: Int) -> String {
     let names = capabilities.map(\.name).joined(separator: " ")
+    func hex(_ value: UInt64, _ digits: Int) -> String {
+      let text = String(value & (1 << UInt64(4 * digits) - 1), radix: 16)
+      return String(repeating: "0", count: digits - text.count) + text
+    }
     return (0..<count).map {
       """
       processor\t: \($0)
       BogoMIPS\t: 125.00
       Features\t: \(names)
-      CPU implementer\t: 0x00
+      CPU implementer\t: 0x\(hex(model.mainID >> 24, 2))
       CPU architecture: 8
-      CPU variant\t: 0x0
-      CPU part\t: 0x000
-      CPU revision\t: 0
+      CPU variant\t: 0x\(hex(model.mainID >> 20, 1))
+      CPU part\t: 0x\(hex(model.mainID >> 4, 3))
+      CPU revision\t: \(model.mainID & 15)
 
 
       """
@@ -79,14 +91,16 @@ public struct AArch64UserISA: UserISA {
   public mutating func select(_ text: String) throws(ProgramError) {
     guard let model = AArch64Model.named(text == "any" ? "max" : text) else {
       let names = AArch64Model.all.map(\.name).joined(separator: ", ")
-      throw ProgramError("-cpu: there is no model '\(text)'; there are \(names)", code: 1)
+      throw ProgramError(
+        "-cpu: there is no model '\(text)'; there are \(names), and max takes pauth=on|off and pauth-impdef=on|off",
+        code: 1)
     }
-    features = model.features
+    self.model = model
   }
 
   public func makeCPU(state: UnsafeMutableRawPointer, engine: any GuestEngine, clock: GuestClock)
     -> any UserCPU
-  { AArch64CPU(state: state, features: features, clock: clock, engine: engine) }
+  { AArch64CPU(state: state, model: model, clock: clock, engine: engine) }
 
   public func call(_ number: Int, _ a: CallArguments, _ thread: UserThread) -> Int? { nil }
 
