@@ -286,7 +286,11 @@ public final class ImageCopier: Sendable {
         if try offload(task) { return }
       }
       try read(task, buffer)
-      if options.isCompressed { try compressRuns(task, buffer, waits: true) } else { try writeData(task, buffer) }
+      if options.isCompressed {
+        try compressRuns(task, buffer, waits: true)
+      } else {
+        try writeData(task, buffer)
+      }
       return
     }
     _ = waitForTurn(task)
