@@ -303,11 +303,13 @@ public struct ImageGraph {
       let node = try driver.open(file, &rest, self, filename)
       let backed = node as? any BackedImage
       let given = rest.nested("backing")
+      let hasNoBacking = backed?.backingFile != nil && rest["backing"] == ""
+      if hasNoBacking { rest.entries.removeAll { $0.key == "backing" } }
       if backed?.backingFile != nil { rest.entries.removeAll { $0.key.hasPrefix("backing.") } }
       try refuse(rest, driver.name)
       let backingName = backed?.backingFile?.name
       let backing = try openBacking(
-        backingName, backed?.backingFile?.format, Self.origin(filename, file), given)
+        hasNoBacking ? nil : backingName, backed?.backingFile?.format, Self.origin(filename, file), given)
       backed?.attachBacking(backing?.node)
       return OpenedImage(
         node, filename: filename, format: driver.name, backing: backing, backingFilename: backingName)
@@ -333,6 +335,12 @@ public struct ImageGraph {
     if let size = try Self.cacheByteCount(&list, Qcow2Image.clusterByteCount(of: file)) {
       settings.l2CacheByteCount = size
     }
+    if let text = list.take("lazy-refcounts") {
+      guard ["on", "off", "true", "false", "yes", "no"].contains(text) else {
+        throw BlockError(.invalid, "lazy-refcounts is '\(text)'; it must be on or off")
+      }
+      settings.hasLazyRefcounts = ["on", "true", "yes"].contains(text)
+    }
     settings.passphrase = try passphrase(&list, prefix: "encrypt.")
     let external = try Qcow2Image.externalDataFile(of: file)
     var dataFile: (any ImageNode)?
@@ -354,7 +362,9 @@ public struct ImageGraph {
     list.entries.removeAll { $0.key.hasPrefix("backing.") }
     try refuse(list, "qcow2")
     var backing: OpenedImage?
-    if let reference {
+    if reference == "" {
+      // `"backing": null`: none, whatever the image says.
+    } else if let reference {
       guard let node = named(reference) else {
         throw BlockError(.invalid, "there is no block node '\(reference)'")
       }
@@ -457,6 +467,11 @@ public struct ImageGraph {
     }
   }
 
+  /// Whether two paths lead to one file.
+  public static func isSameFile(_ first: String, _ second: String) -> Bool {
+    let identity = identity(first)
+    return !identity.isEmpty && identity == self.identity(second)
+  }
   private static func identity(_ path: String) -> [UInt64] {
     do throws(HostError) { return try HostFile(path: path, []).identity } catch { return [] }
   }

@@ -25,7 +25,6 @@ enum NBDTool {
     .init("", "object", value: true),
     .init("", "tls-hostname", value: true), .init("", "tls-authz", value: true),
   ]
-  private static let missing = ["tls-authz"]
 
   private static let help = """
     usage: apus-nbd [OPTIONS] FILE
@@ -47,6 +46,7 @@ enum NBDTool {
       -L, --list               list a server's exports    -s, --snapshot         write to a temporary overlay
       --object OBJECT          a secret or TLS credentials
       --tls-creds ID           use TLS                    --tls-hostname NAME    whom the server's certificate names
+      --tls-authz ID           which clients' certificates are let in: an authz-simple or authz-list object
       --detect-zeroes MODE     off, on or unmap           --aio MODE            threads, native or io_uring
       -c, --connect DEVICE     serve as /dev/nbdX         -d, --disconnect      end the serving of such a device
                                (in the background, but with -v)
@@ -67,7 +67,6 @@ enum NBDTool {
         printLine("apus-nbd version \(StorageTools.version)")
         return 0
       }
-      for name in missing where parsed.has(name) { throw ToolError("--\(name) is not implemented") }
       if parsed.has("list") { return try list(parsed) }
       if parsed.has("disconnect") { return try disconnect(parsed) }
       if parsed.has("connect") { return try connect(parsed) }
@@ -90,9 +89,18 @@ enum NBDTool {
   }
 
   private static func credentials(_ arguments: Arguments) throws(ToolError) -> TLSCredentials? {
-    guard let id = arguments["tls-creds"] else { return nil }
+    guard let id = arguments["tls-creds"] else {
+      if arguments.has("tls-authz") { throw ToolError("--tls-authz needs --tls-creds") }
+      return nil
+    }
     let objects = try ImgTool.objects(arguments)
-    let found = try tool { () throws(StorageError) in try objects.tlsCredentials(id) }
+    var found = try tool { () throws(StorageError) in try objects.tlsCredentials(id) }
+    if let rules = arguments["tls-authz"] {
+      guard found.kind == .x509, found.verifiesPeer, found.isServer else {
+        throw ToolError("--tls-authz needs a server's credentials with certificates, and verify-peer=on")
+      }
+      found.authorization = try tool { () throws(StorageError) in try objects.authorization(rules) }
+    }
     guard found.isServer != arguments.has("list") else {
       throw ToolError(
         "the TLS credentials '\(id)' are a \(found.isServer ? "server" : "client")'s; "
@@ -189,7 +197,8 @@ enum NBDTool {
     let path = arguments["connect"] ?? ""
     guard arguments.operands.count == 1 else { throw ToolError("expecting one image file name; see --help") }
     for name in [
-      "port", "bind", "socket", "tls-creds", "tls-hostname", "bitmap", "allocation-depth", "export-name",
+      "port", "bind", "socket", "tls-creds", "tls-hostname", "tls-authz", "bitmap", "allocation-depth",
+      "export-name",
     ]
     where arguments.has(name) {
       throw ToolError("--connect excludes --\(name): a device has no other clients")
