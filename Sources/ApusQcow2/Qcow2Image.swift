@@ -290,6 +290,8 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   func corrupted(_ what: String) -> BlockError {
     if !isReadOnly, !isBroken {
       isBroken = true
+      // Whoever asked gets an error; who runs the program should know, too, and once.
+      writeStandardError("qcow2 image is corrupt, and is marked so: \(what)\n")
       if isVersion3, header.incompatible & Qcow2Header.Incompatible.corrupt == 0 {
         header.incompatible |= Qcow2Header.Incompatible.corrupt
         do throws(BlockError) { try writeHeader() } catch { return error }

@@ -45,6 +45,13 @@ public struct ImageGraph {
 
   /// Opens the image that a name leads to; without a format, its first bytes tell.
   public func open(_ filename: String, format: String? = nil) throws(StorageError) -> OpenedImage {
+    if filename.hasPrefix("file:") {
+      // Shown, and followed to backing files, as the path that it is.
+      let path = String(filename.dropFirst(5))
+      let needsFolder = path.firstIndex(of: ":").map { !path[..<$0].contains("/") } ?? false
+      return try openFormat(
+        try openFile(path, OptionList()), needsFolder ? "./" + path : path, format, OptionList())
+    }
     if let list = try FileNames.options(filename) {
       var list = list
       if filename.hasPrefix("blkdebug:") {

@@ -118,6 +118,12 @@ def option_merging():
     io("json:" + json.dumps({"driver": "raw", "offset": 512, "size": 512, "file": {"driver": "file", "filename": raw}}),
        "write -q -P 1 0 512", "reopen -o driver=raw,offset=1536,size=1024", "write -q -P 2 0 1024")
     check(open(raw, "rb").read() == bytes(512) + b"\1" * 512 + bytes(512) + b"\2" * 1024 + bytes(1536), "the window did not move")
+    # A file: name is a path, whatever it looks like.
+    for name, backing in (("below.qcow2", None), ("a:b.qcow2", "below.qcow2")):
+        words = ["-b", backing, "-F", "qcow2"] if backing else []
+        run("env", "-C", os.path.dirname(raw), tool("img"), "create", "-q", "-f", "qcow2", *words, f"file:{name}", "1M")
+    shown = run("env", "-C", os.path.dirname(raw), tool("img"), "info", "file:a:b.qcow2")
+    check("image: ./a:b.qcow2" in shown and "(actual path: ./below.qcow2)" in shown, f"info says {shown}")
     # The name goes below all formats and filters that the options name.
     io(base, "close", f"open -o driver=copy-on-read,file.driver=qcow2 {top}", "read -q -P 7 0 64k")
     check("65536/65536 bytes allocated" in io(top, "alloc 0 64k"), "nothing was kept")

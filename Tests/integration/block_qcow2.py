@@ -5,13 +5,16 @@ import itertools
 import json
 import struct
 import os
+import pty
 import random
+import re
+import select
 import subprocess
 import time
 
 from block import (both_check, img, io, path, peer, peer_img, peer_io, run, same, same_information, same_map, sample,
                    tool)
-from harness import PATIENCE, case, check, main
+from harness import PATIENCE, ROOT, case, check, main
 
 VARIANTS = [
     "compat=0.10", "cluster_size=512", "cluster_size=4k", "cluster_size=2M", "refcount_bits=1", "refcount_bits=2",
@@ -340,6 +343,63 @@ def shrink_with_snapshots():
         both_check(image)
         for program in (io, peer_io):
             program(image, "read -q -P 3 100M 64k", "read -q -P 4 250M 1M", "read -q -P 0 240M 1M", options=("-f", "qcow2"))
+
+
+@case("measure-and-dd")
+def measure_and_dd():
+    """The small commands, beside qemu-img's."""
+    raw = sample("small.raw", 4 << 20)
+    for words in (["--size", "1G"], ["--size", "3G", "-O", "qcow2", "-o", "cluster_size=4k"], ["-O", "qcow2", raw], ["-O", "raw", raw],
+                  ["-O", "qcow2", "-o", "extended_l2=on,preallocation=full", raw], ["-O", "qcow2", "-o", "refcount_bits=64", "--size", "1T"]):
+        sizes = [json.loads(program("measure", "--output=json", *words)) for program in (img, peer_img)]
+        check(sizes[0] == sizes[1], f"measure {words} says {sizes}")
+    # Not both count and skip: QEMU 7.2 takes what it skips off the count, which dd does not.
+    for words in (["bs=1M", "count=2"], ["bs=4k", "skip=100"], ["bs=1024", "count=77"], ["bs=2M", "skip=9"]):
+        copies = []
+        for program in (img, peer_img):
+            copy = path("dd.raw")
+            program("dd", "-f", "raw", "-O", "raw", *words, f"if={raw}", f"of={copy}")
+            copies.append(open(copy, "rb").read())
+        check(copies[0] == copies[1], f"dd {words} makes {len(copies[0])} and {len(copies[1])} bytes")
+    other = path("small-other.raw")
+    open(other, "wb").write(open(raw, "rb").read()[:-1] + b"\xee")
+    for program in (img, peer_img):
+        program("compare", "-f", "raw", "-F", "raw", raw, other, code=1)
+        program("compare", "-f", "raw", "-F", "raw", raw, "/nosuch", code=2)
+        program("check", "-f", "raw", raw, code=63)
+
+
+@case("help-and-progress")
+def help_and_progress():
+    """Help of every command, completion that a shell takes, progress on a terminal after a second and on request."""
+    usage = img("--help")
+    commands = re.findall(r"^  ([a-z]+) ", usage, re.M)
+    check(len(commands) == 15, f"the commands are {commands}")
+    document = open(ROOT / "docs" / "storage-tools.md").read()
+    for name in commands:
+        text = img(name, "--help")
+        check(f"usage: apus-img {name}" in text and text in document, f"docs/storage-tools.md has no such help: {text}")
+    check(run(tool("nbd"), "--help") in document and run(tool("io"), "--help") in document, "docs/storage-tools.md has another help")
+    for name in ("img", "io", "nbd"):
+        script = run(tool(name), "--completion")
+        shown = run("bash", "-c", f"{script}\ncomplete -p apus-{name}\nCOMP_WORDS=(apus-{name} --he); COMP_CWORD=1; "
+                    f"_apus_{name} apus-{name} --he apus-{name}; echo \"${{COMPREPLY[*]}}\"")
+        check("--help" in shown.splitlines()[-1], f"completion says {shown}")
+    raw = sample("progress.raw", 16 << 20)
+    check("(100.00/100%)" in img("convert", "-p", "-O", "raw", raw, path("progress-copy.raw")), "-p shows nothing")
+    for rate, is_shown in (("4M", True), ("1G", False)):
+        terminal, other = pty.openpty()
+        words = ["convert", "-r", rate, "-f", "raw", "-O", "raw", raw, path("progress-copy.raw")]
+        done = subprocess.run([tool("img"), *words], stderr=other, stdout=subprocess.DEVNULL, timeout=60 * PATIENCE)
+        os.close(other)
+        shown = b""
+        while select.select([terminal], [], [], 0.2)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:
+                break
+        os.close(terminal)
+        check(done.returncode == 0 and (b"/100%" in shown) == is_shown, f"at {rate} the terminal shows {shown}")
 
 
 @case("written-zeros")
