@@ -14,16 +14,16 @@ public final class HostNBDDevice: Sendable {
   private let path: String
 
   public init(_ path: String) throws(HostError) {
-    descriptor = apus_open(path, O_RDWR | O_CLOEXEC, 0)
-    guard descriptor >= 0 else { throw .last("open the network block device", path) }
-    self.path = path
+    let opened = apus_open(path, O_RDWR | O_CLOEXEC, 0)
+    guard opened >= 0 else { throw .last("open the network block device", path) }
     var information = stat()
-    guard fstat(descriptor, &information) == 0, information.st_mode & S_IFMT == S_IFBLK,
+    guard fstat(opened, &information) == 0, information.st_mode & S_IFMT == S_IFBLK,
       HostDescriptor.exists(Self.systemFolder(path))
     else {
-      Glibc.close(descriptor)
+      Glibc.close(opened)
       throw HostError("use as a network block device", path, errno: ENOTBLK)
     }
+    (descriptor, self.path) = (opened, path)
   }
   deinit { Glibc.close(descriptor) }
 
@@ -92,17 +92,10 @@ public final class HostNBDDevice: Sendable {
     } catch { return nil }
   }
 
-  /// Waits until requests are served, or the time is over; then has the kernel look for partitions.
-  public func waitUntilServed(milliseconds: Int) -> Bool {
-    for _ in 0..<max(1, milliseconds / 5) {
-      if server != nil {
-        let descriptor = apus_open(path, O_RDONLY | O_CLOEXEC, 0)
-        if descriptor >= 0 { Glibc.close(descriptor) }
-        return true
-      }
-      usleep(5000)
-    }
-    return false
+  /// Has the kernel look for partitions.
+  public func findPartitions() {
+    let descriptor = apus_open(path, O_RDONLY | O_CLOEXEC, 0)
+    if descriptor >= 0 { Glibc.close(descriptor) }
   }
 
   /// Waits until a thread has ended, or the time is over.

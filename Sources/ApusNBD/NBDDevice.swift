@@ -1,5 +1,6 @@
 import ApusBlock
 import ApusHost
+import Synchronization
 
 /// Serves an export as a device of this host's kernel (`/dev/nbdX`).
 ///
@@ -8,6 +9,7 @@ public final class NBDDevice: Sendable {
   private let device: HostNBDDevice
   private let connection: NBDConnection
   private let export: NBDExport
+  private let hasEnded = Atomic<Bool>(false)
 
   public init(_ path: String, _ export: NBDExport) throws(HostError) {
     device = try HostNBDDevice(path)
@@ -21,16 +23,29 @@ public final class NBDDevice: Sendable {
   /// - Parameter ready: called on another thread once the device can be used; false if that took too long.
   public func run(ready: @escaping @Sendable (Bool) -> Void) throws(HostError) {
     let server = HostThread.spawn("nbd-serve") { [self] in connection.serve(agreed: export) }
-    let announcer = HostThread.spawn("nbd-ready") { [self] in
-      ready(device.waitUntilServed(milliseconds: 10_000))
-    }
+    let announcer = HostThread.spawn("nbd-ready") { [self] in ready(waitUntilServed()) }
     defer {
+      hasEnded.store(true, ordering: .relaxed)
       connection.cut()
       announcer.join()
       server.join()
       device.detach()
     }
     try device.run()
+  }
+
+  private func waitUntilServed() -> Bool {
+    let end = HostClock.monotonicNanoseconds() + 10_000_000_000
+    let pause = Monitor()
+    while HostClock.monotonicNanoseconds() < end, !hasEnded.load(ordering: .relaxed) {
+      if device.server != nil {
+        device.findPartitions()
+        return true
+      }
+      let next = HostClock.monotonicNanoseconds() + 5_000_000
+      pause.withLock { while HostClock.monotonicNanoseconds() < next { pause.wait(until: next) } }
+    }
+    return false
   }
 
   /// Makes `run` return.

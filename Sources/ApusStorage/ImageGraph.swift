@@ -310,7 +310,8 @@ public struct ImageGraph {
       let node = try driver.open(file, &rest, self, filename)
       let backed = node as? any BackedImage
       let given = rest.nested("backing")
-      let hasNoBacking = backed?.backingFile != nil && rest["backing"] == ""
+      // `"backing": null`: none, whatever the image says.
+      let hasNoBacking = rest["backing"] == ""
       if hasNoBacking { rest.entries.removeAll { $0.key == "backing" } }
       if backed?.backingFile != nil { rest.entries.removeAll { $0.key.hasPrefix("backing.") } }
       try refuse(rest, driver.name)

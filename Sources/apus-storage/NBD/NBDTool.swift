@@ -226,7 +226,12 @@ enum NBDTool {
       do throws(ToolError) {
         do throws(HostError) {
           try device.run { isReady in
-            guard isReady else { return device.stop() }
+            guard isReady else {
+              failure.withLock {
+                if $0 == nil { $0 = ToolError("the kernel did not take '\(path)' up within ten seconds") }
+              }
+              return device.stop()
+            }
             if let daemon { return HostProcess.finishDaemon(daemon) }
             writeStandardError("\(StorageTools.name): serving '\(image.filename)' as \(path)\n")
           }
