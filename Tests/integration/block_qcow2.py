@@ -283,6 +283,33 @@ def write_at(file, offset, data):
     file.write(data)
 
 
+@case("leaks-and-lazy-counts")
+def leaks_and_lazy_counts():
+    image = path("lost-snapshot.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "4M")
+    io(image, "write -q -P 1 0 1M")
+    img("snapshot", "-c", "a", image)
+    with open(image, "r+b") as file:
+        # The snapshot is forgotten: its references are leaks. Without them the image's own flags are wrong.
+        file.seek(60)
+        file.write(bytes(12))
+    check("Leaked" in img("check", image, code=3), "the leaks are not told of")
+    check("COPIED" in img("check", "-r", "leaks", image), "the flags were not repaired")
+    both_check(image)
+    io(image, "read -q -P 1 0 1M")
+
+    for given, stored, is_lazy in (("on", "off", True), ("off", "on", False)):
+        img("create", "-q", "-f", "qcow2", "-o", f"lazy_refcounts={stored}", image, "4M")
+        run(tool("io"), "--image-opts", "-c", "write -q -P 2 0 1M", "-c", "flush", "-c", "sigraise 9",
+            f"driver=qcow2,lazy-refcounts={given},file.filename={image}", code=None, signals=(9,))
+        dirty = open(image, "rb").read(80)[79] & 1
+        check(dirty == is_lazy, f"with lazy-refcounts={given} the image is {'' if dirty else 'not '}marked as dirty")
+        peer_io(image, "read -q -P 2 0 1M", options=("-f", "qcow2"))
+        both_check(image)
+    check("lazy-refcounts" in run(tool("io"), "--image-opts", "-c", "quit", f"driver=qcow2,lazy-refcounts=perhaps,file.filename={image}",
+                                  code=1), "a wrong value was not refused")
+
+
 @case("amend")
 def amend():
     image = path("amend.qcow2")
