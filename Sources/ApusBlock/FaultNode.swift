@@ -61,8 +61,10 @@ public final class FaultNode: ImageNode {
   private let limits: Limits
   private let transitions: [Transition]
   private let state: Mutex<State>
-  // Requests that read before they write take turns.
+  // Ranges of requests that read before they write; those that overlap take turns.
   private let merging = Monitor()
+  private let merges = Mutex<[Range<UInt64>]>([])
+  let breakpoints = Breakpoints()
 
   public init(
     _ file: any ImageNode, _ rules: [Rule], transitions: [Transition] = [], limits: Limits = Limits()
@@ -81,9 +83,18 @@ public final class FaultNode: ImageNode {
 
   // MARK: Rules
 
+  /// The names of what may happen, as `event=` and breakpoints know them.
+  public static let events = [
+    "l1_update", "l2_load", "l2_update", "read_aio", "read_compressed", "write_aio", "refblock_load",
+    "refblock_update_part", "refblock_alloc_write", "refblock_alloc_hookup", "cluster_alloc", "cluster_free",
+    "cor_write", "pwritev", "pwritev_zero", "pwritev_done", "pwritev_rmw_head", "pwritev_rmw_after_head",
+    "pwritev_rmw_tail", "pwritev_rmw_after_tail",
+  ]
+
   public func note(_ event: StaticString) { happened(event.description) }
 
   private func happened(_ event: String) {
+    breakpoints.happened(event)
     state.withLock { state in
       let found = state.rules.indices.filter {
         let rule = state.rules[$0]
@@ -157,6 +168,20 @@ public final class FaultNode: ImageNode {
     }
   }
 
+  /// Waits until nobody else changes a part of `range`.
+  private func beginMerging(_ range: Range<UInt64>) {
+    merging.withLock {
+      while merges.withLock({ $0.contains { $0.overlaps(range) } }) { merging.wait() }
+      merges.withLock { $0.append(range) }
+    }
+  }
+  private func endMerging(_ range: Range<UInt64>) {
+    merging.withLock {
+      merges.withLock { $0.removeAll { $0 == range } }
+      merging.broadcast()
+    }
+  }
+
   private func withBounce(
     _ range: Range<UInt64>, _ body: (HostBuffer) throws(BlockError) -> Void
   ) throws(BlockError) {
@@ -188,28 +213,33 @@ public final class FaultNode: ImageNode {
   }
 
   public func write(at offset: UInt64, from buffers: [IOBuffer]) throws(BlockError) {
-    happened("pwritev")
     try forEachPiece(offset, UInt64(buffers.totalByteCount), best: 0, most: limits.maximumTransfer) {
       (start, count) throws(BlockError) in
       let part = buffers.slice(offset: Int(start - offset), count: Int(count))
       let range = outer(start, count)
+      if alignment > 1 { beginMerging(range) }
+      defer { if alignment > 1 { endMerging(range) } }
       if range == start..<start + count {
+        happened("pwritev")
         try check(.write, start, count)
-        return try file.write(at: start, from: part)
+        try file.write(at: start, from: part)
+        return happened("pwritev_done")
       }
-      merging.lock()
-      defer { merging.unlock() }
+      let edges = [("head", range.lowerBound < start), ("tail", range.upperBound > start + count)].filter(\.1)
+      for edge in edges { happened("pwritev_rmw_\(edge.0)") }
       try withBounce(range) { (buffer) throws(BlockError) in
+        for edge in edges { happened("pwritev_rmw_after_\(edge.0)") }
         var position = Int(start - range.lowerBound)
         for piece in part {
           HostBytes.copy(buffer.base + position, piece.base, piece.byteCount)
           position += piece.byteCount
         }
+        happened("pwritev")
         try check(.write, range.lowerBound, UInt64(range.count))
         try file.write(at: range.lowerBound, from: [buffer.io])
+        happened("pwritev_done")
       }
     }
-    happened("pwritev_done")
   }
 
   public func flush() throws(BlockError) {

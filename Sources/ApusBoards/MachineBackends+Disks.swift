@@ -44,12 +44,15 @@ extension MachineBackends {
     "copy-on-read", "detect-zeroes", "rerror", "werror", "driver",
   ]
 
+  /// Properties that go to the format's driver.
+  private static let formatKeys = ["l2-cache-size", "lazy-refcounts", "key-secret"]
+
   /// Opens the disk of a `-drive`; returns its device for `if=virtio`.
   func addDrive(_ drive: OptionList, _ index: Int) throws(MachineError) -> MachineConfiguration.Item? {
     let what = "-drive \(drive["file"] ?? drive["file.filename"] ?? "")"
     for key in drive.keys
     where !key.hasPrefix("file.") && !key.hasPrefix("backing.") && !key.hasPrefix("encrypt.")
-      && key != "l2-cache-size" && key != "key-secret"
+      && !Self.formatKeys.contains(key)
     {
       guard Self.driveKeys.contains(key) else {
         throw MachineError(
@@ -124,7 +127,7 @@ extension MachineBackends {
     let format = drive["format"] ?? drive["driver"]
     let path = drive["file"]
     let nested = drive.entries.filter {
-      $0.key.contains(".") || ["l2-cache-size", "key-secret", "detect-zeroes"].contains($0.key)
+      $0.key.contains(".") || Self.formatKeys.contains($0.key) || $0.key == "detect-zeroes"
     }
     let image = try opened(what) { () throws(StorageError) in
       guard !nested.isEmpty || path == nil else { return try graph.open(path ?? "", format: format) }

@@ -116,6 +116,8 @@ public struct OptionList: Equatable, Sendable {
     case .string(let text): entries.append(.init(key, text))
     case .number(let text): entries.append(.init(key, text))
     case .bool(let flag): entries.append(.init(key, flag ? "on" : "off"))
+    // The only one that says more than nothing: no backing file.
+    case .null where key == "backing" || key.hasSuffix(".backing"): entries.append(.init(key, ""))
     case .null: break
     }
   }

@@ -35,13 +35,23 @@ final class NBDConnection: Sendable {
     defer { stream.shutDown() }
     do throws(HostError) {
       guard let terms = try negotiate(), let export = terms.export else { return false }
-      let threads = (1..<Self.threadsPerConnection).map { _ in
-        HostThread.spawn("nbd-worker") { [self] in answer(terms, export) }
-      }
-      answer(terms, export)
-      for thread in threads { thread.join() }
+      transmit(terms, export)
       return true
     } catch { return false }
+  }
+
+  /// Serves a client that knows the export already: no negotiation, simple replies.
+  func serve(agreed export: NBDExport) {
+    transmit(Terms(), export)
+    stream.shutDown()
+  }
+
+  private func transmit(_ terms: Terms, _ export: NBDExport) {
+    let threads = (1..<Self.threadsPerConnection).map { _ in
+      HostThread.spawn("nbd-worker") { [self] in answer(terms, export) }
+    }
+    answer(terms, export)
+    for thread in threads { thread.join() }
   }
 
   // MARK: Negotiation

@@ -37,6 +37,10 @@ final class TLSSession: @unchecked Sendable {
     if credentials.kind == .x509, credentials.isServer ? credentials.verifiesPeer : true {
       try verify(credentials.isServer ? nil : hostName)
     }
+    if let authorization = credentials.authorization {
+      let name = try peerName()
+      guard authorization.allows(name) else { throw HostError("let in the client '\(name)'", errno: 1) }
+    }
   }
 
   deinit {
@@ -145,6 +149,23 @@ final class TLSSession: @unchecked Sendable {
         text.data.map { String(cString: UnsafeRawPointer($0).assumingMemoryBound(to: CChar.self)) } ?? ""
       throw HostError("trust the other side's certificate: \(reason)", errno: 13)
     }
+  }
+
+  /// The distinguished name of the other side's certificate.
+  private func peerName() throws(HostError) -> String {
+    var count: UInt32 = 0
+    guard let list = apus_gnutls_certificate_get_peers(session, &count), count > 0 else {
+      throw HostError("find the client's certificate: it has shown none", errno: 13)
+    }
+    var certificate: gnutls_x509_crt_t?
+    try Self.check(apus_gnutls_x509_crt_init(&certificate), "read the client's certificate")
+    defer { apus_gnutls_x509_crt_deinit(certificate) }
+    try Self.check(
+      apus_gnutls_x509_crt_import(certificate, list, GNUTLS_X509_FMT_DER), "read the client's certificate")
+    var name = [CChar](repeating: 0, count: 8192)
+    var size = name.count
+    try Self.check(apus_gnutls_x509_crt_get_dn(certificate, &name, &size), "read the client's name")
+    return String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 
   // MARK: Data

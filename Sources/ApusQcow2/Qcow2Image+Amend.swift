@@ -141,34 +141,46 @@ extension Qcow2Image {
     guard features == 0, bitmaps.isEmpty else {
       throw BlockError(.unsupported, "the image uses features that compat=0.10 does not have")
     }
-    guard snapshots.isEmpty else {
-      throw BlockError(.unsupported, "an image with internal snapshots cannot be amended to compat=0.10 here")
-    }
-    var position: UInt64 = 0
-    let size = byteCount
-    while position < size {
-      let mapping = try locked { () throws(BlockError) in try lookup(position, limit: size - position) }
-      if mapping.kind == .zero || mapping.kind == .zeroAllocated {
-        let chunk = HostBuffer(byteCount: Int(clusterSize))
-        var done: UInt64 = 0
-        while done < mapping.byteCount {
-          let start = position + done
-          let count = min(clusterSize - start & (clusterSize - 1), mapping.byteCount - done)
-          if header.backingFile == nil {
-            try locked { () throws(BlockError) in
-              let table = try writableL2(start)
-              release(entry(table, l2Index(start)))
-              setEntry(table, l2Index(start), L2Entry(descriptor: 0))
-            }
-          } else {
-            try write(at: start, from: [chunk.io(0, Int(count))])
-          }
-          done += count
+    try locked { () throws(BlockError) in
+      try quiesce()
+      try flushMetadata(isFinal: true)
+      var tables: Set<UInt64> = []
+      for l1Entry in l1 { tables.insert(l1Entry & Entry.offsetMask) }
+      for snapshot in snapshots {
+        guard snapshot.diskByteCount == header.byteCount, snapshot.vmStateByteCount <= UInt64(UInt32.max)
+        else {
+          throw BlockError(
+            .unsupported,
+            "compat=0.10 cannot tell that the snapshot '\(snapshot.name)' has another size than the image")
         }
+        for l1Entry in try readL1(snapshot) { tables.insert(l1Entry & Entry.offsetMask) }
       }
-      position += mapping.byteCount
+      tables.remove(0)
+      let active = Set(l1.filter { $0 & Entry.copied != 0 }.map { $0 & Entry.offsetMask })
+      for offset in tables.sorted() { try expandZeroes(tableAt: offset, isCopied: active.contains(offset)) }
+      try flushMetadata(isFinal: true)
     }
-    try flush()
     if refcountsAreLazy { try setLazyRefcounts(false) }
+  }
+
+  /// Takes the zero flags out of an L2 table, which trees may share: then as many share what it leads to. Lock held.
+  private func expandZeroes(tableAt offset: UInt64, isCopied: Bool) throws(BlockError) {
+    let owners = try refcount(offset >> clusterBits)
+    for index in 0..<(1 << Int(l2Bits)) {
+      let table = try loadL2(at: offset)
+      let old = entry(table, index)
+      guard !old.isCompressed, old.descriptor & Entry.zero != 0 else { continue }
+      var new = L2Entry(descriptor: 0)
+      if header.backingFile != nil {
+        let cluster = try allocate(1)
+        try checkOverlap(cluster)
+        try setRefcount(cluster.lowerBound, owners)
+        try file.writeZeroes(at: cluster.lowerBound << clusterBits, byteCount: clusterSize, mayUnmap: false)
+        new.descriptor = cluster.lowerBound << clusterBits | (isCopied ? Entry.copied : 0)
+      }
+      // The search for a cluster may have dropped the table from memory.
+      setEntry(try loadL2(at: offset), index, new)
+      for _ in 0..<owners { release(old) }
+    }
   }
 }

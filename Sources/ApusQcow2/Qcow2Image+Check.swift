@@ -394,8 +394,10 @@ extension Qcow2Image {
       guard offset != 0, offset & (clusterSize - 1) == 0 else { continue }
       let isOwn = try refcount(offset >> clusterBits) == 1
       if isOwn != (l1Entry & Entry.copied != 0) {
-        note(&result, repair, "the COPIED flag of L2 table \(index) contradicts its count")
-        if repair == .all {
+        // To set it is safe once leaks are gone.
+        let fixes = repair == .all || repair == .leaks && isOwn
+        note(&result, fixes ? .all : .none, "the COPIED flag of L2 table \(index) contradicts its count")
+        if fixes {
           l1[index] ^= Entry.copied
           dirtyL1Sectors.insert(index / 64)
         }
@@ -418,11 +420,13 @@ extension Qcow2Image {
         guard item.hostOffset != 0, item.hostOffset & (clusterSize - 1) == 0, dataFile == nil else {
           continue
         }
-        if (try refcount(item.hostOffset >> clusterBits) == 1) != item.isCopied {
+        let isOwn = try refcount(item.hostOffset >> clusterBits) == 1
+        if isOwn != item.isCopied {
+          let fixes = repair == .all || repair == .leaks && isOwn
           note(
-            &result, repair,
+            &result, fixes ? .all : .none,
             "the COPIED flag of the cluster at 0x\(String(item.hostOffset, radix: 16)) contradicts its count")
-          if repair == .all {
+          if fixes {
             item.descriptor ^= Entry.copied
             setEntry(table, position, item)
           }

@@ -228,6 +228,13 @@ extension Qcow2Image {
     let old = self.byteCount
     if isReadOnly { throw BlockError(.readOnly, "the image is open read-only") }
     guard byteCount != old else { return }
+    // Their entries may lack the disk's size, and would take on the new one.
+    guard isVersion3 || snapshotList.isEmpty else {
+      throw BlockError(
+        .unsupported,
+        "qcow2 image: one of version 2 (compat=0.10) that has snapshots cannot be resized; amend it to compat=1.1"
+      )
+    }
     if let broken = bitmaps.first(where: { $0.wasInUse }) {
       throw BlockError(
         .invalid,
@@ -300,9 +307,6 @@ extension Qcow2Image {
   private func shrink(to byteCount: UInt64) throws(BlockError) {
     try locked { () throws(BlockError) in
       try quiesce()
-      guard snapshots.isEmpty else {
-        throw BlockError(.unsupported, "qcow2 image: it has internal snapshots and cannot be made smaller")
-      }
       let firstCluster = (byteCount + clusterSize - 1) >> clusterBits
       let end = (header.byteCount + clusterSize - 1) >> clusterBits
       var cluster = firstCluster
@@ -325,6 +329,12 @@ extension Qcow2Image {
       let keep = Int((byteCount + header.l1Coverage - 1) / header.l1Coverage)
       for index in keep..<max(keep, l1.count) where l1[index] & Entry.offsetMask != 0 {
         let offset = l1[index] & Entry.offsetMask
+        // A VM's state behind the disk.
+        let table = try loadL2(at: offset)
+        for position in 0..<(1 << Int(l2Bits)) {
+          let item = entry(table, position)
+          if item != L2Entry(descriptor: 0) { release(item) }
+        }
         l1[index] = 0
         dirtyL1Sectors.insert(index / 64)
         l2Cache[offset] = nil

@@ -278,9 +278,8 @@ extension Qcow2Image {
 
   /// With lazy refcounts: the first change marks the file, and counts stay in memory until it is closed.
   func markLazy() throws(BlockError) {
-    guard header.compatible & Qcow2Header.Compatible.lazyRefcounts != 0, isVersion3, !refcountsAreLazy else {
-      return
-    }
+    let isLazy = lazyRefcountsGiven ?? (header.compatible & Qcow2Header.Compatible.lazyRefcounts != 0)
+    guard isLazy, isVersion3, !refcountsAreLazy else { return }
     header.incompatible |= Qcow2Header.Incompatible.dirty
     refcountsAreLazy = true
     try writeHeader()

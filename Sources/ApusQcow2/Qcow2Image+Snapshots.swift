@@ -4,7 +4,7 @@ import ApusHost
 /// Internal snapshots: copies of the L1 table whose clusters are counted once more.
 extension Qcow2Image {
   /// Where the VM state lies: behind the disk, from an L2 table of its own on.
-  private var vmStateOffset: UInt64 {
+  public var vmStateOffset: UInt64 {
     (header.byteCount + header.l1Coverage - 1) / header.l1Coverage * header.l1Coverage
   }
 
@@ -100,6 +100,11 @@ extension Qcow2Image {
         snapshotTableIsCut = true
         return result
       }
+      let end = offset + UInt64((40 + extraLength + idLength + nameLength + 7) & ~7)
+      guard end - header.snapshotsOffset <= 64 << 20 else {
+        snapshotTableIsCut = true
+        return result
+      }
       if isVersion3, extraLength < 16 { snapshot.damage = .incomplete }
       if extraLength > 1024 { snapshot.damage = .excess }
       if snapshot.l1Size > 32 << 20 / 8 || snapshot.l1Offset & (clusterSize - 1) != 0 {
@@ -114,7 +119,7 @@ extension Qcow2Image {
       snapshot.id = String(decoding: rest[extraLength..<extraLength + idLength], as: UTF8.self)
       snapshot.name = String(decoding: rest[(extraLength + idLength)...], as: UTF8.self)
       result.append(snapshot)
-      offset += UInt64((40 + rest.count + 7) & ~7)
+      offset = end
       snapshotTableByteCount = Int(offset - header.snapshotsOffset)
     }
     return result
@@ -143,7 +148,7 @@ extension Qcow2Image {
   }
 
   /// What keeps an image with a damaged snapshot table from being used.
-  func checkSnapshotTable() throws(BlockError) {
+  public func checkSnapshotTable() throws(BlockError) {
     if snapshotTableIsCut { throw invalid("the snapshot table does not end; repair it with check -r all") }
     if snapshots.contains(where: { $0.damage == .excess }) {
       throw invalid("a snapshot has too much extra data; repair it with check -r all")
@@ -228,6 +233,8 @@ extension Qcow2Image {
       snapshot.dateSeconds = dateSeconds
       snapshot.dateNanoseconds = dateNanoseconds
       snapshot.vmStateByteCount = vmStateByteCount
+      // Where no machine ran, none has counted.
+      if vmStateByteCount == 0 { snapshot.instructionCount = 0 }
       snapshot.diskByteCount = header.byteCount
       snapshot.l1Size = l1.count
       try whileDirty { () throws(BlockError) in

@@ -336,7 +336,7 @@ extension Qcow2Image {
       try dataFile.writeZeroes(
         at: range.body.lowerBound, byteCount: stop - range.body.lowerBound, mayUnmap: mayUnmap)
     }
-    try changeUnits(range.body) { (self, table, index, units) throws(BlockError) in
+    try changeUnits(range.body, passesHoles: !isVersion3) { (self, table, index, units) throws(BlockError) in
       try self.zero(table, index, units, mayUnmap: mayUnmap)
     } fallback: { (self, cluster) throws(BlockError) in
       try self.writeZeroBytes(cluster.lowerBound..<min(cluster.upperBound, self.byteCount))
@@ -355,8 +355,10 @@ extension Qcow2Image {
         at: body.lowerBound, byteCount: min(body.upperBound, self.byteCount) - body.lowerBound)
       if header.isDataFileRaw { return }
     }
-    try changeUnits(body) { (self, table, index, units) throws(BlockError) in
+    try changeUnits(body, passesHoles: true) { (self, table, index, units) throws(BlockError) in
       let old = self.entry(table, index)
+      // A hole stays one.
+      if old == L2Entry(descriptor: 0), self.readsHolesAsZeros { return true }
       if self.isVersion3 { return try self.zero(table, index, units, mayUnmap: true) }
       // Without a zero flag a hole would show the backing file.
       if self.backingNode != nil || old == L2Entry(descriptor: 0) { return true }
@@ -406,8 +408,10 @@ extension Qcow2Image {
 
   /// Calls `change` with the lock held for each cluster of `range`, with the units of it that are inside; where it
   /// returns false, `fallback` runs without the lock.
+  ///
+  /// - Parameter passesHoles: leaves out empty tables that read as zeros.
   private func changeUnits(
-    _ range: Range<UInt64>,
+    _ range: Range<UInt64>, passesHoles: Bool,
     _ change: (Qcow2Image, L2Table, Int, Range<UInt64>) throws(BlockError) -> Bool,
     fallback: (Qcow2Image, Range<UInt64>) throws(BlockError) -> Void
   ) throws(BlockError) {
@@ -418,8 +422,7 @@ extension Qcow2Image {
         let cluster = position >> clusterBits
         while conflicts(cluster..<cluster + 1) { monitor.wait() }
         try checkUsable()
-        // An empty table without a backing file reads as zeros: pass it.
-        if readsHolesAsZeros, dataFile == nil, l1[l1Index(position)] & Entry.offsetMask == 0 {
+        if passesHoles, readsHolesAsZeros, dataFile == nil, l1[l1Index(position)] & Entry.offsetMask == 0 {
           let coverage = UInt64(1) << (clusterBits + l2Bits)
           position = min(range.upperBound, (position / coverage + 1) * coverage)
           return true
@@ -455,7 +458,6 @@ extension Qcow2Image {
       return true
     }
     let isWhole = UInt64(units.count) == unitsPerCluster
-    if old.descriptor == 0, old.bitmap == 0, readsHolesAsZeros, dataFile == nil { return true }
     var new = old
     if isWhole {
       let keeps = keepsPlace(old) && (!mayUnmap || dataFile != nil)

@@ -55,6 +55,7 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   var isClosed = false
   // Set while the dirty bit is ours: refcounts on disk may be behind.
   var refcountsAreLazy = false
+  let lazyRefcountsGiven: Bool?
   let recursesIntoFile: Bool
   let isWriteThrough: Bool
 
@@ -88,6 +89,8 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     public var l2CacheByteCount = 32 << 20
     /// Each write is durable, with the tables that lead to it, before it completes.
     public var isWriteThrough = false
+    /// Whether counts wait until the image is closed; `nil`: as the image says.
+    public var hasLazyRefcounts: Bool?
     /// Opens an image's LUKS encryption.
     public var passphrase: [UInt8]?
     public init() {}
@@ -160,6 +163,10 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
     backingNode = backing
     isReadOnly = options.isReadOnly || file.isReadOnly
     isWriteThrough = options.isWriteThrough
+    lazyRefcountsGiven = options.hasLazyRefcounts
+    if lazyRefcountsGiven == true, header.version < 3 {
+      throw BlockError(.unsupported, "qcow2 image: lazy-refcounts=on needs one of version 3 (compat=1.1)")
+    }
     clusterBits = UInt64(header.clusterBits)
     entryByteCount = header.hasExtendedL2 ? 16 : 8
     l2Bits = clusterBits - (header.hasExtendedL2 ? 4 : 3)
@@ -283,6 +290,8 @@ public final class Qcow2Image: ImageNode, @unchecked Sendable {
   func corrupted(_ what: String) -> BlockError {
     if !isReadOnly, !isBroken {
       isBroken = true
+      // Whoever asked gets an error; who runs the program should know, too, and once.
+      writeStandardError("qcow2 image is corrupt, and is marked so: \(what)\n")
       if isVersion3, header.incompatible & Qcow2Header.Incompatible.corrupt == 0 {
         header.incompatible |= Qcow2Header.Incompatible.corrupt
         do throws(BlockError) { try writeHeader() } catch { return error }

@@ -39,10 +39,9 @@ public enum FileNames {
   public static func options(_ list: OptionList, of name: String) throws(StorageError) -> OptionList {
     let driver = list["driver"]
     var named = try options(name) ?? OptionList([.init("filename", name)])
-    if driver == "blkdebug" {
-      if named["driver"] != "blkdebug" {
-        named = OptionList(named.entries.map { .init("image.\($0.key)", $0.value) })
-      }
+    if name.hasPrefix("json:") {
+      // They are about the same node.
+    } else if driver == "blkdebug", named["driver"] == "blkdebug" {
       named.entries.removeAll { $0.key == "driver" }
       // A format lies between the filter and the file.
       if let format = list["image.driver"], ImageFormat.named(format) != nil {
@@ -51,7 +50,13 @@ public enum FileNames {
         }
       }
     } else {
-      named.entries = named.entries.map { .init("file.\($0.key)", $0.value) }
+      // Below all formats and filters that the options name.
+      var prefix = driver == nil ? "file." : ""
+      while let upper = list[prefix + "driver"] {
+        guard ImageFormat.named(upper) != nil || ImageFilter.names.contains(upper) else { break }
+        prefix += upper == "blkdebug" ? "image." : "file."
+      }
+      named.entries = named.entries.map { .init(prefix + $0.key, $0.value) }
     }
     // What the options say comes first.
     return OptionList(list.entries + named.entries.filter { list[$0.key] == nil })

@@ -16,8 +16,9 @@ public final class ImageCopier: Sendable {
     public var isTargetNew = false
     /// The target has a backing file: ranges that the source's front image leaves open are left open.
     public var keepsBackingRanges = false
-    public var workerCount = 8
-    /// Targets may be written out of order.
+    /// How many copy at once; `nil`: as many as pay.
+    public var workerCount: Int?
+    /// The target is written in any order. Otherwise those of this host are written from the front to the back.
     public var isUnordered = false
     /// Let the host copy where it can.
     public var offloadsCopies = false
@@ -56,6 +57,9 @@ public final class ImageCopier: Sendable {
   private let options: Options
   private let byteCount: UInt64
   private let isLocal: Bool
+  // Files grow from front to back, and writers of one file only get into each other's way: they take turns while others
+  // read. A server is best asked for several things at once.
+  private let isOrdered: Bool
   private let chunkByteCount: UInt64
   private let granularity: UInt64
   // Guards `state`; waiting writers sleep on it.
@@ -83,7 +87,9 @@ public final class ImageCopier: Sendable {
     (self.progress, self.complain) = (progress, complain)
     let cluster = max(target.clusterByteCount, 512)
     granularity = target.clusterByteCount > 0 ? cluster : max(512, options.sparseByteCount)
-    isLocal = Self.isLocal(target) && sources.allSatisfy { Self.isLocal($0.node) }
+    let isTargetLocal = Self.isLocal(target)
+    isLocal = isTargetLocal && sources.allSatisfy { Self.isLocal($0.node) }
+    isOrdered = isTargetLocal && !options.isUnordered
     // Small pieces stay in the processor's cache between reading and writing; a network wants large ones.
     chunkByteCount = max(isLocal && !options.isCompressed ? 256 << 10 : 1 << 20, cluster)
   }
@@ -100,7 +106,7 @@ public final class ImageCopier: Sendable {
 
   private func startHelpers(_ count: Int) {
     state.withLock { state in
-      while state.helpers.count + 1 < min(count, options.workerCount) {
+      while state.helpers.count + 1 < options.workerCount ?? count {
         state.helpers.append(HostThread.spawn("copy-\(state.helpers.count + 1)") { [self] in work() })
       }
     }
@@ -144,13 +150,13 @@ public final class ImageCopier: Sendable {
     monitor.withLock { while HostClock.monotonicNanoseconds() < due { monitor.wait(until: due) } }
   }
 
-  /// Waits until everything before `task` has been written. False if the copy failed.
+  /// Waits until everything before `task` has been written, if order matters. False if the copy failed.
   private func waitForTurn(_ task: Task) -> Bool {
     monitor.withLock {
       while true {
         let (turn, hasFailed) = state.withLock { ($0.turn, $0.failure != nil) }
         if hasFailed { return false }
-        if turn == task.number { return true }
+        if turn == task.number || !isOrdered { return true }
         monitor.wait()
       }
     }
@@ -265,10 +271,6 @@ public final class ImageCopier: Sendable {
 
   // MARK: Copying
 
-  private var isOrdered: Bool {
-    !options.isUnordered && (options.isCompressed || target.clusterByteCount > 0)
-  }
-
   private func carryOut(_ task: Task, _ buffer: HostBuffer) throws(BlockError) {
     switch task.kind {
     case .keep: break
@@ -279,13 +281,16 @@ public final class ImageCopier: Sendable {
       try target.writeZeroes(at: task.offset, byteCount: task.byteCount, mayUnmap: true)
       return
     case .data:
-      if options.offloadsCopies, task.sourceOffset + task.byteCount <= task.source.node.byteCount,
-        try offload(task)
-      {
-        return
+      if options.offloadsCopies, task.sourceOffset + task.byteCount <= task.source.node.byteCount {
+        if !waitForTurn(task) { return }
+        if try offload(task) { return }
       }
       try read(task, buffer)
-      if options.isCompressed { try writeCompressed(task, buffer) } else { try writeData(task, buffer) }
+      if options.isCompressed {
+        try compressRuns(task, buffer, waits: true)
+      } else {
+        try writeData(task, buffer)
+      }
       return
     }
     _ = waitForTurn(task)
@@ -374,7 +379,6 @@ public final class ImageCopier: Sendable {
     try forEachRun(task, buffer) { (isZero, start, count) throws(BlockError) in
       runs.append((isZero, start, count))
     }
-    // Writers of one file only get into each other's way: they take turns, and reading goes on meanwhile.
     if !waitForTurn(task) { return }
     for run in runs {
       if !run.isZero {
@@ -383,10 +387,6 @@ public final class ImageCopier: Sendable {
         try target.writeZeroes(at: task.offset + run.start, byteCount: run.count, mayUnmap: true)
       }
     }
-  }
-
-  private func writeCompressed(_ task: Task, _ buffer: HostBuffer) throws(BlockError) {
-    try compressRuns(task, buffer, waits: isOrdered)
   }
 
   private func compressRuns(_ task: Task, _ buffer: HostBuffer, waits: Bool = false) throws(BlockError) {

@@ -327,9 +327,13 @@ public struct ImageCreation {
     if options["preallocation"] != nil { parts.append("preallocation=\(settings.preallocation.rawValue)") }
     if settings.version == 2 { parts.append("compat=0.10") }
     parts += ["compression_type=\(settings.compression.name)", "size=\(settings.byteCount)"]
-    if let name = settings.backingFile { parts.append("backing_file=\(name)") }
+    // As an option list would have it, in which a comma is written twice.
+    func doubled(_ name: String) -> String {
+      name.split(separator: ",", omittingEmptySubsequences: false).joined(separator: ",,")
+    }
+    if let name = settings.backingFile { parts.append("backing_file=\(doubled(name))") }
     if let format = settings.backingFormat { parts.append("backing_fmt=\(format)") }
-    if let name = settings.dataFile { parts.append("data_file=\(name)") }
+    if let name = settings.dataFile { parts.append("data_file=\(doubled(name))") }
     if settings.isDataFileRaw { parts.append("data_file_raw=on") }
     parts += [
       "lazy_refcounts=\(settings.lazyRefcounts ? "on" : "off")", "refcount_bits=\(settings.refcountBits)",

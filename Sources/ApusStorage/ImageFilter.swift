@@ -22,6 +22,9 @@ enum ImageFilter {
         node = ThrottleNode(child.node, limits)
       case "copy-on-read":
         try list.check(known: [], of: "copy-on-read")
+        guard !graph.options.isReadOnly else {
+          throw ConfigurationError("'\(shown)': copy-on-read writes, and the image is opened read-only")
+        }
         node = CopyOnReadNode(child.node)
       default: node = try faults(list, child.node)
       }
@@ -30,13 +33,6 @@ enum ImageFilter {
       node, filename: child.filename, format: driver, backing: child.backing,
       backingFilename: child.backingFilename)
   }
-
-  private static let events = [
-    "l1_update", "l2_load", "l2_update", "read_aio", "read_compressed", "write_aio", "refblock_load",
-    "refblock_update_part", "refblock_alloc_write", "refblock_alloc_hookup", "cluster_alloc", "cluster_free",
-    "cor_write",
-    "pwritev", "pwritev_zero", "pwritev_done",
-  ]
 
   private static func faults(_ list: OptionList, _ child: any ImageNode) throws(ConfigurationError)
     -> FaultNode
@@ -77,7 +73,9 @@ enum ImageFilter {
 
   private static func event(_ entries: OptionList) throws(ConfigurationError) -> String? {
     guard let event = entries["event"] else { return nil }
-    guard events.contains(event) else { throw .unknown("blkdebug event", event, among: events) }
+    guard FaultNode.events.contains(event) else {
+      throw .unknown("blkdebug event", event, among: FaultNode.events)
+    }
     return event
   }
 

@@ -45,6 +45,13 @@ public struct ImageGraph {
 
   /// Opens the image that a name leads to; without a format, its first bytes tell.
   public func open(_ filename: String, format: String? = nil) throws(StorageError) -> OpenedImage {
+    if filename.hasPrefix("file:") {
+      // Shown, and followed to backing files, as the path that it is.
+      let path = String(filename.dropFirst(5))
+      let needsFolder = path.firstIndex(of: ":").map { !path[..<$0].contains("/") } ?? false
+      return try openFormat(
+        try openFile(path, OptionList()), needsFolder ? "./" + path : path, format, OptionList())
+    }
     if let list = try FileNames.options(filename) {
       var list = list
       if filename.hasPrefix("blkdebug:") {
@@ -303,11 +310,14 @@ public struct ImageGraph {
       let node = try driver.open(file, &rest, self, filename)
       let backed = node as? any BackedImage
       let given = rest.nested("backing")
+      // `"backing": null`: none, whatever the image says.
+      let hasNoBacking = rest["backing"] == ""
+      if hasNoBacking { rest.entries.removeAll { $0.key == "backing" } }
       if backed?.backingFile != nil { rest.entries.removeAll { $0.key.hasPrefix("backing.") } }
       try refuse(rest, driver.name)
       let backingName = backed?.backingFile?.name
       let backing = try openBacking(
-        backingName, backed?.backingFile?.format, Self.origin(filename, file), given)
+        hasNoBacking ? nil : backingName, backed?.backingFile?.format, Self.origin(filename, file), given)
       backed?.attachBacking(backing?.node)
       return OpenedImage(
         node, filename: filename, format: driver.name, backing: backing, backingFilename: backingName)
@@ -333,6 +343,12 @@ public struct ImageGraph {
     if let size = try Self.cacheByteCount(&list, Qcow2Image.clusterByteCount(of: file)) {
       settings.l2CacheByteCount = size
     }
+    if let text = list.take("lazy-refcounts") {
+      guard ["on", "off", "true", "false", "yes", "no"].contains(text) else {
+        throw BlockError(.invalid, "lazy-refcounts is '\(text)'; it must be on or off")
+      }
+      settings.hasLazyRefcounts = ["on", "true", "yes"].contains(text)
+    }
     settings.passphrase = try passphrase(&list, prefix: "encrypt.")
     let external = try Qcow2Image.externalDataFile(of: file)
     var dataFile: (any ImageNode)?
@@ -354,7 +370,9 @@ public struct ImageGraph {
     list.entries.removeAll { $0.key.hasPrefix("backing.") }
     try refuse(list, "qcow2")
     var backing: OpenedImage?
-    if let reference {
+    if reference == "" {
+      // `"backing": null`: none, whatever the image says.
+    } else if let reference {
       guard let node = named(reference) else {
         throw BlockError(.invalid, "there is no block node '\(reference)'")
       }
@@ -457,6 +475,11 @@ public struct ImageGraph {
     }
   }
 
+  /// Whether two paths lead to one file.
+  public static func isSameFile(_ first: String, _ second: String) -> Bool {
+    let identity = identity(first)
+    return !identity.isEmpty && identity == self.identity(second)
+  }
   private static func identity(_ path: String) -> [UInt64] {
     do throws(HostError) { return try HostFile(path: path, []).identity } catch { return [] }
   }

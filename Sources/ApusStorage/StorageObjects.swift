@@ -6,6 +6,7 @@ import ApusNBD
 public struct StorageObjects: Sendable {
   private var secrets: [String: [UInt8]] = [:]
   private var credentials: [String: TLSCredentials] = [:]
+  private var authorizations: [String: TLSAuthorization] = [:]
 
   public init() {}
 
@@ -20,7 +21,7 @@ public struct StorageObjects: Sendable {
   }
 
   /// The types of `add`.
-  public static let types = ["secret", "tls-creds-x509", "tls-creds-psk"]
+  public static let types = ["secret", "tls-creds-x509", "tls-creds-psk", "authz-simple", "authz-list"]
 
   /// Adds an object of a type from its other options, the id among them.
   public mutating func add(_ type: String, _ options: OptionList) throws(StorageError) {
@@ -28,7 +29,7 @@ public struct StorageObjects: Sendable {
     guard let id = list.take("id"), !id.isEmpty else {
       throw StorageError("--object \(type): id= is missing")
     }
-    guard secrets[id] == nil, credentials[id] == nil else {
+    guard secrets[id] == nil, credentials[id] == nil, authorizations[id] == nil else {
       throw StorageError("--object: there are two objects '\(id)'")
     }
     switch type {
@@ -55,11 +56,54 @@ public struct StorageObjects: Sendable {
           isServer: isServer, verifiesPeer: try list.bool("verify-peer", of: type) ?? true,
           priority: list["priority"])
       } catch { throw StorageError(error) }
+    case "authz-simple", "authz-list":
+      do throws(ConfigurationError) { authorizations[id] = try authorization(type, list) } catch {
+        throw StorageError(error)
+      }
     default:
       throw StorageError(
         ConfigurationError.unknown("object type", type, among: Self.types)
           .description)
     }
+  }
+
+  private func authorization(_ type: String, _ list: OptionList) throws(ConfigurationError)
+    -> TLSAuthorization
+  {
+    if type == "authz-simple" {
+      try list.check(known: ["identity"], of: type)
+      guard let identity = list["identity"] else { throw ConfigurationError("\(type): identity= is missing") }
+      return TLSAuthorization(rules: [.init(match: identity, allows: true)])
+    }
+    func policy(_ list: OptionList) throws(ConfigurationError) -> Bool {
+      switch list["policy"] {
+      case nil, "deny": return false
+      case "allow": return true
+      case let other?: throw ConfigurationError("\(type): policy is '\(other)'; it must be allow or deny")
+      }
+    }
+    var result = TLSAuthorization(rules: [], allowsOthers: try policy(list))
+    var rest = list
+    rest.entries.removeAll { $0.key == "policy" }
+    while case let rule = rest.nested("rules.\(result.rules.count)"), !rule.entries.isEmpty {
+      rest.entries.removeAll { $0.key.hasPrefix("rules.\(result.rules.count).") }
+      try rule.check(known: ["match", "policy", "format"], of: type)
+      guard let match = rule["match"] else { throw ConfigurationError("\(type): a rule has no match=") }
+      guard ["exact", "glob"].contains(rule["format"] ?? "exact") else {
+        throw ConfigurationError("\(type): format is '\(rule["format"] ?? "")'; it must be exact or glob")
+      }
+      result.rules.append(.init(match: match, isGlob: rule["format"] == "glob", allows: try policy(rule)))
+    }
+    try rest.check(known: [], of: type)
+    return result
+  }
+
+  public func authorization(_ id: String) throws(StorageError) -> TLSAuthorization {
+    guard let found = authorizations[id] else {
+      throw StorageError(
+        "there is no authorization '\(id)'; make it with --object authz-simple,id=\(id),identity=NAME")
+    }
+    return found
   }
 
   private func secret(_ id: String, _ list: inout OptionList) throws(StorageError) -> [UInt8] {

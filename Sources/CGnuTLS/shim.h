@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <gnutls/crypto.h>
 #include <gnutls/gnutls.h>
+#include <gnutls/x509.h>
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -100,6 +101,17 @@ APUS_GNUTLS(int, gnutls_certificate_verify_peers3,
 APUS_GNUTLS(int, gnutls_certificate_verification_status_print,
             (unsigned status, gnutls_certificate_type_t type, gnutls_datum_t *text, unsigned flags),
             (status, type, text, flags))
+APUS_GNUTLS(const gnutls_datum_t *, gnutls_certificate_get_peers,
+            (gnutls_session_t session, unsigned *count),
+            (session, count))
+APUS_GNUTLS(int, gnutls_x509_crt_init, (gnutls_x509_crt_t *certificate), (certificate))
+APUS_GNUTLS(void, gnutls_x509_crt_deinit, (gnutls_x509_crt_t certificate), (certificate))
+APUS_GNUTLS(int, gnutls_x509_crt_import,
+            (gnutls_x509_crt_t certificate, const gnutls_datum_t *data, gnutls_x509_crt_fmt_t format),
+            (certificate, data, format))
+APUS_GNUTLS(int, gnutls_x509_crt_get_dn,
+            (gnutls_x509_crt_t certificate, char *name, size_t *size),
+            (certificate, name, size))
 APUS_GNUTLS(int, gnutls_psk_allocate_client_credentials,
             (gnutls_psk_client_credentials_t *credentials),
             (credentials))

@@ -328,3 +328,29 @@ final class TemporaryNames {
     }
   }
 }
+
+@Suite struct FileNameOptionTests {
+  private static func options(_ text: String, of name: String) throws -> [String: String] {
+    let list = try FileNames.options(try OptionList(parsing: text), of: name)
+    return Dictionary(list.entries.map { ($0.key, $0.value) }) { _, last in last }
+  }
+
+  @Test func nameGoesBelowFormatsAndFilters() throws {
+    #expect(try Self.options("driver=qcow2", of: "a")["file.filename"] == "a")
+    #expect(try Self.options("cache.direct=on", of: "a")["file.filename"] == "a")
+    #expect(try Self.options("driver=file", of: "a")["filename"] == "a")
+    #expect(try Self.options("driver=copy-on-read,file.driver=qcow2", of: "a")["file.file.filename"] == "a")
+    #expect(
+      try Self.options("driver=copy-on-read,file.driver=blkdebug,file.image.driver=qcow2", of: "a")[
+        "file.image.file.filename"] == "a")
+    #expect(
+      try Self.options("driver=blkdebug,image.driver=qcow2", of: "blkdebug::a")["image.file.filename"] == "a")
+  }
+
+  @Test func jsonNamesAreMerged() throws {
+    let merged = try Self.options("driver=qcow2", of: #"json:{"driver": "raw", "file.filename": "a"}"#)
+    #expect(merged == ["driver": "qcow2", "file.filename": "a"])
+    let none = try OptionList(parsing: #"{"backing": null, "file": {"filename": "a", "x": null}}"#)
+    #expect(none["backing"] == "" && none["file.x"] == nil)
+  }
+}

@@ -27,13 +27,13 @@ def peer(name):
     return PEER[name]
 
 
-def run(*command, code=0, timeout=120):
-    """Runs a command and returns its output; its exit code must be `code` (None: any, but no signal)."""
+def run(*command, code=0, timeout=120, signals=()):
+    """Runs a command and returns its output; its exit code must be `code` (None: any, but no signal except `signals`)."""
     command = [str(word) for word in command]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           timeout=timeout, errors="replace")
     # A signal is never right: release programs die of one where a precondition fails.
-    if done.returncode < 0 or (code is not None and done.returncode != code):
+    if (done.returncode < 0 and -done.returncode not in signals) or (code is not None and done.returncode != code):
         raise Failure(f"'{' '.join(command)}' ended with {done.returncode} instead of {code}: {done.stdout[-800:]}")
     return done.stdout
 

@@ -4,7 +4,7 @@ import json
 import os
 import re
 
-from block import both_check, img, io, path, run, tool
+from block import both_check, img, io, path, peer_io, run, tool
 from harness import case, check, main
 
 
@@ -67,6 +67,67 @@ def faults_by_events():
        options=("--image-opts",))
     data = open(raw, "rb").read()
     check(data == b"\x05" * 1000 + b"\x06" * 30000 + b"\x05" * 9000 + bytes(20000) + b"\x05" * ((1 << 20) - 60000), "other bytes changed")
+
+
+@case("breakpoints")
+def breakpoints():
+    """Requests that stand still at an event of blkdebug, and others that wait for them or do not."""
+    image = path("breaks.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "8M")
+    # The second write lies in the same cluster: it waits for the first one's allocation, the third does not.
+    output = io(graph(image, event="l1_update", errno=5, state=9), "break write_aio A", "aio_write -P 1 0 4k", "wait_break A",
+                "aio_write -P 2 4k 4k", "write -P 3 1M 64k", "resume A", "aio_flush", "read -q -P 1 0 4k", "read -q -P 2 4k 4k",
+                "read -q -P 3 1M 64k")
+    order = re.findall(r"Suspended|Resuming|at offset \d+", output)
+    check(order[:3] == ["Suspended", "at offset 1048576", "Resuming"] and sorted(order[3:]) == ["at offset 0", "at offset 4096"],
+          f"the order was {order}: {output}")
+    both_check(image)
+    # Parts of one block are changed one after the other, those of others at once.
+    raw = path("breaks.raw")
+    open(raw, "wb").write(b"\x05" * 65536)
+    limited = f"driver=raw,file.driver=blkdebug,file.align=4096,file.image.filename={raw}"
+    output = io(limited, "break pwritev_rmw_after_head A", "aio_write -P 1 512 512", "wait_break A", "aio_write -P 2 1024 512",
+                "aio_write -P 3 0 4096", "write -P 4 8704 512", "resume A", "aio_flush", options=("--image-opts",))
+    check(output.index("offset 8704") < output.index("Resuming") < output.index("offset 512"), f"the order was wrong: {output}")
+    check(open(raw, "rb").read()[8192:12288] == b"\x05" * 512 + b"\x04" * 512 + b"\x05" * 3072, "another block is wrong")
+    # Nobody resumes: the end of the session does.
+    io(limited, "break pwritev A", "aio_write -P 6 0 4096", "wait_break A", options=("--image-opts",))
+    check(open(raw, "rb").read()[:4096] == b"\x06" * 4096, "a suspended write was lost")
+    for words, what in (("break nosuch A", "nosuch"), ("resume A", "'A'"), ("remove_break A", "'A'"), ("break pwritev", "name")):
+        check(what in io(limited, words, code=1, options=("--image-opts",)), f"'{words}' was not refused")
+    check("blkdebug" in io(raw, "break pwritev A", code=1, options=("-f", "raw")), "a break without blkdebug was not refused")
+
+
+@case("option-merging")
+def option_merging():
+    """Options beside a json: name, reopening with others, and no backing file by option."""
+    base, top = path("merge-base.qcow2"), path("merge.qcow2")
+    img("create", "-q", "-f", "qcow2", base, "1M")
+    io(base, "write -q -P 7 0 64k")
+    img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+    plain = json.dumps({"file.filename": top})
+    check("format name: qcow2" in io(base, "close", f"open -o driver=qcow2 json:{plain.replace(' ', '')}", "info"), "not merged")
+    for name in ({"driver": "qcow2", "file": {"driver": "file", "filename": top}, "backing": None},):
+        for program in (io, peer_io):
+            program("json:" + json.dumps(name), "read -q -P 0 0 64k")
+    io(top, "read -q -P 7 0 64k")
+    output = io(top, "reopen -o driver=raw", "reopen -o node-name=x", "reopen -o driver=qcow2", "reopen -r", "write 0 4k", code=1)
+    check(output.count("cannot be changed") == 2 and "read-only" in output, f"reopen says {output}")
+    raw = path("merge.raw")
+    open(raw, "wb").write(bytes(4096))
+    io("json:" + json.dumps({"driver": "raw", "offset": 512, "size": 512, "file": {"driver": "file", "filename": raw}}),
+       "write -q -P 1 0 512", "reopen -o driver=raw,offset=1536,size=1024", "write -q -P 2 0 1024")
+    check(open(raw, "rb").read() == bytes(512) + b"\1" * 512 + bytes(512) + b"\2" * 1024 + bytes(1536), "the window did not move")
+    # A file: name is a path, whatever it looks like.
+    for name, backing in (("below.qcow2", None), ("a:b.qcow2", "below.qcow2")):
+        words = ["-b", backing, "-F", "qcow2"] if backing else []
+        run("env", "-C", os.path.dirname(raw), tool("img"), "create", "-q", "-f", "qcow2", *words, f"file:{name}", "1M")
+    shown = run("env", "-C", os.path.dirname(raw), tool("img"), "info", "file:a:b.qcow2")
+    check("image: ./a:b.qcow2" in shown and "(actual path: ./below.qcow2)" in shown, f"info says {shown}")
+    # The name goes below all formats and filters that the options name.
+    io(base, "close", f"open -o driver=copy-on-read,file.driver=qcow2 {top}", "read -q -P 7 0 64k")
+    check("65536/65536 bytes allocated" in io(top, "alloc 0 64k"), "nothing was kept")
+    check("read-only" in io(base, "close", f"open -r -o driver=copy-on-read,file.driver=qcow2 {top}", code=1), "not refused")
 
 
 @case("commit-through-options")

@@ -214,6 +214,32 @@ def tls_certificates():
             check(open(raw, "rb").read() == open(path("tls-copy.raw"), "rb").read(), "nbdcopy read something else")
 
 
+@case("tls-authorization")
+def tls_authorization():
+    """Clients are let in by the names in their certificates, as by qemu-nbd."""
+    folder = certificates()
+    raw = sample("authz.raw", 1 << 20)
+    client_object = f"tls-creds-x509,id=tls0,dir={folder},endpoint=client"
+    for rules, is_let_in in (
+            ("authz-simple,id=who,identity=CN=client", True), ("authz-simple,id=who,identity=CN=other", False),
+            ("authz-list,id=who,policy=deny,rules.0.match=CN=x*,rules.0.policy=allow,rules.0.format=glob,"
+             "rules.1.match=CN=cl*t,rules.1.policy=allow,rules.1.format=glob", True),
+            ("authz-list,id=who,policy=allow,rules.0.match=CN=client,rules.0.policy=deny,rules.0.format=exact", False),
+            ("authz-list,id=who,policy=deny,rules.0.match=CN=cl*,rules.0.policy=allow,rules.0.format=exact", False)):
+        for program in (tool("nbd"), peer("nbd")):
+            port = free_port()
+            image = f"driver=raw,file.driver=nbd,file.host=localhost,file.port={port},file.tls-creds=tls0"
+            with server(program, "-t", "--object", f"tls-creds-x509,id=tls0,dir={folder},endpoint=server,verify-peer=yes", "--object",
+                        rules, "--tls-creds", "tls0", "--tls-authz", "who", "-p", port, "-b", "127.0.0.1", "-f", "raw", raw, port=port):
+                for reader in (img, peer_img):
+                    reader("compare", "-U", "--object", client_object, "--image-opts", image, f"driver=raw,file.filename={raw}",
+                           code=0 if is_let_in else 2)
+    for words, what in ((["--tls-authz", "who"], "--tls-creds"),
+                        (["--tls-authz", "who", "--tls-creds", "tls0", "--object", f"tls-creds-x509,id=tls0,dir={folder},endpoint=server"],
+                         "'who'")):
+        check(what in run(tool("nbd"), *words, "-k", path("authz.sock"), "-f", "raw", raw, code=1), f"{words} was not refused")
+
+
 @case("tls-shared-keys")
 def tls_shared_keys():
     folder = certificates()

@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
 """qcow2 images of every kind, written by apus-img and apus-io and read by Debian's qemu-img, and the other way."""
+import glob
 import itertools
 import json
 import struct
 import os
+import pty
 import random
+import re
+import select
+import subprocess
+import time
 
 from block import (both_check, img, io, path, peer, peer_img, peer_io, run, same, same_information, same_map, sample,
                    tool)
-from harness import case, check, main
+from harness import PATIENCE, ROOT, case, check, main
 
 VARIANTS = [
     "compat=0.10", "cluster_size=512", "cluster_size=4k", "cluster_size=2M", "refcount_bits=1", "refcount_bits=2",
@@ -173,6 +179,24 @@ def chains():
         io(top, "read -q -P 3 64k 128k", "read -q -P 1 600k 300k")
 
 
+@case("commit-base-names")
+def commit_base_names():
+    """The image to commit to may be named as in the chain, or in full; names are relative to the image."""
+    folder = path("commit-names")
+    os.makedirs(f"{folder}/sub", exist_ok=True)
+    for number, (image, base, code) in enumerate([
+            ("sub/top.qcow2", "mid.qcow2", 0), ("sub/top.qcow2", f"{folder}/sub/mid.qcow2", 0),
+            (f"{folder}/sub/top.qcow2", f"{folder}/sub/../sub/mid.qcow2", 0), ("sub/top.qcow2", "sub/mid.qcow2", 1)]):
+        for name, backing in (("base", None), ("mid", "base"), ("top", "mid")):
+            words = ["-b", f"{backing}.qcow2", "-F", "qcow2"] if backing else []
+            img("create", "-q", "-f", "qcow2", *words, f"{folder}/sub/{name}.qcow2", "1M")
+        io(f"{folder}/sub/top.qcow2", "write -q -P 6 0 64k")
+        done = subprocess.run([tool("img"), "commit", "-q", "-b", base, image], cwd=folder, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
+        check(done.returncode == code and (code == 0 or base in done.stdout), f"{image} to {base}: {done}")
+        io(f"{folder}/sub/mid.qcow2", f"read -q -P {6 if code == 0 else 0} 0 64k")
+
+
 @case("bitmaps")
 def bitmaps():
     image = path("bitmaps.qcow2")
@@ -259,6 +283,33 @@ def write_at(file, offset, data):
     file.write(data)
 
 
+@case("leaks-and-lazy-counts")
+def leaks_and_lazy_counts():
+    image = path("lost-snapshot.qcow2")
+    img("create", "-q", "-f", "qcow2", image, "4M")
+    io(image, "write -q -P 1 0 1M")
+    img("snapshot", "-c", "a", image)
+    with open(image, "r+b") as file:
+        # The snapshot is forgotten: its references are leaks. Without them the image's own flags are wrong.
+        file.seek(60)
+        file.write(bytes(12))
+    check("Leaked" in img("check", image, code=3), "the leaks are not told of")
+    check("COPIED" in img("check", "-r", "leaks", image), "the flags were not repaired")
+    both_check(image)
+    io(image, "read -q -P 1 0 1M")
+
+    for given, stored, is_lazy in (("on", "off", True), ("off", "on", False)):
+        img("create", "-q", "-f", "qcow2", "-o", f"lazy_refcounts={stored}", image, "4M")
+        run(tool("io"), "--image-opts", "-c", "write -q -P 2 0 1M", "-c", "flush", "-c", "sigraise 9",
+            f"driver=qcow2,lazy-refcounts={given},file.filename={image}", code=None, signals=(9,))
+        dirty = open(image, "rb").read(80)[79] & 1
+        check(dirty == is_lazy, f"with lazy-refcounts={given} the image is {'' if dirty else 'not '}marked as dirty")
+        peer_io(image, "read -q -P 2 0 1M", options=("-f", "qcow2"))
+        both_check(image)
+    check("lazy-refcounts" in run(tool("io"), "--image-opts", "-c", "quit", f"driver=qcow2,lazy-refcounts=perhaps,file.filename={image}",
+                                  code=1), "a wrong value was not refused")
+
+
 @case("amend")
 def amend():
     image = path("amend.qcow2")
@@ -270,6 +321,159 @@ def amend():
         both_check(image)
         same_information(image)
         peer_io(image, "read -q -P 1 0 512k", "read -q -P 0 512k 256k", "read -q -P 1 768k 256k", options=("-f", "qcow2"))
+
+
+@case("amend-with-snapshots")
+def amend_with_snapshots():
+    """Zero flags go away in tables that snapshots share, with and without a backing file."""
+    base = path("amend-base.raw")
+    open(base, "wb").write(b"\x05" * (2 << 20))
+    for backing in ([], ["-b", base, "-F", "raw"]):
+        image, old, new = path("amend-snapshots.qcow2"), path("amend-old.qcow2"), path("amend-new.qcow2")
+        img("create", "-q", "-f", "qcow2", *backing, image, "2M")
+        io(image, "write -q -P 3 1M 64k", "write -q -z 0 128k", "write -q -z 1M 64k", "write -q -z 1536k 100k",
+           options=("-f", "qcow2"))
+        img("snapshot", "-c", "a", image)
+        io(image, "write -q -P 7 64k 64k", "write -q -z -u 1M 64k", options=("-f", "qcow2"))
+        peer_img("snapshot", "-c", "b", image)
+        io(image, "write -q -z 256k 64k", options=("-f", "qcow2"))
+        run("cp", image, old)
+        check("100/100%" in img("amend", "-p", "-o", "compat=0.10", image).replace(".00", ""), "no progress was shown")
+        check("compat: 0.10" in peer_img("info", image), "the version is not 2")
+        both_check(image)
+        same(old, image)
+        for name in ("a", "b"):
+            run("cp", image, new)
+            for program, file in ((peer_img, old), (img, new)):
+                program("snapshot", "-a", name, file)
+            both_check(new)
+            same(old, new)
+        check("snapshots" in img("resize", image, "4M", code=1), "an image of version 2 with snapshots was resized")
+        img("amend", "-o", "compat=1.1,size=1M", image)
+        check("'a'" in img("amend", "-o", "compat=0.10", image, code=1), "a snapshot's other size was lost")
+        img("snapshot", "-a", "b", image)
+        both_check(image)
+        same(old, image)
+
+
+@case("shrink-with-snapshots")
+def shrink_with_snapshots():
+    image = path("shrink.qcow2")
+    for cluster in ("64k", "4k"):
+        img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", image, "256M")
+        io(image, "write -q -P 3 100M 64k", "write -q -P 4 250M 1M", "write -q -b -P 9 0 128k")
+        img("snapshot", "-c", "a", image)
+        io(image, "write -q -P 5 240M 1M")
+        img("resize", "-q", "--shrink", image, "50M")
+        both_check(image)
+        peer_img("snapshot", "-a", "a", image)
+        both_check(image)
+        for program in (io, peer_io):
+            program(image, "read -q -P 3 100M 64k", "read -q -P 4 250M 1M", "read -q -P 0 240M 1M", options=("-f", "qcow2"))
+
+
+@case("measure-and-dd")
+def measure_and_dd():
+    """The small commands, beside qemu-img's."""
+    raw = sample("small.raw", 4 << 20)
+    for words in (["--size", "1G"], ["--size", "3G", "-O", "qcow2", "-o", "cluster_size=4k"], ["-O", "qcow2", raw], ["-O", "raw", raw],
+                  ["-O", "qcow2", "-o", "extended_l2=on,preallocation=full", raw], ["-O", "qcow2", "-o", "refcount_bits=64", "--size", "1T"]):
+        sizes = [json.loads(program("measure", "--output=json", *words)) for program in (img, peer_img)]
+        check(sizes[0] == sizes[1], f"measure {words} says {sizes}")
+    # Not both count and skip: QEMU 7.2 takes what it skips off the count, which dd does not.
+    for words in (["bs=1M", "count=2"], ["bs=4k", "skip=100"], ["bs=1024", "count=77"], ["bs=2M", "skip=9"]):
+        copies = []
+        for program in (img, peer_img):
+            copy = path("dd.raw")
+            program("dd", "-f", "raw", "-O", "raw", *words, f"if={raw}", f"of={copy}")
+            copies.append(open(copy, "rb").read())
+        check(copies[0] == copies[1], f"dd {words} makes {len(copies[0])} and {len(copies[1])} bytes")
+    other = path("small-other.raw")
+    open(other, "wb").write(open(raw, "rb").read()[:-1] + b"\xee")
+    for program in (img, peer_img):
+        program("compare", "-f", "raw", "-F", "raw", raw, other, code=1)
+        program("compare", "-f", "raw", "-F", "raw", raw, "/nosuch", code=2)
+        program("check", "-f", "raw", raw, code=63)
+
+
+@case("help-and-progress")
+def help_and_progress():
+    """Help of every command, completion that a shell takes, progress on a terminal after a second and on request."""
+    usage = img("--help")
+    commands = re.findall(r"^  ([a-z]+) ", usage, re.M)
+    check(len(commands) == 15, f"the commands are {commands}")
+    document = open(ROOT / "docs" / "storage-tools.md").read()
+    for name in commands:
+        text = img(name, "--help")
+        check(f"usage: apus-img {name}" in text and text in document, f"docs/storage-tools.md has no such help: {text}")
+    check(run(tool("nbd"), "--help") in document and run(tool("io"), "--help") in document, "docs/storage-tools.md has another help")
+    for name in ("img", "io", "nbd"):
+        script = run(tool(name), "--completion")
+        shown = run("bash", "-c", f"{script}\ncomplete -p apus-{name}\nCOMP_WORDS=(apus-{name} --he); COMP_CWORD=1; "
+                    f"_apus_{name} apus-{name} --he apus-{name}; echo \"${{COMPREPLY[*]}}\"")
+        check("--help" in shown.splitlines()[-1], f"completion says {shown}")
+    raw = sample("progress.raw", 16 << 20)
+    check("(100.00/100%)" in img("convert", "-p", "-O", "raw", raw, path("progress-copy.raw")), "-p shows nothing")
+    for rate, is_shown in (("4M", True), ("1G", False)):
+        terminal, other = pty.openpty()
+        words = ["convert", "-r", rate, "-f", "raw", "-O", "raw", raw, path("progress-copy.raw")]
+        done = subprocess.run([tool("img"), *words], stderr=other, stdout=subprocess.DEVNULL, timeout=60 * PATIENCE)
+        os.close(other)
+        shown = b""
+        while select.select([terminal], [], [], 0.2)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:
+                break
+        os.close(terminal)
+        check(done.returncode == 0 and (b"/100%" in shown) == is_shown, f"at {rate} the terminal shows {shown}")
+
+
+@case("written-zeros")
+def written_zeros():
+    """What was written as zeros is stored as such, as by qemu-io, also where nothing lies behind."""
+    for variant in ("", "extended_l2=on", "compat=0.10", "cluster_size=512"):
+        ours, theirs = path("zeros-ours.qcow2"), path("zeros-theirs.qcow2")
+        for program, image in ((io, ours), (peer_io, theirs)):
+            img("create", "-q", "-f", "qcow2", *options(variant), image, "8M")
+            program(image, "write -q -z 1M 1M", "write -q -P 1 3M 1M", "write -q -z -u 3M 512k", "discard -q 5M 1M",
+                    "write -q -z 7M 100k", options=("-f", "qcow2"))
+        maps = []
+        for image in (ours, theirs):
+            entries = json.loads(img("map", "--output=json", image))
+            # How finely data is cut depends on where its clusters lie.
+            kinds = [(entry["zero"], entry["present"]) for entry in entries]
+            maps.append([(entry["start"], kind) for index, (entry, kind) in enumerate(zip(entries, kinds))
+                         if index == 0 or kinds[index - 1] != kind])
+        check(maps[0] == maps[1], f"{variant}: the maps are {maps}")
+
+
+@case("copy-workers")
+def copy_workers():
+    """convert -m and -W: as many workers as are asked for, and the same bytes."""
+    raw = sample("workers.raw", 24 << 20)
+    for words in (["-m", "1"], ["-m", "4"], ["-m", "4", "-W"], ["-m", "16", "-W", "-c"], ["-W", "-c"], ["-m", "3", "-C"]):
+        for form in ("raw", "qcow2"):
+            if "-c" in words and form == "raw":
+                continue
+            target = path(f"workers-copy.{form}")
+            img("convert", *words, "-O", form, raw, target)
+            same("-f", "raw", "-F", form, raw, target)
+            if form == "qcow2":
+                both_check(target)
+    # Slowed down, so that the threads can be counted.
+    process = subprocess.Popen([tool("img"), "convert", "-m", "5", "-r", "4M", "-f", "raw", "-O", "raw", raw, path("slow.raw")])
+    try:
+        deadline = time.monotonic() + 60 * PATIENCE
+        names = []
+        while names.count("copy") < 4:
+            check(time.monotonic() < deadline and process.poll() is None, f"the threads were {names}")
+            names = [open(name).read().split("-")[0].strip() for name in glob.glob(f"/proc/{process.pid}/task/*/comm")]
+            time.sleep(0.01)
+        check(names.count("copy") == 4, f"-m 5 has {names}")
+    finally:
+        process.kill()
+        process.wait()
 
 
 @case("damaged-snapshots")

@@ -20,8 +20,13 @@ extension IOSession {
       (session, words) throws(ToolError) in
       let image = try session.opened()
       printLine("format name: \(image.format)")
+      // A protocol's driver has its name twice.
+      if image.node.children.isEmpty { printLine("format name: \(image.node.driverName)") }
       if image.node.clusterByteCount > 0 {
         printLine("cluster size: \(exactSize(image.node.clusterByteCount))")
+      }
+      if let qcow2 = image.qcow2 {
+        printLine("vm state offset: \(exactSize(qcow2.vmStateOffset))")
       }
     },
     .init(
@@ -42,7 +47,12 @@ extension IOSession {
     },
     .init(
       name: "reopen", usage: "[-r|-w] [-c cache] [-o options]", help: "opens the file again in another way"
-    ) { (session, words) throws(ToolError) in try session.reopenCommand(words) },
+    ) { (session, words) throws(ToolError) in
+      do throws(ToolError) { try session.reopenCommand(words) } catch {
+        writeStandardError("\(StorageTools.name): \(error.message)\n")
+        session.fail()
+      }
+    },
     .init(name: "sleep", usage: "milliseconds", help: "waits") { (session, words) throws(ToolError) in
       guard let text = words.first, let milliseconds = parseNumber(text), milliseconds <= 1 << 32 else {
         throw ToolError("sleep: expected a number of milliseconds")
@@ -75,8 +85,10 @@ extension IOSession {
   private func showAllocation(_ words: [String]) throws(ToolError) {
     guard (1...2).contains(words.count) else { throw ToolError("alloc: expected an offset and a count") }
     let offset = try RequestWords.size(words[0])
-    let count = words.count == 2 ? try RequestWords.size(words[1]) : 512
+    let asked = words.count == 2 ? try RequestWords.size(words[1]) : 512
     let node = try node()
+    // What lies behind the image's end is not asked about.
+    let count = offset <= node.byteCount ? min(asked, node.byteCount - offset) : asked
     var allocated: UInt64 = 0
     var position = offset
     try request("alloc failed") { () throws(BlockError) in
@@ -147,10 +159,14 @@ extension IOSession {
       default: throw ToolError("reopen: invalid option '\(word)'")
       }
     }
-    let list = try ImgTool.parsed { () throws(ConfigurationError) in
+    var list = try ImgTool.parsed { () throws(ConfigurationError) in
       var list = OptionList()
       for text in options { list.entries += try OptionList(parsing: text).entries }
       return list
+    }
+    for key in list.keys where ["node-name", "driver"].contains(key.split(separator: ".").last ?? "") {
+      guard list[key] == present(key) else { throw ToolError("reopen: '\(key)' cannot be changed") }
+      list.entries.removeAll { $0.key == key }
     }
     // What cannot change while an image is open.
     for (key, given) in [

@@ -36,7 +36,7 @@ final class IOSession {
   private(set) var hasQuit = false
   private var image: OpenedImage?
   private var lastOpen: (name: String, settings: OpenSettings)?
-  private let pool = WorkerPool("aio", threadLimit: 8)
+  private let pool = WorkerPool("aio", threadLimit: 32)
   let pending = InFlightCounter()
   let asynchronousFailure = Flag()
   /// What `--object` made.
@@ -74,8 +74,12 @@ final class IOSession {
           list.entries.append(.init("driver", format))
         }
       } else {
-        if let format = settings.format { list.entries.append(.init("driver", format)) }
-        list.entries.append(.init("file.filename", name))
+        // What a json: name says can be changed, too.
+        list = settings.changes
+        if let format = settings.format, list["driver"] == nil {
+          list.entries.append(.init("driver", format))
+        }
+        list = try FileNames.options(list, of: name)
       }
       for entry in settings.changes.entries {
         list.entries.removeAll { $0.key == entry.key }
@@ -96,10 +100,20 @@ final class IOSession {
   }
 
   func close() throws(ToolError) {
-    waitForRequests()
+    endRequests()
     guard let image else { return }
     self.image = nil
     try request("close") { () throws(BlockError) in try image.node.close() }
+  }
+
+  /// What an option was when the image was opened.
+  func present(_ key: String) -> String? {
+    switch key {
+    case "driver": image?.format
+    case "file.driver": image?.node.child("file")?.driverName
+    case "backing.driver": image?.backing?.format
+    default: lastOpen?.settings.options?[key]
+    }
   }
 
   func reopen(_ change: (inout OpenSettings) -> Void) throws(ToolError) {
@@ -144,6 +158,12 @@ final class IOSession {
       guard let line = readLine() else { break }
       run(line)
     }
+    endRequests()
+  }
+
+  /// Waits until all is done, with nobody left to resume what stands at a breakpoint.
+  private func endRequests() {
+    if let image { FaultNode.find(below: image.node)?.clearBreakpoints() }
     waitForRequests()
   }
 
@@ -162,5 +182,5 @@ final class IOSession {
     }
   }
 
-  static let commands: [Command] = transferCommands + imageCommands
+  static let commands: [Command] = transferCommands + imageCommands + breakpointCommands
 }

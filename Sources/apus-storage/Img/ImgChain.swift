@@ -50,9 +50,12 @@ extension ImgTool {
   {
     guard chain.count > 1 else { throw ToolError("'\(name)': image does not have a backing file") }
     guard let base = arguments["b"] else { return 1 }
+    // Names are relative to the image, as they are stored in it.
+    let path = FileNames.resolve(base, from: name)
     guard
       let index = chain.indices.dropFirst().first(where: {
-        chain[$0].filename == base || chain[$0 - 1].backingFilename == base
+        chain[$0].filename == path || chain[$0 - 1].backingFilename == base
+          || ImageGraph.isSameFile(chain[$0].filename, path)
       })
     else {
       throw ToolError("did not find '\(base)' in the backing chain of '\(name)'")
@@ -226,14 +229,14 @@ extension ImgTool {
   // MARK: amend
 
   static let amend = Command(
-    name: "amend", usage: "[-q] [-f FMT] [-t CACHE] [--force] -o OPTIONS FILE",
+    name: "amend", usage: "[-q] [-f FMT] [-t CACHE] [-p] [--force] -o OPTIONS FILE",
     help: """
       Changes an image's format options: compat, lazy_refcounts, refcount_bits, backing_file, backing_fmt, size.
       Key slots of LUKS (of qcow2 with encrypt. before each name): state=active with new-secret=ID adds a passphrase,
       into keyslot=N, in iter-time=MS; state=inactive with old-secret=ID or keyslot=N erases slots.
         --force  overwrite slots in use, erase the last one
       """,
-    options: [format, quiet, cache, .init("o", "", value: true), .init("", "force")]
+    options: [format, quiet, cache, progressOption, .init("o", "", value: true), .init("", "force")]
   ) { (arguments) throws(ToolError) in
     guard arguments.has("o") else { throw ToolError("must specify options (-o)") }
     let known = ["compat", "lazy_refcounts", "refcount_bits", "backing_file", "backing_fmt", "size"]
@@ -272,9 +275,12 @@ extension ImgTool {
         try list.number("refcount_bits", of: "amend", in: 1...64)
       )
     }
+    let meter = ProgressMeter(isForced: arguments.has("progress") && !arguments.has("quiet"))
+    meter.update(0)
     try request("amend '\(name)'") { () throws(BlockError) in
       try change(qcow2, list, lazy, bits.map { Int($0) })
     }
+    meter.finish()
     return 0
   }
 
@@ -327,16 +333,17 @@ extension ImgTool {
     if isVersion2, (bits ?? image.information.refcountBits) != 16 {
       throw BlockError(.unsupported, "compat=0.10 has refcount_bits=16 only")
     }
-    if let size = list["size"] {
-      guard let size = parseSize(size) else { throw BlockError(.invalid, "size is '\(size)'") }
-      try image.truncate(size, preallocation: .off)
-    }
     switch list["compat"] {
     case nil: break
     case "1.1", "v3": try image.setVersion(3)
     case "0.10", "v2":
       if image.information.hasLazyRefcounts { try image.setLazyRefcounts(false) }
     case let text?: throw BlockError(.invalid, "compat is '\(text)'; it must be 0.10 or 1.1")
+    }
+    // With version 3, which knows snapshots of other sizes.
+    if let size = list["size"] {
+      guard let size = parseSize(size) else { throw BlockError(.invalid, "size is '\(size)'") }
+      try image.truncate(size, preallocation: .off)
     }
     if let bits { try image.setRefcountBits(bits) }
     if let lazy { try image.setLazyRefcounts(lazy) }

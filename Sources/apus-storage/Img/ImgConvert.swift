@@ -13,7 +13,7 @@ extension ImgTool {
     help: """
       Copies images, one behind the other, into a new one.
         -c  compress           -n  the output exists        -S SIZE  store runs of zeros shorter than SIZE (4k; 0: all)
-        -m N  workers (8)      -W  write out of order       -C  let the host copy     -l  from an internal snapshot
+        -m N  workers          -W  write out of order       -C  let the host copy     -l  from an internal snapshot
         -B  an overlay of BACKING: what the input's own backing file has is left out
       """,
     options: [
@@ -138,7 +138,7 @@ extension ImgTool {
         }
         options.sparseByteCount = size
       }
-      options.workerCount = try arguments.number("m", in: 1...16) ?? 8
+      options.workerCount = try arguments.number("m", in: 1...16)
       options.isUnordered = arguments.has("W")
       options.offloadsCopies = arguments.has("C")
       options.salvages = arguments.has("salvage")

@@ -18,6 +18,10 @@ extension ImgTool {
     options.isForCheck = true
     let image = try open(name, arguments, format: arguments["format"], options)
     let chain = arguments.has("backing-chain") ? image.chain : [image]
+    for image in chain {
+      try request("open '\(image.filename)'") { () throws(BlockError) in try image.qcow2?.checkSnapshotTable()
+      }
+    }
     if json {
       let values = chain.map(information)
       writeStandardOutput(

@@ -4,6 +4,7 @@ import ApusHost
 import ApusNBD
 import ApusQcow2
 import ApusStorage
+import Synchronization
 
 /// `apus-nbd`: an image for network block device clients.
 enum NBDTool {
@@ -24,14 +25,13 @@ enum NBDTool {
     .init("", "object", value: true),
     .init("", "tls-hostname", value: true), .init("", "tls-authz", value: true),
   ]
-  private static let missing = [
-    "connect", "disconnect", "tls-authz",
-  ]
 
   private static let help = """
     usage: apus-nbd [OPTIONS] FILE
+           apus-nbd -c /dev/nbdX [OPTIONS] FILE
+           apus-nbd -d /dev/nbdX
            apus-nbd -L [OPTIONS]
-    Serves an image to network block device clients, or lists what a server offers.
+    Serves an image to network block device clients or as a device of this host, or lists what a server offers.
 
       -p, --port PORT          TCP port (10809)           -b, --bind ADDRESS     interface to bind to (all)
       -k, --socket PATH        Unix socket instead        -x, --export-name NAME the export's name (empty)
@@ -46,7 +46,10 @@ enum NBDTool {
       -L, --list               list a server's exports    -s, --snapshot         write to a temporary overlay
       --object OBJECT          a secret or TLS credentials
       --tls-creds ID           use TLS                    --tls-hostname NAME    whom the server's certificate names
+      --tls-authz ID           which clients' certificates are let in: an authz-simple or authz-list object
       --detect-zeroes MODE     off, on or unmap           --aio MODE            threads, native or io_uring
+      -c, --connect DEVICE     serve as /dev/nbdX         -d, --disconnect      end the serving of such a device
+                               (in the background, but with -v)
     """
 
   static func run(_ arguments: [String]) -> Int32 {
@@ -64,8 +67,9 @@ enum NBDTool {
         printLine("apus-nbd version \(StorageTools.version)")
         return 0
       }
-      for name in missing where parsed.has(name) { throw ToolError("--\(name) is not implemented") }
       if parsed.has("list") { return try list(parsed) }
+      if parsed.has("disconnect") { return try disconnect(parsed) }
+      if parsed.has("connect") { return try connect(parsed) }
       return try serve(parsed)
     } catch {
       writeStandardError("\(StorageTools.name): \(error.message)\n")
@@ -85,9 +89,18 @@ enum NBDTool {
   }
 
   private static func credentials(_ arguments: Arguments) throws(ToolError) -> TLSCredentials? {
-    guard let id = arguments["tls-creds"] else { return nil }
+    guard let id = arguments["tls-creds"] else {
+      if arguments.has("tls-authz") { throw ToolError("--tls-authz needs --tls-creds") }
+      return nil
+    }
     let objects = try ImgTool.objects(arguments)
-    let found = try tool { () throws(StorageError) in try objects.tlsCredentials(id) }
+    var found = try tool { () throws(StorageError) in try objects.tlsCredentials(id) }
+    if let rules = arguments["tls-authz"] {
+      guard found.kind == .x509, found.verifiesPeer, found.isServer else {
+        throw ToolError("--tls-authz needs a server's credentials with certificates, and verify-peer=on")
+      }
+      found.authorization = try tool { () throws(StorageError) in try objects.authorization(rules) }
+    }
     guard found.isServer != arguments.has("list") else {
       throw ToolError(
         "the TLS credentials '\(id)' are a \(found.isServer ? "server" : "client")'s; "
@@ -166,6 +179,80 @@ enum NBDTool {
     thread.join()
     try request { () throws(BlockError) in try image.node.close() }
     if let path = arguments["socket"] { removeFile(path) }
+    return 0
+  }
+
+  // MARK: The kernel's devices
+
+  private static func deviceError(_ error: HostError) -> ToolError {
+    // ENOENT, ENXIO, ENODEV, ENOTBLK
+    let isMissing = [2, 6, 19, 15].contains(error.errno)
+    return ToolError(
+      error.description
+        + (isMissing
+          ? "; load the kernel's driver with 'modprobe nbd' and give one of its devices, /dev/nbdX" : ""))
+  }
+
+  private static func connect(_ arguments: Arguments) throws(ToolError) -> Int32 {
+    let path = arguments["connect"] ?? ""
+    guard arguments.operands.count == 1 else { throw ToolError("expecting one image file name; see --help") }
+    for name in [
+      "port", "bind", "socket", "tls-creds", "tls-hostname", "tls-authz", "bitmap", "allocation-depth",
+      "export-name",
+    ]
+    where arguments.has(name) {
+      throw ToolError("--connect excludes --\(name): a device has no other clients")
+    }
+    var daemon: Int32?
+    if arguments.has("fork") || !arguments.has("verbose") {
+      do throws(HostError) { daemon = try HostProcess.beginDaemon() } catch {
+        throw ToolError(error.description)
+      }
+    }
+    let (image, export) = try openExport(arguments, 1)
+    let loop: EventLoop
+    let device: NBDDevice
+    do throws(HostError) {
+      device = try NBDDevice(path, export)
+      loop = try EventLoop()
+      try HostProcess.onTermination(loop) { _ in device.stop() }
+      if let file = arguments["pid-file"] {
+        try HostDescriptor.replace(file, with: Array("\(HostProcess.identifier)\n".utf8))
+      }
+    } catch { throw deviceError(error) }
+    // The device's thread is the one that `disconnect` waits for: it ends when the image is closed. Signals come to this one.
+    let failure = Mutex<ToolError?>(nil)
+    let thread = HostThread.spawn("nbd-device") { [daemon] in
+      do throws(ToolError) {
+        do throws(HostError) {
+          try device.run { isReady in
+            guard isReady else {
+              failure.withLock {
+                if $0 == nil { $0 = ToolError("the kernel did not take '\(path)' up within ten seconds") }
+              }
+              return device.stop()
+            }
+            if let daemon { return HostProcess.finishDaemon(daemon) }
+            writeStandardError("\(StorageTools.name): serving '\(image.filename)' as \(path)\n")
+          }
+        } catch { throw deviceError(error) }
+        try request { () throws(BlockError) in try image.node.close() }
+      } catch { failure.withLock { $0 = error } }
+      loop.stop()
+    }
+    loop.run()
+    thread.join()
+    if let failure = failure.withLock({ $0 }) { throw failure }
+    return 0
+  }
+
+  private static func disconnect(_ arguments: Arguments) throws(ToolError) -> Int32 {
+    guard arguments.operands.count == 1 else { throw ToolError("--disconnect expects one device: /dev/nbdX") }
+    let path = arguments.operands[0]
+    let hasEnded: Bool
+    do throws(HostError) { hasEnded = try NBDDevice.disconnect(path) } catch { throw deviceError(error) }
+    guard hasEnded else { throw ToolError("'\(path)' is not served, or its server does not end") }
+    printLine("\(path) disconnected")
     return 0
   }
 
