@@ -35,6 +35,10 @@ extension TranslatedVCPU {
       take(fault, address, pc)
       return nil
     case .page(let entry):
+      if let fault = watchFault(address, byteCount, .load, context) {
+        take(fault, address, pc)
+        return nil
+      }
       if let host = entry.pointee.host {
         fillFirstLevel(address, context, entry)
         let pointer = host + Int(address & 4095)
@@ -50,6 +54,13 @@ extension TranslatedVCPU {
       take(guest.busFault(.load), address, pc)
       return nil
     }
+  }
+
+  private func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, _ context: Int)
+    -> UInt64?
+  {
+    guard !watchedPages.isEmpty, watchedPages.contains(address & ~4095) else { return nil }
+    return guest.watchFault(address, byteCount, access, context: context)
   }
 
   /// Devices see naturally aligned accesses only.
@@ -98,6 +109,10 @@ extension TranslatedVCPU {
       take(fault, address, pc)
       return false
     case .page(let entry):
+      if let fault = watchFault(address, byteCount, .store, context) {
+        take(fault, address, pc)
+        return false
+      }
       let physical = entry.pointee.physicalPage << 12 | address & 4095
       if let host = entry.pointee.host, let ram = entry.pointee.ram?.takeUnretainedValue(), !ram.isReadOnly {
         fillFirstLevel(address, context, entry)
@@ -153,6 +168,10 @@ extension TranslatedVCPU {
       take(fault, address, pc)
       return nil
     case .page(let entry):
+      if let fault = watchFault(address, byteCount, access, context) {
+        take(fault, address, pc)
+        return nil
+      }
       guard let host = entry.pointee.host, let ram = entry.pointee.ram?.takeUnretainedValue(),
         !(isStore && ram.isReadOnly)
       else {
@@ -262,7 +281,9 @@ extension TranslatedVCPU {
     if memory != nil {
       switch resolve(address, .store, context) {
       case .fault(let fault): return fault
-      case .page(let entry): pointer = entry.pointee.host.map { $0 + Int(address & 4095) }
+      case .page(let entry):
+        if let fault = watchFault(address, 16, .store, context) { return fault }
+        pointer = entry.pointee.host.map { $0 + Int(address & 4095) }
       }
     }
     guard let pointer else { return guest.busFault(.store) }

@@ -45,6 +45,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private static let invalidationLimit = 64
   /// Other vCPUs may not have done yet what `invalidateTLB` asked for.
   private var awaitsInvalidations = false
+  /// Pages whose accesses the guest wants to see, by first address.
+  var watchedPages: [UInt64] = []
   private let sleepMonitor = Monitor()
 
   private var sleepRequested = false
@@ -563,6 +565,12 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     }
   }
 
+  public func setWatchedPages(_ pages: [UInt64]) {
+    guard pages != watchedPages else { return }
+    watchedPages = pages
+    flushTLB(page: nil, keepGlobal: false, asid: nil)
+  }
+
   public func invalidateTLB(page: UInt64?, keepGlobal: Bool, isShared: Bool) {
     flushTLB(page: page, keepGlobal: keepGlobal, asid: nil)
     guard isShared, cache.vcpus.count > 1 else { return }
@@ -670,6 +678,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   {
     guard let host = entry.pointee.host, let ram = entry.pointee.ram?.takeUnretainedValue() else { return }
     let page = address & ~4095
+    // Generated code must not find it.
+    if !watchedPages.isEmpty, watchedPages.contains(page) { return }
     let offset = (entry.pointee.physicalPage << 12) &- ram.base.rawValue
     let hasCode = apus_load_relaxed8(ram.pageFlags + Int(offset >> 12)) & GuestRAM.pageHasCode != 0
     let index = Int(page >> 12) & (StateHeader.tlbEntryCount - 1)

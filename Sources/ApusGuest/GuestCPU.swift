@@ -66,6 +66,9 @@ public protocol GuestCPU: AnyObject {
   /// The fault number for a misaligned access that the architecture does not carry out.
   func misalignedFault(_ access: GuestAccess) -> UInt64
 
+  /// The fault number of a watch point that this access to a watched page hits.
+  func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
+
   /// Takes a pending, enabled interrupt, if there is one. Returns whether it did.
   func takeInterrupt() -> Bool
   /// Whether a sleeping guest should wake, and the host time (monotonic nanoseconds) of its own next timer.
@@ -99,10 +102,20 @@ public protocol GuestEngine: AnyObject {
   func completeInvalidations() -> Bool
   /// The address space identifier or root changed.
   func addressSpaceChanged(asid: UInt64)
+  /// From now on each access to these pages (by their first addresses) asks the CPU's `watchFault`.
+  func setWatchedPages(_ pages: [UInt64])
   /// Instruction memory may have changed (`fence.i`).
   func synchronizeInstructions()
   /// The CPU waits for an interrupt: sleep at the next dispatch.
   func requestSleep()
   /// Interrupts may have become deliverable: look before the next instruction.
   func requestInterruptCheck()
+}
+
+extension GuestCPU {
+  /// For guests without watch points.
+  public func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
+  {
+    nil
+  }
 }

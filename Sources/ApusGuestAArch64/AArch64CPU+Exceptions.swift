@@ -13,11 +13,17 @@ enum Syndrome {
   static let hypervisorCall: UInt64 = 0x16
   static let secureMonitorCall: UInt64 = 0x17
   static let breakpoint: UInt64 = 0x3c
+  // Debug exceptions from EL0; those from the same level are one more.
+  static let breakPoint: UInt64 = 0x30
+  static let softwareStep: UInt64 = 0x32
+  static let watchPoint: UInt64 = 0x34
+  static let debug: UInt64 = 0x22
   static let misalignedPC: UInt64 = 0x22 << 26 | 1 << 25
 
   // Fault numbers: what faulted from bit 32, and the syndrome's lower bits without the class.
   static let isData: UInt64 = 1 << 32
   static let isWrite: UInt64 = 1 << 6
+  static let isWatch: UInt64 = 1 << 33
   static func fault(_ status: UInt64, _ access: GuestAccess) -> UInt64 {
     switch access {
     case .fetch: status
@@ -31,6 +37,7 @@ enum Syndrome {
 enum PState {
   static let condition: UInt64 = 0xf000_0000
   static let pan: UInt64 = 1 << 22
+  static let step: UInt64 = 1 << 21
   static let illegal: UInt64 = 1 << 20
   static let daif: UInt64 = 0x3c0
   static let irqMask: UInt64 = 1 << 7
@@ -54,7 +61,9 @@ extension AArch64CPU {
     let level = s[.exceptionLevel]
     let usesOwnStack = s[.stackSelect]
     s[.elr] = pc
-    s[.spsr] = s[.nzcv] | s[.daif] | s[.pan] | s[.statusBits] | level << 2 | usesOwnStack
+    s[.spsr] =
+      s[.nzcv] | s[.daif] | s[.pan] | s[.statusBits] | s[.step] & PState.step | level << 2 | usesOwnStack
+    s[.step] = 0
     // SSBS becomes SCTLR_EL1.DSSBS.
     s[.statusBits] = features.contains(.ssbs) ? s[.sctlr] >> 44 & 1 << 12 : 0
     selectStack(level: 1, selected: 1)
@@ -74,6 +83,8 @@ extension AArch64CPU {
     forgetReservation()
     // AArch32, higher levels and EL0 with a stack pointer that it does not have [D1.4.4].
     let level = status >> 2 & 3
+    let couldStep = canDebug(level: s[.exceptionLevel])
+    s[.step] = 0
     guard status & 0x12 == 0, level <= 1, level == 1 || status & 1 == 0 else {
       s[.nzcv] = status & PState.condition
       s[.daif] = status & PState.daif
@@ -84,6 +95,7 @@ extension AArch64CPU {
     s[.daif] = status & PState.daif
     if features.hasPAN { s[.pan] = status & PState.pan }
     s[.statusBits] = status & statusMask
+    if s[.mdscr] & MDSCR.step != 0, !couldStep, canDebug(level: level) { s[.step] = status & PState.step }
     updateMode()
     engine.requestInterruptCheck()
     s.requestDispatch()
@@ -120,7 +132,9 @@ extension AArch64CPU {
   /// An access's fault number as an exception.
   func enterAbort(_ fault: UInt64, address: UInt64) {
     let isSame = s[.exceptionLevel] != 0
-    let exceptionClass: UInt64 = (fault & Syndrome.isData != 0 ? 0x24 : 0x20) + (isSame ? 1 : 0)
+    let lower: UInt64 =
+      fault & Syndrome.isWatch != 0 ? Syndrome.watchPoint : fault & Syndrome.isData != 0 ? 0x24 : 0x20
+    let exceptionClass = lower + (isSame ? 1 : 0)
     trap(exceptionClass << 26 | 1 << 25 | fault & 0x1ff_ffff, address: address)
   }
 

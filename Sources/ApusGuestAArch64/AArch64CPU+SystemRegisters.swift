@@ -62,7 +62,19 @@ extension AArch64CPU {
       guard features.hasPAN else { return false }
       s[.pan] = value & PState.pan
       updateMode()
-    case (2, 0, 1, 0, 4): s[.osLock] = value & 1
+    case (2, 0, 1, 0, 4):
+      s[.osLock] = value & 1
+      debugStateChanged()
+    case (2, _, _, _, _):
+      guard case .guarded(let slot, let writable) = AArch64SystemRegister.table[key]?.kind else {
+        return false
+      }
+      s[slot] = value & writable
+      debugStateChanged()
+    case (3, 3, 4, 2, 1):
+      s[.daif] = value & PState.daif
+      updateMode()
+      engine.requestInterruptCheck()
     case (3, 3, 14, 2, let index):
       writeTimer(.physical, index, value)
       engine.requestInterruptCheck()

@@ -10,7 +10,7 @@ import Synchronization
 /// One AArch64 CPU: EL0 and EL1, A64 [Arm ARM].
 ///
 /// Runs on its vCPU's thread; `setInterrupt` may be called from any. In user-mode emulation exceptions go to the hooks.
-/// Not modelled: EL2 and EL3, AArch32, break and watch points, single steps, performance counters.
+/// Not modelled: EL2 and EL3, AArch32, performance counters.
 public final class AArch64CPU: GuestCPU {
   /// CNTFRQ_EL0: 62.5 MHz.
   public static let counterFrequency: UInt64 = 62_500_000
@@ -155,9 +155,11 @@ public final class AArch64CPU: GuestCPU {
       let level = s[.exceptionLevel]
       // CPACR_EL1.FPEN: 1 traps EL0, 0 and 2 both.
       let trap = s[.cpacr] >> 20 & 3
-      s.mode = AArch64Mode(
+      var mode = AArch64Mode(
         level: UInt32(level), hasPAN: s[.pan] != 0 || !features.hasPAN, fpcr: fpcr,
         trapsFloat: trap & 1 == 0 || trap == 1 && level == 0)
+      if s[.mdscr] != 0 { addDebug(to: &mode) }
+      s.mode = mode
     }
     // The host's rounding: nearest 0, down 1, up 2, toward zero 3; Arm's: nearest, up, down, toward zero.
     let control = [0, 2, 1, 3][Int(fpcr >> 22 & 3)] as UInt32

@@ -26,7 +26,7 @@ struct AArch64Float {
   /// Adds the flags that were raised to the state's.
   func finish(_ s: AArch64State) {
     if soft.flags != 0 { s.raiseFloatFlags(soft.flags) }
-    if flushedOperand { s[.saturation] |= 1 << 7 }
+    if flushedOperand { s[.inputDenormal] = 1 << 7 }
   }
 
   mutating func input(_ x: UInt64, _ format: FloatFormat) -> UInt64 {

@@ -12,6 +12,7 @@ enum AArch64Helper: Int, CaseIterable {
   case raiseFloatTrap, exceptionReturn, firmwareCall, waitForInterrupt, readSystem, writeSystem
   case invalidateTLB, completeInvalidations, translateAddress
   case extensionVector, randomNumber, authenticate
+  case raiseStep, checkBreakPoints
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -133,6 +134,16 @@ enum AArch64Helper: Int, CaseIterable {
         AArch64CPU.with(state) {
           $0.translateToRegister(address, isStore != 0 ? .store : .load, level: level)
         }
+        return 0
+      }
+    case .raiseStep:
+      IRHelper("raise-step", Self.exits) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.raiseStep() }
+        return 0
+      }
+    case .checkBreakPoints:
+      IRHelper("check-break-points", Self.exits) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.checkBreakPoints() }
         return 0
       }
     case .synchronizeInstructions:

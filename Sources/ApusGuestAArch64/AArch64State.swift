@@ -22,8 +22,8 @@ public struct AArch64State: @unchecked Sendable {
     /// N 31, Z 30, C 29, V 28.
     case nzcv
     case fpcr
-    /// FPSR's QC; the IEEE flags are the state header's.
-    case saturation
+    /// FPSR's IDC, in its place; the other flags are the state header's.
+    case inputDenormal
     case tpidr, tpidrro
     /// The upper half of an exclusive pair.
     case monitorHigh
@@ -65,16 +65,24 @@ public struct AArch64State: @unchecked Sendable {
     base.storeBytes(of: 1, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
   }
 
-  /// FPSR: QC 27; IXC 4, UFC 3, OFC 2, DZC 1, IOC 0.
+  /// FPSR's QC.
+  var isSaturated: Bool {
+    get { base.load(fromByteOffset: StateHeader.saturation, as: UInt32.self) != 0 }
+    nonmutating set {
+      base.storeBytes(of: newValue ? 1 : 0, toByteOffset: StateHeader.saturation, as: UInt32.self)
+    }
+  }
+  /// FPSR: QC 27; IDC 7; IXC 4, UFC 3, OFC 2, DZC 1, IOC 0.
   public var fpsr: UInt64 {
     get {
       let soft = base.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
       let host = base.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
       return Self.fpsr(fromIEEE: UInt64((soft | StateHeader.floatFlags(mxcsr: host)) & 31))
-        | self[.saturation]
+        | self[.inputDenormal] | (isSaturated ? 1 << 27 : 0)
     }
     nonmutating set {
-      self[.saturation] = newValue & 1 << 27
+      self[.inputDenormal] = newValue & 1 << 7
+      isSaturated = newValue >> 27 & 1 != 0
       base.storeBytes(
         of: UInt32(Self.fpsr(fromIEEE: newValue & 31)), toByteOffset: StateHeader.softFloatFlags,
         as: UInt32.self)
@@ -107,8 +115,8 @@ public enum FPCR {
 /// What translated code depends on besides the bytes: the key of a block.
 ///
 /// ```
-///  10            9               8       7      6            3 2     1 0
-/// | float traps | exception level | system | soft | defaultNaN | RMode | context |
+///  14             13            12 11  10            9       8        7      6             3 2     1 0
+/// | kernel debug | break points | step | float traps | level | system | soft | default NaN | RMode | context |
 /// ```
 /// Contexts: 0 EL0, 1 EL1, 2 EL1 without PAN.
 public struct AArch64Mode: Hashable, Sendable {
@@ -125,6 +133,22 @@ public struct AArch64Mode: Hashable, Sendable {
   init(level: UInt32, hasPAN: Bool, fpcr: UInt64, trapsFloat: Bool) {
     self.init(context: level == 0 ? 0 : hasPAN ? 1 : 2, fpcr: fpcr)
     rawValue |= 1 << 8 | level << 9 | (trapsFloat ? 1 << 10 : 0)
+  }
+  /// A single step: none, to be made, made.
+  enum Step: UInt32 { case none, active, pending }
+  var step: Step {
+    get { Step(rawValue: rawValue >> 11 & 3) ?? .none }
+    set { rawValue = rawValue & ~(3 << 11) | newValue.rawValue << 11 }
+  }
+  /// Each instruction may hit a break point.
+  var checksBreakPoints: Bool {
+    get { rawValue >> 13 & 1 != 0 }
+    set { rawValue = rawValue & ~(1 << 13) | (newValue ? 1 << 13 : 0) }
+  }
+  /// EL1 may take its own debug exceptions: PSTATE.D matters.
+  var hasKernelDebug: Bool {
+    get { rawValue >> 14 & 1 != 0 }
+    set { rawValue = rawValue & ~(1 << 14) | (newValue ? 1 << 14 : 0) }
   }
   public var context: UInt8 { UInt8(rawValue & 3) }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }

@@ -3,8 +3,9 @@ import ApusISAAArch64
 
 /// What only system emulation keeps in the state, a u64 each, behind the registers that processes see.
 public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
-  /// PSTATE: the exception level (0 or 1), SP (0 SP_EL0, 1 the level's own), D A I F as bits 9 to 6, PAN as bit 22.
-  case exceptionLevel, stackSelect, daif, pan
+  /// PSTATE: the exception level (0 or 1), SP (0 SP_EL0, 1 the level's own), D A I F as bits 9 to 6, PAN as bit 22,
+  /// SS as bit 21; when that is clear `step` is the syndrome of the step that was made.
+  case exceptionLevel, stackSelect, daif, pan, step
   /// The stack pointers that are not in use.
   case spEL0, spEL1
   case sctlr, actlr, cpacr, ttbr0, ttbr1, tcr, mair, amair, contextID, vbar, esr, far, afsr0, afsr1, par
@@ -52,6 +53,8 @@ struct AArch64SystemRegister: Sendable {
   enum Kind: Sendable {
     /// Plain state: reads and writes are inline.
     case slot(AArch64SystemSlot, writable: UInt64)
+    /// Plain state that what is translated depends on: reads are inline, writes are `writeSystem`'s.
+    case guarded(AArch64SystemSlot, writable: UInt64)
     /// The translator or `AArch64CPU.readSystem` and `writeSystem` know it.
     case special
     case zero
@@ -79,6 +82,13 @@ struct AArch64SystemRegister: Sendable {
     .init(key: .init(op0, op1, n, m, op2), kind: .special, reader: reader, writer: writer)
   }
 
+  /// A debug register [D19.3].
+  private static func guarded(
+    _ n: UInt16, _ m: UInt16, _ op2: UInt16, _ slot: AArch64SystemSlot, writable: UInt64
+  ) -> Self {
+    .init(key: .init(2, 0, n, m, op2), kind: .guarded(slot, writable: writable), reader: 1, writer: 1)
+  }
+
   /// By encoding.
   static let table: [AArch64SystemKey: AArch64SystemRegister] = Dictionary(
     uniqueKeysWithValues: all.map { ($0.key, $0) })
@@ -96,12 +106,12 @@ struct AArch64SystemRegister: Sendable {
       slot(0, 2, 2, 0, .apdaLow, .pauth), slot(0, 2, 2, 1, .apdaHigh, .pauth),
       slot(0, 2, 2, 2, .apdbLow, .pauth), slot(0, 2, 2, 3, .apdbHigh, .pauth),
       slot(0, 2, 3, 0, .apgaLow, .pauth), slot(0, 2, 3, 1, .apgaHigh, .pauth),
-      // Debug: MDSCR_EL1, OSDLR_EL1, two break and two watch points, which are kept but never hit.
-      slot(0, 0, 2, 2, .mdscr, op0: 2), slot(0, 1, 3, 4, .osDoubleLock, writable: 1, op0: 2),
-      slot(0, 0, 0, 4, .breakValue0, op0: 2), slot(0, 0, 0, 5, .breakControl0, op0: 2),
-      slot(0, 0, 1, 4, .breakValue1, op0: 2), slot(0, 0, 1, 5, .breakControl1, op0: 2),
-      slot(0, 0, 0, 6, .watchValue0, op0: 2), slot(0, 0, 0, 7, .watchControl0, op0: 2),
-      slot(0, 0, 1, 6, .watchValue1, op0: 2), slot(0, 0, 1, 7, .watchControl1, op0: 2),
+      // MDSCR_EL1, OSDLR_EL1; DBGBVR, DBGBCR, DBGWVR and DBGWCR
+      guarded(0, 2, 2, .mdscr, writable: 0xa001), guarded(1, 3, 4, .osDoubleLock, writable: 1),
+      guarded(0, 0, 4, .breakValue0, writable: ~3), guarded(0, 0, 5, .breakControl0, writable: 0xe1e7),
+      guarded(0, 1, 4, .breakValue1, writable: ~3), guarded(0, 1, 5, .breakControl1, writable: 0xe1e7),
+      guarded(0, 0, 6, .watchValue0, writable: ~3), guarded(0, 0, 7, .watchControl0, writable: 0x1f00_ffff),
+      guarded(0, 1, 6, .watchValue1, writable: ~3), guarded(0, 1, 7, .watchControl1, writable: 0x1f00_ffff),
       special(0, 1, 0, 4, reader: 4, op0: 2), special(0, 1, 1, 4, writer: 4, op0: 2),  // OSLAR, OSLSR
       .init(key: .init(2, 3, 0, 1, 0), kind: .zero, reader: 0, writer: 4),  // MDCCSR_EL0
       .init(key: .init(2, 0, 1, 0, 0), kind: .zero, reader: 1, writer: 4),  // MDRAR_EL1

@@ -89,7 +89,7 @@ extension AArch64Translator {
     let register = AArch64State.v(rd)
     if rd == rn,
       block.replaceVector({ operand in
-        operand.operation == first && operand.destination == register ? operand.with(together) : nil
+        operand.operation == first && operand.slots.destination == register ? operand.with(together) : nil
       })
     {
       return

@@ -76,6 +76,13 @@ extension AArch64Translator {
   }
 
   private mutating func branch(to target: UInt64, _ comparison: (inout Self) -> Comparison) {
+    if mode.step == .active {
+      let c = comparison(&self)
+      let holds = block.binary(
+        c.isNarrow ? .compare32 : .compare64, c.a, c.b, immediate: Int64(c.condition.rawValue))
+      let next = block.ternary(.select64, holds, constant(target), constant(pc &+ 4))
+      return finish(.indirect(target: next, hint: .jump))
+    }
     let isBackward = target <= pc
     if isBackward {
       storeFlags()

@@ -18,7 +18,7 @@ extension AArch64Translator {
     setHigh(number, nil)
   }
 
-  private func operand(
+  func floatOperand(
     _ rounding: IRRounding? = nil, negateProduct: Bool = false, negateAddend: Bool = false, kind: UInt8 = 0
   ) -> Int64 {
     IRFloatOperand(
@@ -57,13 +57,14 @@ extension AArch64Translator {
         Halves(
           low: block.unary(.moveI64ToF64, isDouble ? chosen : block.unary(.zeroExtend32, narrow(chosen)))))
     case .fcmp, .fccmp: compare(isConditional: opcode == .fccmp)
-    case .frint, .fmax, .fmin, .fmaxnm, .fminnm, .fixedToFloat, .floatToFixed: soft()
+    case .frint, .fmax, .fmin, .fmaxnm, .fminnm: if !floatScalar(opcode) { soft() }
+    case .fixedToFloat, .floatToFixed: soft()
     case .fcvt:
       guard bits(22, 2) != 3, bits(15, 2) != 3, !mode.flushesToZero else { return soft() }
       if isDouble {
-        setF(rd, block.unary(.convertF64ToF32, f(rn), immediate: operand()), isDouble: false)
+        setF(rd, block.unary(.convertF64ToF32, f(rn), immediate: floatOperand()), isDouble: false)
       } else {
-        setF(rd, block.unary(.convertF32ToF64, f(rn), immediate: operand()), isDouble: true)
+        setF(rd, block.unary(.convertF32ToF64, f(rn), immediate: floatOperand()), isDouble: true)
       }
     case .fadd: arithmetic(.addF32, .addF64)
     case .fsub: arithmetic(.subF32, .subF64)
@@ -71,21 +72,23 @@ extension AArch64Translator {
     case .fdiv: arithmetic(.divF32, .divF64)
     case .fnmul:
       guard !mode.flushesToZero else { return soft() }
-      let product = block.binary(isDouble ? .mulF64 : .mulF32, f(rn), f(rm), immediate: operand())
+      let product = block.binary(isDouble ? .mulF64 : .mulF32, f(rn), f(rm), immediate: floatOperand())
       let negated = block.binary(
         isDouble ? .signInjectF64 : .signInjectF32, product, product,
         immediate: Int64(IRSignInjection.negate.rawValue))
       setF(rd, negated, isDouble: isDouble)
     case .fsqrt:
       guard !mode.flushesToZero else { return soft() }
-      setF(rd, block.unary(isDouble ? .sqrtF64 : .sqrtF32, f(rn), immediate: operand()), isDouble: isDouble)
+      setF(
+        rd, block.unary(isDouble ? .sqrtF64 : .sqrtF32, f(rn), immediate: floatOperand()), isDouble: isDouble)
     case .fused:
       guard !mode.flushesToZero else { return soft() }
       // fmadd a + n*m, fmsub a - n*m, fnmadd -a - n*m, fnmsub -a + n*m
       let negateAddend = bits(21, 1) == 1
       let result = block.ternary(
         isDouble ? .mulAddF64 : .mulAddF32, f(rn), f(rm), f(ra),
-        immediate: operand(negateProduct: (bits(15, 1) == 1) != negateAddend, negateAddend: negateAddend))
+        immediate: floatOperand(negateProduct: (bits(15, 1) == 1) != negateAddend, negateAddend: negateAddend)
+      )
       setF(rd, result, isDouble: isDouble)
     case .integerToFloat: fromInteger()
     case .floatToInteger: toInteger()
@@ -125,7 +128,8 @@ extension AArch64Translator {
   private mutating func arithmetic(_ single: IROpcode, _ double: IROpcode) {
     guard !mode.flushesToZero else { return soft() }
     setF(
-      rd, block.binary(isDouble ? double : single, f(rn), f(rm), immediate: operand()), isDouble: isDouble)
+      rd, block.binary(isDouble ? double : single, f(rn), f(rm), immediate: floatOperand()),
+      isDouble: isDouble)
   }
 
   private mutating func compare(isConditional: Bool) {
@@ -142,7 +146,7 @@ extension AArch64Translator {
     let isZero = bits(3, 1) == 1
     let b = isZero ? block.unary(isDouble ? .moveI64ToF64 : .moveI64ToF32, constant(0)) : f(rm)
     func test(_ kind: IRFloatComparison, _ a: IRValue, _ b: IRValue) -> IRValue {
-      block.binary(isDouble ? .compareF64 : .compareF32, a, b, immediate: operand(kind: kind.rawValue))
+      block.binary(isDouble ? .compareF64 : .compareF32, a, b, immediate: floatOperand(kind: kind.rawValue))
     }
     let less: IRFloatComparison = isSignalling ? .less : .lessQuiet
     let equal = test(.equal, a, b)
@@ -171,7 +175,7 @@ extension AArch64Translator {
     case (true, true, false): opcode = .convertU64ToF32
     case (true, true, true): opcode = .convertU64ToF64
     }
-    setF(rd, block.unary(opcode, x(rn), immediate: operand()), isDouble: isDouble)
+    setF(rd, block.unary(opcode, x(rn), immediate: floatOperand()), isDouble: isDouble)
   }
 
   private mutating func toInteger() {
@@ -179,6 +183,12 @@ extension AArch64Translator {
     let isAway = bits(18, 1) == 1
     // Truncation to signed integers is the host's; the others are rare.
     guard !isUnsigned, !isAway, bits(19, 2) == 3, !mode.flushesToZero else { return soft() }
+    let result = truncated(f(rn), isDouble: isDouble, isWide: isWide)
+    setX(rd, isWide ? result : block.unary(.zeroExtend32, narrow(result)))
+  }
+
+  /// A float as a signed integer of 32 or 64 bits, truncated; an i64.
+  func truncated(_ source: IRValue, isDouble: Bool, isWide: Bool) -> IRValue {
     let opcode: IROpcode
     switch (isWide, isDouble) {
     case (false, false): opcode = .convertF32ToS32
@@ -186,13 +196,11 @@ extension AArch64Translator {
     case (true, false): opcode = .convertF32ToS64
     case (true, true): opcode = .convertF64ToS64
     }
-    let source = f(rn)
-    let converted = block.unary(opcode, source, immediate: operand(.towardZero))
+    let converted = block.unary(opcode, source, immediate: floatOperand(.towardZero))
     // The IR's NaN is the largest integer, Arm's is 0.
     let isNumber = block.binary(
       isDouble ? .compareF64 : .compareF32, source, source,
-      immediate: operand(kind: IRFloatComparison.equal.rawValue))
-    let result = block.ternary(.select64, isNumber, converted, constant(0))
-    setX(rd, isWide ? result : block.unary(.zeroExtend32, narrow(result)))
+      immediate: floatOperand(kind: IRFloatComparison.equal.rawValue))
+    return block.ternary(.select64, isNumber, converted, constant(0))
   }
 }

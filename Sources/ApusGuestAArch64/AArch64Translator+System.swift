@@ -48,6 +48,8 @@ extension AArch64Translator {
   private var interruptMask: IRValue { block.get64(AArch64SystemSlot.daif.offset) }
 
   private mutating func setInterruptMask(_ value: IRValue, mayUnmask: Bool) {
+    // D decides about debug exceptions at this level.
+    if mode.hasKernelDebug { return writeSpecial(.init(3, 3, 4, 2, 1), value) }
     block.set64(AArch64SystemSlot.daif.offset, value)
     guard mayUnmask else { return }
     storeFlags()
@@ -74,7 +76,7 @@ extension AArch64Translator {
       return undefined()
     }
     switch register.kind {
-    case .slot(let slot, _): setX(rd, block.get64(slot.offset))
+    case .slot(let slot, _), .guarded(let slot, _): setX(rd, block.get64(slot.offset))
     case .zero: setX(rd, constant(0))
     case .special:
       switch key {
@@ -97,6 +99,7 @@ extension AArch64Translator {
       block.set64(
         slot.offset, writable == .max ? x(rd) : block.binary(.and64, x(rd), constant(writable)))
     case .zero: break
+    case .guarded: writeSpecial(key, x(rd))
     case .special:
       if key == .init(3, 3, 4, 2, 1) {
         setInterruptMask(block.binary(.and64, x(rd), constant(0x3c0)), mayUnmask: true)

@@ -5,9 +5,11 @@ import ApusISAAArch64
 
 extension AArch64Translator {
   mutating func vector(_ opcode: AArch64Opcode) {
-    if block.optimisations.contains(.hostVector), let operation = wholeOperation(opcode) {
-      return whole(operation)
+    if block.optimisations.contains(.hostVector) {
+      if let operation = wholeOperation(opcode) { return whole(operation) }
+      if severalOperations(opcode) { return }
     }
+    if floatVector(opcode) { return }
     switch opcode {
     case .vectorImmediate: if immediateVector() { return }
     case .vectorThreeSame: if bitwiseVector() || addVector() { return }
@@ -126,7 +128,7 @@ extension AArch64Translator {
       IRVectorOperand(
         one.operation, scale: one.scale, amount: one.amount, isFull: one.isFull,
         destination: AArch64State.v(rd), a: AArch64State.v(one.a), b: one.b.map(AArch64State.v)))
-    if !one.isFull, one.operation != .narrowHigh { setHigh(rd, nil) }
+    if !one.isFull, !one.operation.narrowsToHigh { setHigh(rd, nil) }
   }
 
   private func wholeOperation(_ opcode: AArch64Opcode) -> WholeOperation? {
@@ -136,11 +138,21 @@ extension AArch64Translator {
     case .vectorMiscellaneous: found = miscellaneous()
     case .vectorShift: found = shift()
     case .vectorPermute: found = permute()
+    case .vectorAcross: found = across()
     case .vectorExtract:
       found =
         isFull
         ? WholeOperation(operation: .extract, scale: 0, amount: Int(bits(11, 4)), a: rn, b: rm, isFull: true)
         : nil
+    case .vectorTable where bits(12, 3) == 0:
+      found = WholeOperation(operation: .permute, scale: 0, a: rn, b: rm, isFull: isFull)
+    case .vectorCopy where bits(29, 1) == 0 && bits(11, 4) == 0 && bits(16, 4) != 0:
+      let scale = bits(16, 5).trailingZeroBitCount
+      found =
+        isFull || scale < 3
+        ? WholeOperation(
+          operation: .broadcast, scale: scale, amount: Int(bits(16, 5)) >> (scale + 1), a: rn, b: nil,
+          isFull: isFull) : nil
     default: found = nil
     }
     guard let found, found.operation.isAvailable(scale: found.scale) else { return nil }
@@ -160,14 +172,19 @@ extension AArch64Translator {
       ]
       operation = rn == rm && !u && scale == 2 ? .move : operations[(u ? 4 : 0) + scale]
       scale = 0
+    case 0x01: operation = u ? .addSaturatedUnsigned : .addSaturatedSigned
+    case 0x02 where u: operation = .averageUnsigned
+    case 0x05: operation = u ? .subtractSaturatedUnsigned : .subtractSaturatedSigned
     case 0x06: operation = u ? .greaterUnsigned : .greaterSigned
     case 0x07: operation = u ? .greaterOrEqualUnsigned : .greaterOrEqualSigned
     case 0x0c: operation = u ? .maxUnsigned : .maxSigned
     case 0x0d: operation = u ? .minUnsigned : .minSigned
+    case 0x0e: operation = u ? .absoluteDifferenceUnsigned : .absoluteDifferenceSigned
     case 0x10: operation = u ? .subtract : .add
     case 0x11: operation = u ? .equal : .anySet
     case 0x12: operation = u ? .multiplySubtract : .multiplyAdd
     case 0x13 where !u: operation = .multiply
+    case 0x16 where u: operation = .multiplyHighSaturated
     case 0x14 where isFull: operation = u ? .maxPairsUnsigned : .maxPairsSigned
     case 0x15 where isFull: operation = u ? .minPairsUnsigned : .minPairsSigned
     case 0x17 where isFull && !u: operation = .addPairs
@@ -186,12 +203,16 @@ extension AArch64Translator {
       return WholeOperation(operation: operation, scale: scale, a: rn, b: nil, isFull: isFull)
     }
     switch bits(12, 5) {
-    // rev64, rev32, rev16; the lanes stay within halves of the register.
-    case 0x00, 0x01:
-      let container = u ? 2 : bits(12, 5) == 0 ? 3 : 1
-      guard scale < container, !u || bits(12, 5) == 0 else { return nil }
-      return WholeOperation(
-        operation: .reverse, scale: scale, amount: container, a: rn, b: nil, isFull: isFull)
+    case 0x00 where scale < (u ? 2 : 3), 0x01 where !u && scale == 0:
+      var operation = one(.reverse)
+      operation?.amount = bits(12, 5) == 1 ? 2 : u ? 4 : 8
+      return operation
+    case 0x02: return one(u ? .addPairsWidenedUnsigned : .addPairsWidenedSigned)
+    case 0x05 where !u && scale == 0: return one(.countOnes)
+    case 0x0a where !u:
+      var operation = one(.shiftRightSigned)
+      operation?.amount = (8 << scale) - 1
+      return operation
     case 0x05 where u && scale == 0: return one(.not)
     case 0x08: return one(u ? .greaterOrEqualSigned : .greaterSigned)
     case 0x09 where !u: return one(.equal)
@@ -199,8 +220,41 @@ extension AArch64Translator {
     case 0x12 where !u && scale < 3:
       return WholeOperation(
         operation: isFull ? .narrowHigh : .narrowLow, scale: scale, a: rn, b: nil, isFull: false)
+    case 0x12 where u: return narrowing(.clamped, scale)
+    case 0x13 where u && scale < 3:  // shll
+      return WholeOperation(
+        operation: isFull ? .widenHighUnsigned : .widenLowUnsigned, scale: scale, amount: 8 << scale, a: rn,
+        b: nil,
+        isFull: true)
+    case 0x14: return narrowing(u ? .unsigned : .signed, scale)
     default: return nil
     }
+  }
+
+  private enum Saturation { case signed, clamped, unsigned }
+  private func narrowing(_ saturation: Saturation, _ scale: Int) -> WholeOperation {
+    let operations: (low: IRVectorOperation, high: IRVectorOperation) =
+      switch saturation {
+      case .signed: (.narrowLowSigned, .narrowHighSigned)
+      case .clamped: (.narrowLowClamped, .narrowHighClamped)
+      case .unsigned: (.narrowLowUnsigned, .narrowHighUnsigned)
+      }
+    return WholeOperation(
+      operation: isFull ? operations.high : operations.low, scale: scale, a: rn, b: nil, isFull: false)
+  }
+
+  private func across() -> WholeOperation? {
+    let u = isUnsigned
+    let scale = Int(bits(22, 2))
+    guard scale < 2 || scale == 2 && isFull else { return nil }
+    let operation: IRVectorOperation
+    switch bits(12, 5) {
+    case 0x0a: operation = u ? .maxAcrossUnsigned : .maxAcrossSigned
+    case 0x1a: operation = u ? .minAcrossUnsigned : .minAcrossSigned
+    case 0x1b where !u: operation = .addAcross
+    default: return nil
+    }
+    return WholeOperation(operation: operation, scale: scale, a: rn, b: nil, isFull: isFull)
   }
 
   private func shift() -> WholeOperation? {
@@ -215,7 +269,11 @@ extension AArch64Translator {
       return WholeOperation(operation: operation, scale: lane, amount: amount, a: rn, b: nil, isFull: isFull)
     }
     switch bits(11, 5) {
-    case 0x00: return one(isUnsigned ? .shiftRightUnsigned : .shiftRightSigned, 2 * bitCount - field)
+    // All bits away: signed ones leave their sign.
+    case 0x00 where !isUnsigned: return one(.shiftRightSigned, min(2 * bitCount - field, bitCount - 1))
+    case 0x00: return one(.shiftRightUnsigned, 2 * bitCount - field)
+    case 0x04 where 2 * bitCount - field > 1:
+      return one(isUnsigned ? .shiftRightRoundedUnsigned : .shiftRightRoundedSigned, 2 * bitCount - field)
     case 0x0a where !isUnsigned: return one(.shiftLeft, field - bitCount)
     case 0x10 where !isUnsigned && lane < 3:
       return WholeOperation(

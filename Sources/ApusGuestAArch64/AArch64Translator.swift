@@ -40,11 +40,24 @@ struct AArch64Translator {
   mutating func run(_ code: GuestCodeWindow, instructionLimit: Int) -> GuestTranslationResult {
     let decoder = AArch64Decoder.shared
     var offset = 0
+    if mode.step == .pending {
+      block.instruction(pc: pc, length: 4)
+      call(.raiseStep)
+      block.finish(.dispatch)
+      return .block
+    }
     while true {
       word = UnsafeRawPointer(code.bytes + offset).loadUnaligned(as: UInt32.self)
       block.instruction(pc: pc, length: 4)
-      translate(decoder.decode(word, features))
+      if mode.checksBreakPoints { call(.checkBreakPoints) }
+      let opcode = decoder.decode(word, features)
+      if mode.step == .active, opcode.endsInHelper { completeStep() }
+      translate(opcode)
       if isFinished { return .block }
+      if mode.step == .active {
+        finish(.direct(target: pc &+ 4))
+        return .block
+      }
       offset &+= 4
       pc &+= 4
       if offset &+ 4 > code.count || block.isNearlyFull || block.guestInstructionCount >= instructionLimit {
@@ -112,8 +125,29 @@ struct AArch64Translator {
   }
 
   mutating func finish(_ terminator: IRTerminator) {
-    block.finish(terminator)
     isFinished = true
+    guard mode.step == .active else { return block.finish(terminator) }
+    // A step ends in another mode, which the dispatcher finds.
+    switch terminator {
+    case .direct(let target):
+      completeStep()
+      block.set64(StateHeader.pc, constant(target))
+    case .indirect(let target, _):
+      completeStep()
+      block.set64(StateHeader.pc, target)
+    case .dispatch: break
+    }
+    block.finish(.dispatch)
+  }
+
+  /// Before the step's last effect, which cannot fail.
+  private mutating func completeStep() {
+    storeFlags()
+    var next = mode
+    next.step = .pending
+    let isExclusive = word & 0x3f40_0000 == 0x0840_0000 && word >> 23 & 1 == 0
+    block.set64(AArch64SystemSlot.step.offset, constant(1 << 24 | (isExclusive ? 1 << 6 : 0)))
+    block.set32(StateHeader.mode, block.const32(next.rawValue))
   }
 
   /// Raises an undefined-instruction exception; the block ends.

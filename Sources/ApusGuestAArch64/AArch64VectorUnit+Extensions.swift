@@ -11,7 +11,7 @@ extension AArch64VectorUnit {
       result.high = 0
     }
     s[v: bits(0, 5)] = result
-    if isSaturated { s[.saturation] |= 1 << 27 }
+    if isSaturated { s.isSaturated = true }
     unit.finish(s)
   }
 

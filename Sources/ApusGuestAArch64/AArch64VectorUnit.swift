@@ -77,7 +77,7 @@ struct AArch64VectorUnit {
     guard var result = compute() else { return false }
     if isScalar || !isFull && !isWidening { result.high = 0 }
     s[v: Int(word & 31)] = result
-    if isSaturated { s[.saturation] |= 1 << 27 }
+    if isSaturated { s.isSaturated = true }
     unit.finish(s)
     return true
   }

@@ -127,8 +127,14 @@ extension IRBlock {
   }
   /// An operation on vector registers of the state; what was known of its destination is forgotten.
   public func vector(_ operand: IRVectorOperand) {
-    _ = append(IRInstruction(.vector, immediate: operand.rawValue))
-    for offset in [operand.destination, operand.destination + 8] where offset >> 3 < Self.slotCount {
+    appendVector(IRInstruction(.vector, immediate: operand.rawValue), operand.slots)
+  }
+  public func vector(_ operand: IRVectorFloatOperand) {
+    appendVector(IRInstruction(.vectorFloat, immediate: operand.rawValue), operand.slots)
+  }
+  private func appendVector(_ instruction: IRInstruction, _ operands: IRVectorSlots) {
+    _ = append(instruction)
+    for offset in [operands.destination, operands.destination + 8] where offset >> 3 < Self.slotCount {
       slots[offset >> 3] = .max
     }
   }

@@ -60,6 +60,7 @@ extension IRBlock {
     case .compare64, .compare32: return " \(IRCondition(rawValue: UInt16(i.immediate))!)"
     case .exitIf64, .exitIf32: return " \(IRCondition(rawValue: i.c)!) -> \(hex)"
     case .vector: return " \(IRVectorOperand(rawValue: i.immediate))"
+    case .vectorFloat: return " \(IRVectorFloatOperand(rawValue: i.immediate))"
     case .call: return " helper \(i.immediate & 0xffff_ffff)"
     default:
       if i.opcode.accessesMemory {

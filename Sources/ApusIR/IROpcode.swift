@@ -51,6 +51,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   case fence
   // Whole vector registers of the state (immediate = IRVectorOperand): no values.
   case vector
+  // The same with floating-point lanes (immediate = IRVectorFloatOperand); may raise IEEE exception flags.
+  case vectorFloat
   // Floating point; immediate = IRFloatOperand.
   case addF32, subF32, mulF32, divF32, sqrtF32, mulAddF32, minF32, maxF32
   case addF64, subF64, mulF64, divF64, sqrtF64, mulAddF64, minF64, maxF64
@@ -82,7 +84,7 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   public var resultType: IRType {
     switch self {
     case .instruction, .set32, .set64, .setF64, .setFloatFlags, .store8, .store16, .store32, .store64,
-      .storeF32, .storeF64, .fence, .vector,
+      .storeF32, .storeF64, .fence, .vector, .vectorFloat,
       .exitIf64, .exitIf32, .poll:
       return .none
     case .const32, .get32, .add32, .sub32, .mul32, .and32, .or32, .xor32, .shl32, .shrU32, .shrS32, .rotr32,
@@ -120,7 +122,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// The types of a, b, c; `.none` where there is no operand. `call` takes up to three i64.
   public var operandTypes: (IRType, IRType, IRType) {
     switch self {
-    case .instruction, .const32, .const64, .get32, .get64, .getF64, .getFloatFlags, .fence, .vector, .poll:
+    case .instruction, .const32, .const64, .get32, .get64, .getF64, .getFloatFlags, .fence, .vector,
+      .vectorFloat, .poll:
       return (.none, .none, .none)
     case .set32: return (.i32, .none, .none)
     case .set64, .setFloatFlags, .countLeadingZeros64, .countTrailingZeros64, .countOnes64, .byteSwap64,
@@ -170,7 +173,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// Whether the operation does something besides giving its result.
   public var hasEffect: Bool {
     switch self {
-    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .fence, .vector, .call, .exitIf64, .exitIf32,
+    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .fence, .vector, .vectorFloat, .call,
+      .exitIf64, .exitIf32,
       .poll:
       return true
     default: return accessesMemory || setsFloatFlags

@@ -7,10 +7,25 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // All ones where the comparison holds. anySet: a & b is not 0.
   case equal, greaterSigned, greaterOrEqualSigned, greaterUnsigned, greaterOrEqualUnsigned, anySet
   case minSigned, maxSigned, minUnsigned, maxUnsigned
-  // By `amount`, less than the lane's bits.
-  case shiftLeft, shiftRightSigned, shiftRightUnsigned
+  // By `amount`, less than the lane's bits; `Rounded`, 2 or more: half of the last bit lost is added first.
+  case shiftLeft, shiftRightSigned, shiftRightUnsigned, shiftRightRoundedSigned, shiftRightRoundedUnsigned
   // Of the lanes of a and b, b's behind a's: alternating from the lower or upper halves; the even or odd ones.
   case interleaveLow, interleaveHigh, evenLanes, oddLanes
+  // The highest bit of each lane of a: flipped, cleared.
+  case flipSigns, clearSigns
+  // |a - b|; (a + b + 1) / 2.
+  case absoluteDifferenceSigned, absoluteDifferenceUnsigned, averageUnsigned
+  // Held to the lane's range; a lane that had to be sets `StateHeader.saturation`. multiplyHigh: the upper half of 2ab,
+  // rounded.
+  case addSaturatedSigned, addSaturatedUnsigned, subtractSaturatedSigned, subtractSaturatedUnsigned
+  case multiplyHighSaturated
+  // Bits set; lanes in reverse order in groups of `amount` bytes; a's byte b[i], or 0 if b[i] is above 15; a's lane `amount`.
+  case countOnes, reverse, permute, broadcast
+  // Of all lanes of a (of its lower half without `isFull`): the lowest lane; the others are 0.
+  case addAcross, minAcrossSigned, maxAcrossSigned, minAcrossUnsigned, maxAcrossUnsigned
+  // Sums of a's neighbouring lanes in twice the size; products of lanes from the lower or upper halves in twice the size.
+  case addPairsWidenedSigned, addPairsWidenedUnsigned
+  case multiplyLowSigned, multiplyLowUnsigned, multiplyHighSigned, multiplyHighUnsigned
   // Of neighbouring lanes of a, then of b.
   case addPairs, minPairsSigned, maxPairsSigned, minPairsUnsigned, maxPairsUnsigned
   // The 16 bytes from byte `amount` of a, with b behind it.
@@ -18,12 +33,13 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // a's lanes of twice the size, shifted right by `amount` and cut, into the lower or the upper half; the other half of d
   // stays.
   case narrowLow, narrowHigh
+  // The same without shift, held to the range: signed lanes to signed ones, signed to unsigned, unsigned to unsigned.
+  case narrowLowSigned, narrowHighSigned, narrowLowClamped, narrowHighClamped, narrowLowUnsigned,
+    narrowHighUnsigned
   // Lanes from the lower or upper half of a, in twice the size, shifted left by `amount`.
   case widenLowSigned, widenLowUnsigned, widenHighSigned, widenHighUnsigned
   // Lanes of a, by `amount`, less than the lane's bits.
   case rotateRight
-  // a's lanes in reverse order within each 8 << amount bits.
-  case reverse
   // AES [FIPS 197]: SubBytes and ShiftRows of a ^ b, or their inverses, then perhaps (Inv)MixColumns; those alone of a.
   case aesEncrypt, aesDecrypt, aesEncryptMix, aesDecryptMix, aesMix, aesInverseMix
   // The product, without carries, of the lower or upper halves of a and b.
@@ -48,16 +64,35 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   public func isAvailable(scale: Int) -> Bool {
     switch self {
     case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract,
-      .reverse:
+      .permute, .broadcast, .reverse:
       true
     case .add, .subtract, .negate, .equal, .greaterSigned, .anySet, .interleaveLow, .interleaveHigh,
       .evenLanes,
-      .oddLanes, .addPairs:
+      .oddLanes, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned:
       scale < 4
-    case .multiply, .multiplyAdd, .multiplySubtract: scale == 1 || scale == 2
-    case .shiftLeft, .shiftRightUnsigned, .rotateRight: scale > 0
-    case .shiftRightSigned: scale == 1 || scale == 2
+    case .flipSigns, .clearSigns, .rotateRight, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
+      scale > 0
+    case .addSaturatedSigned, .addSaturatedUnsigned, .subtractSaturatedSigned, .subtractSaturatedUnsigned,
+      .averageUnsigned, .narrowLowSigned, .narrowHighSigned, .narrowLowClamped, .narrowHighClamped,
+      .narrowLowUnsigned, .narrowHighUnsigned:
+      scale < 2
+    case .multiplyHighSaturated: scale == 1
+    case .countOnes: scale == 0
     default: scale < 3
+    }
+  }
+
+  /// Whether lanes of a are cut to half their size, into the lower or the upper half of d.
+  public var narrowsToLow: Bool {
+    switch self {
+    case .narrowLow, .narrowLowSigned, .narrowLowClamped, .narrowLowUnsigned: true
+    default: false
+    }
+  }
+  public var narrowsToHigh: Bool {
+    switch self {
+    case .narrowHigh, .narrowHighSigned, .narrowHighClamped, .narrowHighUnsigned: true
+    default: false
     }
   }
 }
@@ -79,8 +114,8 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
     _ operation: IRVectorOperation, scale: Int = 0, amount: Int = 0, isFull: Bool, destination: Int, a: Int,
     b: Int?
   ) {
-    let slots = (b.map { $0 >> 3 } ?? 1023) << 44 | (a >> 3) << 34 | (destination >> 3) << 24
-    rawValue = Int64(slots | (isFull ? 1 << 19 : 0) | scale << 16 | amount << 8 | Int(operation.rawValue))
+    let attributes = (isFull ? 1 << 19 : 0) | scale << 16 | amount << 8 | Int(operation.rawValue)
+    rawValue = IRVectorSlots(destination: destination, a: a, b: b).rawValue | Int64(attributes)
   }
   public var operation: IRVectorOperation {
     IRVectorOperation(rawValue: UInt8(truncatingIfNeeded: rawValue)).unsafelyUnwrapped
@@ -92,14 +127,8 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
   public var amount: Int { Int(rawValue >> 8 & 0xff) }
   public var scale: Int { Int(rawValue >> 16 & 3) }
   public var isFull: Bool { rawValue >> 19 & 1 != 0 }
-  public var destination: Int { Int(rawValue >> 24 & 1023) << 3 }
-  public var a: Int { Int(rawValue >> 34 & 1023) << 3 }
-  /// `nil`: zero.
-  public var b: Int? {
-    let slot = Int(rawValue >> 44 & 1023)
-    return slot == 1023 ? nil : slot << 3
-  }
+  public var slots: IRVectorSlots { IRVectorSlots(rawValue: rawValue) }
   public var description: String {
-    "\(operation).\(8 << scale)\(isFull ? "" : " half") [\(destination)], [\(a)], \(b.map { "[\($0)]" } ?? "0") #\(amount)"
+    "\(operation).\(8 << scale)\(isFull ? "" : " half") \(slots) #\(amount)"
   }
 }

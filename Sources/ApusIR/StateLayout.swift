@@ -30,6 +30,8 @@ public enum StateHeader {
   public static let result = 328
   /// IEEE flags raised by soft float, in RISC-V's layout (NX 1, UF 2, OF 4, DZ 8, NV 16). u32.
   public static let softFloatFlags = 336
+  /// Not 0: a vector operation held a lane to its range since this was cleared. u32.
+  public static let saturation = 340
   /// The engine's vCPU object, for the runtime functions. pointer.
   public static let engine = 344
   /// The guest's CPU object, for the helpers. pointer.

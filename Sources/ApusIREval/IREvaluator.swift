@@ -47,6 +47,7 @@ public final class IREvaluator {
         instructionCount &+= 1
       case .fence: apus_fence()
       case .vector: IRVectorUnit.execute(IRVectorOperand(rawValue: i.immediate), state)
+      case .vectorFloat: IRVectorFloatUnit.execute(IRVectorFloatOperand(rawValue: i.immediate), state)
       case .getFloatFlags: values[index] = UInt64(Self.floatFlags(state))
       case .setFloatFlags:
         state.storeBytes(
@@ -107,6 +108,10 @@ public final class IREvaluator {
     _ opcode: IROpcode, _ a: UInt64, _ b: UInt64, _ c: UInt64, immediate: Int64, pc: UInt64,
     state: UnsafeMutableRawPointer, memory: some EvaluatorMemory
   ) -> UInt64? {
+    if opcode == .vectorFloat {
+      IRVectorFloatUnit.execute(IRVectorFloatOperand(rawValue: immediate), state)
+      return 0
+    }
     (values[0], values[1], values[2]) = (a, b, c)
     let instruction = IRInstruction(opcode, a: 0, b: 1, c: 2, immediate: immediate)
     if opcode.setsFloatFlags { return float(instruction, state) }
@@ -131,6 +136,13 @@ public final class IREvaluator {
     let host = state.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
     let soft = state.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
     return (soft | StateHeader.floatFlags(mxcsr: host)) & 31
+  }
+
+  /// Adds to the flags that soft float has raised.
+  static func raise(_ flags: UInt8, _ state: UnsafeMutableRawPointer) {
+    guard flags != 0 else { return }
+    let old = state.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
+    state.storeBytes(of: old | UInt32(flags), toByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
   }
 
   // MARK: Memory
@@ -442,9 +454,7 @@ public final class IREvaluator {
   private func float(_ i: IRInstruction, _ state: UnsafeMutableRawPointer) -> UInt64 {
     let operand = IRFloatOperand(rawValue: i.immediate)
     var soft = SoftFloat(
-      FloatRounding(rawValue: operand.rounding.rawValue).unsafelyUnwrapped,
-      nanRule: operand.nanRule == .propagateARM ? .arm : .defaultNaN)
-    soft.isTinyBeforeRounding = operand.isTinyBeforeRounding
+      operand.rounding, operand.nanRule, isTinyBeforeRounding: operand.isTinyBeforeRounding)
     let a = values[Int(i.a)]
     func b() -> UInt64 { values[Int(i.b)] }
     func signed32(_ value: UInt64) -> UInt64 { UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))) }
@@ -502,11 +512,16 @@ public final class IREvaluator {
     case .convertU64ToF64: result = soft.fromInteger(a, isSigned: false, .double)
     default: preconditionFailure("\(i.opcode) is not a floating-point operation")
     }
-    if soft.flags != 0 {
-      let old = state.load(fromByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
-      state.storeBytes(
-        of: old | UInt32(soft.flags), toByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
-    }
+    Self.raise(soft.flags, state)
     return result
+  }
+}
+
+extension SoftFloat {
+  init(_ rounding: IRRounding, _ nanRule: IRNaNRule, isTinyBeforeRounding: Bool) {
+    self.init(
+      FloatRounding(rawValue: rounding.rawValue).unsafelyUnwrapped,
+      nanRule: nanRule == .propagateARM ? .arm : .defaultNaN)
+    self.isTinyBeforeRounding = isTinyBeforeRounding
   }
 }

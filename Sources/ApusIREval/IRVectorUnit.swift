@@ -12,13 +12,15 @@ enum IRVectorUnit {
         state.load(fromByteOffset: offset + 8, as: UInt64.self)
       )
     }
-    let a = read(operand.a)
-    let b = operand.b.map(read) ?? (0, 0)
-    let d = read(operand.destination)
-    let result = compute(operand, a, b, d)
-    state.storeBytes(of: result.low, toByteOffset: operand.destination, as: UInt64.self)
-    if operand.isFull || operand.operation == .narrowHigh {
-      state.storeBytes(of: result.high, toByteOffset: operand.destination + 8, as: UInt64.self)
+    let a = read(operand.slots.a)
+    let b = operand.slots.b.map(read) ?? (0, 0)
+    let d = read(operand.slots.destination)
+    var isSaturated = false
+    let result = compute(operand, a, b, d, &isSaturated)
+    if isSaturated { state.storeBytes(of: 1, toByteOffset: StateHeader.saturation, as: UInt32.self) }
+    state.storeBytes(of: result.low, toByteOffset: operand.slots.destination, as: UInt64.self)
+    if operand.isFull || operand.operation.narrowsToHigh {
+      state.storeBytes(of: result.high, toByteOffset: operand.slots.destination + 8, as: UInt64.self)
     }
   }
 
@@ -45,8 +47,58 @@ enum IRVectorUnit {
     return result
   }
 
-  private static func compute(_ operand: IRVectorOperand, _ a: Vector, _ b: Vector, _ d: Vector) -> Vector {
+  private static func compute(
+    _ operand: IRVectorOperand, _ a: Vector, _ b: Vector, _ d: Vector, _ isSaturated: inout Bool
+  ) -> Vector {
     let bits = 8 << operand.scale
+    // Lanes above the written ones do not count.
+    let written = operand.isFull ? 128 / bits : 64 / bits
+    /// The value held to the range of lanes.
+    func saturate(_ value: Int64, isSigned: Bool) -> UInt64 {
+      let smallest: Int64 = isSigned ? -1 << Int64(bits - 1) : 0
+      let largest: Int64 = isSigned ? 1 << Int64(bits - 1) - 1 : 1 << Int64(bits) - 1
+      if value < smallest || value > largest { isSaturated = true }
+      return UInt64(bitPattern: max(smallest, min(largest, value)))
+    }
+    func eachSaturated(isSigned: Bool, _ body: (Int64, Int64) -> Int64) -> Vector {
+      lanes(bits) { index in
+        guard index < written else { return 0 }
+        let (x, y) = (lane(a, index, bits), lane(b, index, bits))
+        return saturate(
+          isSigned ? body(signed(x, bits), signed(y, bits)) : body(Int64(x), Int64(y)), isSigned: isSigned)
+      }
+    }
+    func across(_ body: (UInt64, UInt64) -> UInt64) -> Vector {
+      var result = lane(a, 0, bits)
+      for index in 1..<written { result = body(result, lane(a, index, bits)) }
+      return (bits == 64 ? result : result & (1 << UInt64(bits) - 1), 0)
+    }
+    func extended(_ value: UInt64, _ isSigned: Bool) -> Int64 {
+      isSigned ? signed(value, bits) : Int64(bitPattern: value)
+    }
+    func products(isHigh: Bool, isSigned: Bool) -> Vector {
+      lanes(2 * bits) { index in
+        let source = isHigh ? index + 64 / bits : index
+        return UInt64(
+          bitPattern: extended(lane(a, source, bits), isSigned) &* extended(lane(b, source, bits), isSigned))
+      }
+    }
+    func pairSums(isSigned: Bool) -> Vector {
+      lanes(2 * bits) { index in
+        UInt64(
+          bitPattern: extended(lane(a, 2 * index, bits), isSigned)
+            &+ extended(lane(a, 2 * index + 1, bits), isSigned))
+      }
+    }
+    func narrowed(fromSigned: Bool, toSigned: Bool) -> Vector {
+      var half: UInt64 = 0
+      for index in 0..<64 / bits {
+        let wide = lane(a, index, 2 * bits)
+        let value = saturate(fromSigned ? signed(wide, 2 * bits) : Int64(wide), isSigned: toSigned)
+        half |= (value & (1 << UInt64(bits) - 1)) << UInt64(index * bits)
+      }
+      return operand.operation.narrowsToLow ? (half, d.high) : (d.low, half)
+    }
     func each(_ body: (UInt64, UInt64, UInt64) -> UInt64) -> Vector {
       lanes(bits) { body(lane(a, $0, bits), lane(b, $0, bits), lane(d, $0, bits)) }
     }
@@ -97,6 +149,43 @@ enum IRVectorUnit {
     case .shiftLeft: return each { a, _, _ in a << UInt64(operand.amount) }
     case .shiftRightSigned: return eachSigned { a, _ in UInt64(bitPattern: a >> Int64(operand.amount)) }
     case .shiftRightUnsigned: return each { a, _, _ in a >> UInt64(operand.amount) }
+    case .shiftRightRoundedSigned:
+      return eachSigned { a, _ in UInt64(bitPattern: (a >> Int64(operand.amount - 1) + 1) >> 1) }
+    case .shiftRightRoundedUnsigned: return each { a, _, _ in (a >> UInt64(operand.amount - 1) + 1) >> 1 }
+    case .absoluteDifferenceSigned: return eachSigned { a, b in (a - b).magnitude }
+    case .absoluteDifferenceUnsigned: return each { a, b, _ in max(a, b) - min(a, b) }
+    case .averageUnsigned: return each { a, b, _ in (a + b + 1) >> 1 }
+    case .addSaturatedSigned: return eachSaturated(isSigned: true) { $0 + $1 }
+    case .addSaturatedUnsigned: return eachSaturated(isSigned: false) { $0 + $1 }
+    case .subtractSaturatedSigned: return eachSaturated(isSigned: true) { $0 - $1 }
+    case .subtractSaturatedUnsigned: return eachSaturated(isSigned: false) { $0 - $1 }
+    case .multiplyHighSaturated: return eachSaturated(isSigned: true) { ($0 * $1 * 2 + 0x8000) >> 16 }
+    case .countOnes: return each { a, _, _ in UInt64(a.nonzeroBitCount) }
+    case .reverse:
+      let count = operand.amount * 8 / bits
+      return lanes(bits) { lane(a, $0 / count * count + (count - 1 - $0 % count), bits) }
+    case .permute:
+      return lanes(8) { index in
+        let source = lane(b, index, 8)
+        return source < 16 ? lane(a, Int(source), 8) : 0
+      }
+    case .broadcast: return lanes(bits) { _ in lane(a, operand.amount, bits) }
+    case .addAcross: return across { $0 &+ $1 }
+    case .minAcrossUnsigned: return across { min($0, $1) }
+    case .maxAcrossUnsigned: return across { max($0, $1) }
+    case .minAcrossSigned: return across { signed($0, bits) < signed($1, bits) ? $0 : $1 }
+    case .maxAcrossSigned: return across { signed($0, bits) > signed($1, bits) ? $0 : $1 }
+    case .addPairsWidenedSigned: return pairSums(isSigned: true)
+    case .addPairsWidenedUnsigned: return pairSums(isSigned: false)
+    case .multiplyLowSigned: return products(isHigh: false, isSigned: true)
+    case .multiplyLowUnsigned: return products(isHigh: false, isSigned: false)
+    case .multiplyHighSigned: return products(isHigh: true, isSigned: true)
+    case .multiplyHighUnsigned: return products(isHigh: true, isSigned: false)
+    case .narrowLowSigned, .narrowHighSigned: return narrowed(fromSigned: true, toSigned: true)
+    case .narrowLowClamped, .narrowHighClamped: return narrowed(fromSigned: true, toSigned: false)
+    case .narrowLowUnsigned, .narrowHighUnsigned: return narrowed(fromSigned: false, toSigned: false)
+    case .flipSigns: return each { a, _, _ in a ^ 1 << UInt64(bits - 1) }
+    case .clearSigns: return each { a, _, _ in a & ~(1 << UInt64(bits - 1)) }
     case .interleaveLow, .interleaveHigh:
       let base = operand.operation == .interleaveHigh ? 64 / bits : 0
       return lanes(bits) { lane($0 & 1 == 0 ? a : b, base + $0 / 2, bits) }
@@ -132,9 +221,6 @@ enum IRVectorUnit {
       return each { a, _, _ in
         a >> UInt64(operand.amount) | (operand.amount == 0 ? 0 : a << UInt64(bits - operand.amount))
       }
-    case .reverse:
-      let flip = 1 << (operand.amount - operand.scale) - 1
-      return lanes(bits) { lane(a, $0 ^ flip, bits) }
     case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
       return aes(operand.operation, a, b)
     case .carrylessLow, .carrylessHigh:

@@ -72,13 +72,13 @@ extension X86Emitter {
   func emitHash(_ operand: IRVectorOperand) {
     precondition(features.hasSHA, "the translation cache has switched this off")
     let halves: Halves = operand.isFull ? .both : .low
-    giveUp(operand.destination, halves)
+    giveUp(operand.slots.destination, halves)
     lockedVectors = 0
     for _ in 0..<4 { _ = takeVectorTemporary() }
     let (d, n, m): (X86Vector, X86Vector, X86Vector) = (.xmm1, .xmm2, .xmm3)
-    if operand.operation.readsDestination { loadRegister(d, operand.destination, isFull: true) }
-    loadRegister(n, operand.a, isFull: true)
-    if let b = operand.b { loadRegister(m, b, isFull: true) }
+    if operand.operation.readsDestination { loadRegister(d, operand.slots.destination, isFull: true) }
+    loadRegister(n, operand.slots.a, isFull: true)
+    if let b = operand.slots.b { loadRegister(m, b, isFull: true) }
     switch operand.operation {
     case .sha1Choose: sha1Rounds(0, constant: 0x5a82_7999)
     case .sha1Parity: sha1Rounds(1, constant: 0x6ed9_eba1)
@@ -109,7 +109,7 @@ extension X86Emitter {
       asm.avx(0xfe, d, d, n)
       asm.sha(0xcd, d, m)
     }
-    storeRegister(operand.destination, d, halves)
+    storeRegister(operand.slots.destination, d, halves)
     lockedVectors = 0
   }
 

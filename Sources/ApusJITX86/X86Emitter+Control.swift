@@ -21,6 +21,8 @@ struct ColdStub {
     case saturate(X86Register, from: X86Vector, double: Bool, wide: Bool)
     /// A fused multiply-add gave a NaN: the slow path computes it again, flags included.
     case fused(site: UInt32, X86Vector, X86Vector, X86Vector, X86Vector, double: Bool)
+    /// An operation on vectors has lanes that the host's unit gets wrong: the slow path computes all of them.
+    case vectorFloat(site: UInt32)
     /// Runs a soft-float minimum or maximum: both operands equal or one a NaN.
     case minMax(X86Vector, X86Vector, X86Vector, double: Bool, isMaximum: Bool)
   }
@@ -253,6 +255,10 @@ extension X86Emitter {
         asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
         asm.call(to: thunks.slowMemory)
         asm.load(to, state(StateHeader.result), double: double)
+        asm.jump(to: stub.resume)
+      case .vectorFloat(let site):
+        asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
+        asm.call(to: thunks.slowMemory)
         asm.jump(to: stub.resume)
       case .saturate(let register, let from, let double, let wide):
         emitSaturation(register, from, double: double, wide: wide)

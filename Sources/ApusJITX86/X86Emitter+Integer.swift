@@ -79,6 +79,7 @@ extension X86Emitter {
     case .zeroExtend32: emitExtend(i, 32, signed: false)
     case .fence: asm.memoryFence()
     case .vector: emitVector(IRVectorOperand(rawValue: i.immediate))
+    case .vectorFloat: emitVectorFloat(i)
     case .getFloatFlags: emitGetFloatFlags()
     case .setFloatFlags: emitSetFloatFlags(i)
     case .call: emitCall(i)

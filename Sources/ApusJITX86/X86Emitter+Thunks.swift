@@ -60,7 +60,7 @@ extension X86Emitter {
   static let signMask64 = StateHeader.scratch + 32
   static let signMask32 = StateHeader.scratch + 48
 
-  /// The bits of the smallest normal numbers, shifted left by one.
+  /// The bits of the smallest normal numbers, shifted left by one; the singles' twice.
   static let smallestNormal64 = 960
   static let smallestNormal32 = 968
 
@@ -77,7 +77,7 @@ extension X86Emitter {
     store(0x7ff8_0000_0000_0000, defaultNaN64)
     store(0x7fc0_0000, defaultNaN32)
     store(1 << 53, smallestNormal64)
-    store(1 << 24, smallestNormal32)
+    store(1 << 24 | 1 << 56, smallestNormal32)
     store(0xffff_ffff_0000_0000, boxMask)
     store(0, boxMask + 8)
     store(0x8000_0000_0000_0000, signMask64)

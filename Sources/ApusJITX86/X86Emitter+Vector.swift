@@ -25,6 +25,13 @@ extension X86Emitter {
   private static let interleaveLow = Opcodes((0x60, 1), (0x61, 1), (0x62, 1), (0x6c, 1))
   private static let interleaveHigh = Opcodes((0x68, 1), (0x69, 1), (0x6a, 1), (0x6d, 1))
   private static let widenSigned = Opcodes((0x20, 2), (0x23, 2), (0x25, 2), nil)
+  private static let average = Opcodes((0xe0, 1), (0xe3, 1), nil, nil)
+  private static let addSaturatedSigned = Opcodes((0xec, 1), (0xed, 1), nil, nil)
+  private static let addSaturatedUnsigned = Opcodes((0xdc, 1), (0xdd, 1), nil, nil)
+  private static let subtractSaturatedSigned = Opcodes((0xe8, 1), (0xe9, 1), nil, nil)
+  private static let subtractSaturatedUnsigned = Opcodes((0xd8, 1), (0xd9, 1), nil, nil)
+  private static let packSigned = Opcodes((0x63, 1), (0x6b, 1), nil, nil)
+  private static let packUnsigned = Opcodes((0x67, 1), (0x2b, 2), nil, nil)
   private static let widenUnsigned = Opcodes((0x30, 2), (0x33, 2), (0x35, 2), nil)
 
   private func emit(_ opcodes: Opcodes, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
@@ -33,7 +40,7 @@ extension X86Emitter {
   }
 
   /// The pinned register of a slot.
-  private func pinnedVector(_ offset: Int) -> X86Vector? {
+  func pinnedVector(_ offset: Int) -> X86Vector? {
     let slot = offset >> 3
     guard slot < Self.slotCount, slotRegister[slot] != 0xff else { return nil }
     return X86Vector(rawValue: slotRegister[slot])
@@ -41,8 +48,12 @@ extension X86Emitter {
 
   func loadRegister(_ to: X86Vector, _ offset: Int, isFull: Bool) {
     if let pinned = pinnedVector(offset) {
-      asm.move(to, pinned)
-      if isFull { asm.loadUpper(to, state(offset + 8)) }
+      if isFull {
+        asm.move(to, pinned)
+        asm.loadUpper(to, state(offset + 8))
+      } else {
+        asm.sse(0xf3, 0x7e, to, pinned)  // movq: the upper half becomes 0
+      }
     } else if isFull {
       asm.loadWhole(to, state(offset))
     } else {
@@ -86,30 +97,32 @@ extension X86Emitter {
       return emitHash(operand)
     }
     let halves: Halves =
-      operation == .narrowHigh ? .high : operand.isFull && operation != .narrowLow ? .both : .low
-    giveUp(operand.destination, halves)
+      operation.narrowsToHigh ? .high : operand.isFull && !operation.narrowsToLow ? .both : .low
+    giveUp(operand.slots.destination, halves)
     // What moved may move on: it is no operand.
     lockedVectors = 0
     // An operation on lower halves needs the upper ones where lanes move.
     let readsAll: Bool
     switch operation {
-    case .narrowLow, .narrowHigh, .widenHighSigned, .widenHighUnsigned: readsAll = true
-    case .widenLowSigned, .widenLowUnsigned: readsAll = false
-    default: readsAll = operand.isFull
+    case .widenHighSigned, .widenHighUnsigned, .multiplyHighSigned, .multiplyHighUnsigned, .permute:
+      readsAll = true
+    case .widenLowSigned, .widenLowUnsigned, .multiplyLowSigned, .multiplyLowUnsigned: readsAll = false
+    case .broadcast: readsAll = operand.amount << operand.scale >= 8
+    default: readsAll = operand.isFull || operation.narrowsToLow || operation.narrowsToHigh
     }
     let a = takeVectorTemporary()
-    loadRegister(a, operand.a, isFull: readsAll)
+    loadRegister(a, operand.slots.a, isFull: readsAll)
     let b = takeVectorTemporary()
-    if let offset = operand.b {
-      if offset == operand.a { asm.move(b, a) } else { loadRegister(b, offset, isFull: readsAll) }
+    if let offset = operand.slots.b {
+      if offset == operand.slots.a { asm.move(b, a) } else { loadRegister(b, offset, isFull: readsAll) }
     } else {
       asm.avx(0xef, b, b, b)
     }
     // The result, and d where it is read.
     let d = takeVectorTemporary()
-    if operation.readsDestination { loadRegister(d, operand.destination, isFull: operand.isFull) }
+    if operation.readsDestination { loadRegister(d, operand.slots.destination, isFull: operand.isFull) }
     emit(operand, a, b, d)
-    storeRegister(operand.destination, d, halves)
+    storeRegister(operand.slots.destination, d, halves)
     for register in [a, b, d] { lockedVectors &= ~(1 << UInt16(register.rawValue)) }
   }
 
@@ -144,12 +157,12 @@ extension X86Emitter {
       asm.avx(0xeb, d, a, b)
     case .add: emit(Self.add, scale, d, a, b)
     case .subtract: emit(Self.subtract, scale, d, a, b)
-    case .multiply: emit(Self.multiply, scale, d, a, b)
+    case .multiply: multiply(scale, d, a, b)
     case .multiplyAdd:
-      emit(Self.multiply, scale, a, a, b)
+      multiply(scale, a, a, b)
       emit(Self.add, scale, d, d, a)
     case .multiplySubtract:
-      emit(Self.multiply, scale, a, a, b)
+      multiply(scale, a, a, b)
       emit(Self.subtract, scale, d, d, a)
     case .negate: emit(Self.subtract, scale, d, b, a)
     // One operand: the second register field must be all ones, register 0.
@@ -178,13 +191,92 @@ extension X86Emitter {
     case .maxSigned: emit(Self.maxSigned, scale, d, a, b)
     case .minUnsigned: emit(Self.minUnsigned, scale, d, a, b)
     case .maxUnsigned: emit(Self.maxUnsigned, scale, d, a, b)
+    case .shiftLeft where scale == 0: shiftBytes(isLeft: true, d, a, b, operand.amount)
     case .shiftLeft: shift(6, scale, d, a, operand.amount)
-    case .shiftRightSigned: shift(4, scale, d, a, operand.amount)
+    case .shiftRightUnsigned where scale == 0: shiftBytes(isLeft: false, d, a, b, operand.amount)
     case .shiftRightUnsigned: shift(2, scale, d, a, operand.amount)
+    case .shiftRightSigned: shiftRightSigned(scale, d, a, b, operand.amount)
+    case .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
+      let isSigned = operand.operation == .shiftRightRoundedSigned
+      if isSigned {
+        shiftRightSigned(scale, d, a, b, operand.amount - 1)
+      } else {
+        shift(2, scale, d, a, operand.amount - 1)
+      }
+      ones(b)
+      emit(Self.subtract, scale, a, d, b)
+      if isSigned { shiftRightSigned(scale, d, a, b, 1) } else { shift(2, scale, d, a, 1) }
+    case .absoluteDifferenceSigned:
+      emit(Self.maxSigned, scale, d, a, b)
+      emit(Self.minSigned, scale, a, a, b)
+      emit(Self.subtract, scale, d, d, a)
+    case .absoluteDifferenceUnsigned:
+      emit(Self.maxUnsigned, scale, d, a, b)
+      emit(Self.minUnsigned, scale, a, a, b)
+      emit(Self.subtract, scale, d, d, a)
+    case .averageUnsigned: emit(Self.average, scale, d, a, b)
+    case .addSaturatedSigned: saturate(Self.addSaturatedSigned, Self.add, scale, d, a, b)
+    case .addSaturatedUnsigned: saturate(Self.addSaturatedUnsigned, Self.add, scale, d, a, b)
+    case .subtractSaturatedSigned: saturate(Self.subtractSaturatedSigned, Self.subtract, scale, d, a, b)
+    case .subtractSaturatedUnsigned: saturate(Self.subtractSaturatedUnsigned, Self.subtract, scale, d, a, b)
+    case .multiplyHighSaturated:
+      // vpmulhrsw gives 0x8000 for -32768 squared, and for nothing else.
+      asm.avx(0x0b, d, a, b, map: 2)
+      signs(b, 1)
+      emit(Self.equal, 1, b, b, d)
+      asm.avx(0xef, d, d, b)
+      noteSaturation(b)
+    case .countOnes: countOnes(d, a, b)
+    case .reverse:
+      let count = operand.amount >> scale
+      loadConstant(b) { index in
+        let lane = index >> scale
+        return UInt8((lane / count * count + count - 1 - lane % count) << scale | index & ((1 << scale) - 1))
+      }
+      asm.avx(0, d, a, b, map: 2)  // vpshufb
+    case .permute:
+      // Above 15 the highest bit is set, which vpshufb takes for "zero".
+      loadConstant(d) { _ in 0x70 }
+      asm.avx(0xdc, b, b, d)
+      asm.avx(0, d, a, b, map: 2)
+    case .broadcast:
+      loadConstant(b) { UInt8(operand.amount << scale | $0 & ((1 << scale) - 1)) }
+      asm.avx(0, d, a, b, map: 2)
+    case .addAcross: across(Self.add, operand, d, a, b)
+    case .minAcrossSigned: across(Self.minSigned, operand, d, a, b)
+    case .maxAcrossSigned: across(Self.maxSigned, operand, d, a, b)
+    case .minAcrossUnsigned: across(Self.minUnsigned, operand, d, a, b)
+    case .maxAcrossUnsigned: across(Self.maxUnsigned, operand, d, a, b)
+    case .addPairsWidenedSigned: addPairsWidened(scale, isSigned: true, d, a, b)
+    case .addPairsWidenedUnsigned: addPairsWidened(scale, isSigned: false, d, a, b)
+    case .multiplyLowSigned: multiplyWidened(scale, isHigh: false, isSigned: true, d, a, b)
+    case .multiplyLowUnsigned: multiplyWidened(scale, isHigh: false, isSigned: false, d, a, b)
+    case .multiplyHighSigned: multiplyWidened(scale, isHigh: true, isSigned: true, d, a, b)
+    case .multiplyHighUnsigned: multiplyWidened(scale, isHigh: true, isSigned: false, d, a, b)
+    case .narrowLowSigned, .narrowHighSigned:
+      emit(Self.packSigned, scale, d, a, a)
+      emit(Self.widenSigned, scale, b, .xmm0, d)
+      asm.avx(0xef, b, b, a)
+      noteSaturation(b)
+    case .narrowLowClamped, .narrowHighClamped:
+      emit(Self.packUnsigned, scale, d, a, a)
+      emit(Self.widenUnsigned, scale, b, .xmm0, d)
+      asm.avx(0xef, b, b, a)
+      noteSaturation(b)
+    case .narrowLowUnsigned, .narrowHighUnsigned:
+      ones(b)
+      shift(2, scale + 1, b, b, 8 << scale)
+      emit(Self.minUnsigned, scale + 1, b, a, b)
+      emit(Self.packUnsigned, scale, d, b, b)
+      asm.avx(0xef, b, b, a)
+      noteSaturation(b)
     case .interleaveLow: emit(Self.interleaveLow, scale, d, a, b)
     case .interleaveHigh: emit(Self.interleaveHigh, scale, d, a, b)
     case .evenLanes: lanes(scale, isOdd: false, d, a, b)
     case .oddLanes: lanes(scale, isOdd: true, d, a, b)
+    case .flipSigns, .clearSigns:
+      signs(b, scale)
+      asm.avx(operand.operation == .flipSigns ? 0xef : 0xdf, d, b, a)
     case .addPairs, .minPairsSigned, .maxPairsSigned, .minPairsUnsigned, .maxPairsUnsigned:
       pairs(operand.operation, scale, d, a, b)
     case .extract: asm.avx(0x0f, d, b, a, immediate: UInt8(operand.amount), map: 3, prefix: 1)
@@ -202,7 +294,6 @@ extension X86Emitter {
       shift(2, scale, d, a, operand.amount)
       shift(6, scale, a, a, (8 << scale) - operand.amount)
       asm.avx(0xeb, d, d, a)
-    case .reverse: reverse(scale, within: operand.amount, d, a)
     case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
       cipher(operand.operation, a, b, d)
     case .carrylessLow: asm.avx(0x44, d, a, b, immediate: 0, map: 3, prefix: 1)
@@ -213,26 +304,14 @@ extension X86Emitter {
     }
   }
 
-  /// d = a's lanes in reverse order within each `8 << container` bits. Changes a.
-  private func reverse(_ scale: Int, within container: Int, _ d: X86Vector, _ a: X86Vector) {
-    if scale == 2 { return asm.avx(0x70, d, .xmm0, a, immediate: 0xb1, map: 1, prefix: 1) }
-    var source = a
-    if scale == 0 {
-      // The bytes of words change places.
-      shift(6, 1, d, a, 8)
-      shift(2, 1, a, a, 8)
-      asm.avx(0xeb, d, d, a)
-      source = d
-    }
-    guard container > 1 else { return }
-    // Then the words: those of the lower half (F2), those of the upper one (F3).
-    let order: UInt8 = container == 2 ? 0xb1 : 0x1b
-    asm.avx(0x70, d, .xmm0, source, immediate: order, map: 1, prefix: 3)
-    asm.avx(0x70, d, .xmm0, d, immediate: order, map: 1, prefix: 2)
+  /// The highest bit of each lane of at least 16 bits.
+  func signs(_ to: X86Vector, _ scale: Int) {
+    asm.avx(0x76, to, to, to)
+    shift(6, scale, to, to, (8 << scale) - 1)
   }
 
   /// group: 2 right unsigned, 4 right signed, 6 left.
-  private func shift(_ group: UInt8, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ amount: Int) {
+  func shift(_ group: UInt8, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ amount: Int) {
     asm.avxShift(0x70 + UInt8(scale), group, to, a, by: UInt8(amount))
   }
 
@@ -274,5 +353,173 @@ extension X86Emitter {
       }
     emit(opcodes, scale, d, d, other)
     lockedVectors &= ~(1 << UInt16(other.rawValue))
+  }
+
+  // MARK: Parts
+
+  /// A constant by its bytes; takes a general register.
+  private func loadConstant(_ to: X86Vector, _ byte: (Int) -> UInt8) {
+    func half(_ first: Int) -> UInt64 {
+      (0..<8).reduce(0) { $0 | UInt64(byte(first + $1)) << UInt64(8 * $1) }
+    }
+    let register = takeTemporary()
+    asm.moveKeepingFlags(register, immediate: half(0))
+    asm.move(to, register, wide: true)
+    if half(0) == half(8) {
+      asm.avx(0x6c, to, to, to)  // vpunpcklqdq
+    } else {
+      asm.store(state(StateHeader.argument0), to, double: true)
+      asm.moveKeepingFlags(register, immediate: half(8))
+      asm.store(state(StateHeader.argument1), register)
+      asm.loadWhole(to, state(StateHeader.argument0))
+    }
+    locked &= ~(1 << UInt16(register.rawValue))
+  }
+
+  /// Notes saturation if any bit of the register is set.
+  private func noteSaturation(_ mask: X86Vector) {
+    let register = takeTemporary()
+    asm.avx(0x17, mask, .xmm0, mask, map: 2)  // vptest
+    asm.set(.notEqual, register)
+    asm.extend(register, register, bits: 8, signed: false)
+    asm.arithmetic(.or, register, state(StateHeader.saturation), wide: false)
+    asm.store(state(StateHeader.saturation), register, wide: false)
+    locked &= ~(1 << UInt16(register.rawValue))
+  }
+
+  /// The saturating instruction; where the plain one gives something else, a lane was held to its range.
+  private func saturate(
+    _ saturating: Opcodes, _ plain: Opcodes, _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
+  ) {
+    emit(saturating, scale, d, a, b)
+    emit(plain, scale, a, a, b)
+    asm.avx(0xef, a, a, d)
+    noteSaturation(a)
+  }
+
+  /// `to` may be a.
+  private func multiply(_ scale: Int, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    guard scale == 0 else { return emit(Self.multiply, scale, to, a, b) }
+    // Even and odd bytes as words.
+    let even = takeVectorTemporary()
+    emit(Self.multiply, 1, even, a, b)
+    shift(6, 1, even, even, 8)
+    shift(2, 1, even, even, 8)
+    shift(2, 1, to, a, 8)
+    shift(2, 1, b, b, 8)
+    emit(Self.multiply, 1, to, to, b)
+    shift(6, 1, to, to, 8)
+    asm.avx(0xeb, to, to, even)
+    lockedVectors &= ~(1 << UInt16(even.rawValue))
+  }
+
+  private func shiftBytes(isLeft: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ amount: Int) {
+    loadConstant(b) { _ in isLeft ? 0xff << UInt8(amount) : 0xff >> UInt8(amount) }
+    shift(isLeft ? 6 : 2, 1, d, a, amount)
+    asm.avx(0xdb, d, d, b)
+  }
+
+  /// a and scratch may be changed.
+  private func shiftRightSigned(
+    _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ scratch: X86Vector, _ amount: Int
+  ) {
+    switch scale {
+    case 0:
+      asm.avx(0x60, d, a, a)  // bytes to the upper halves of words
+      asm.avx(0x68, scratch, a, a)
+      shift(4, 1, d, d, 8 + amount)
+      shift(4, 1, scratch, scratch, 8 + amount)
+      asm.avx(0x63, d, d, scratch)
+    case 3:
+      asm.avx(0xef, scratch, scratch, scratch)
+      emit(Self.greater, 3, scratch, scratch, a)
+      shift(2, 3, d, a, amount)
+      shift(6, 3, scratch, scratch, 64 - amount)
+      asm.avx(0xeb, d, d, scratch)
+    default: shift(4, scale, d, a, amount)
+    }
+  }
+
+  /// By halves of bytes, which a table counts.
+  private func countOnes(_ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    let table = takeVectorTemporary()
+    loadConstant(table) { UInt8(truncatingIfNeeded: $0.nonzeroBitCount) }
+    loadConstant(b) { _ in 0x0f }
+    asm.avx(0xdb, d, a, b)
+    asm.avx(0, d, table, d, map: 2)
+    shift(2, 1, a, a, 4)
+    asm.avx(0xdb, a, a, b)
+    asm.avx(0, a, table, a, map: 2)
+    emit(Self.add, 0, d, d, a)
+    lockedVectors &= ~(1 << UInt16(table.rawValue))
+  }
+
+  private func across(
+    _ opcodes: Opcodes, _ operand: IRVectorOperand, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
+  ) {
+    let byteCount = 1 << operand.scale
+    var distance = operand.isFull ? 8 : 4
+    while distance >= byteCount {
+      asm.avxShift(0x73, 3, b, a, by: UInt8(distance))
+      emit(opcodes, operand.scale, a, a, b)
+      distance /= 2
+    }
+    // Only the lowest lane.
+    asm.avxShift(0x73, 7, a, a, by: UInt8(16 - byteCount))
+    asm.avxShift(0x73, 3, d, a, by: UInt8(16 - byteCount))
+  }
+
+  private func addPairsWidened(_ scale: Int, isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    func one(_ scale: Int) {
+      asm.avx(0x76, b, b, b)
+      emit(Self.absolute, scale, b, .xmm0, b)
+    }
+    switch (scale, isSigned) {
+    case (0, _):
+      // vpmaddubsw: unsigned bytes times signed ones.
+      one(0)
+      asm.avx(0x04, d, isSigned ? b : a, isSigned ? a : b, map: 2)
+    case (1, true):
+      one(1)
+      asm.avx(0xf5, d, a, b)  // vpmaddwd
+    case (1, false):
+      shift(6, 2, d, a, 16)
+      shift(2, 2, d, d, 16)
+      shift(2, 2, a, a, 16)
+      emit(Self.add, 2, d, d, a)
+    default:
+      one(2)
+      product(isSigned: isSigned, d, a, b)
+      shift(2, 3, a, a, 32)
+      product(isSigned: isSigned, a, a, b)
+      emit(Self.add, 3, d, d, a)
+    }
+  }
+
+  /// vpmuldq, vpmuludq: of the even lanes of 32 bits.
+  private func product(isSigned: Bool, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    if isSigned { asm.avx(0x28, to, a, b, map: 2) } else { asm.avx(0xf4, to, a, b) }
+  }
+
+  private func multiplyWidened(
+    _ scale: Int, isHigh: Bool, isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
+  ) {
+    let interleave = isHigh ? Self.interleaveHigh : Self.interleaveLow
+    switch scale {
+    case 0:
+      for register in [a, b] {
+        if isHigh { asm.avxShift(0x73, 3, register, register, by: 8) }
+        emit(isSigned ? Self.widenSigned : Self.widenUnsigned, 0, register, .xmm0, register)
+      }
+      emit(Self.multiply, 1, d, a, b)
+    case 1:
+      asm.avx(isSigned ? 0xe5 : 0xe4, d, a, b)  // vpmulhw, vpmulhuw
+      emit(Self.multiply, 1, a, a, b)
+      emit(interleave, 1, d, a, d)
+    default:
+      emit(interleave, 2, a, a, a)
+      emit(interleave, 2, b, b, b)
+      product(isSigned: isSigned, d, a, b)
+    }
   }
 }

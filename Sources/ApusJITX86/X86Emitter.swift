@@ -165,7 +165,7 @@ public final class X86Emitter {
   // MARK: A block
 
   /// Bytes that no block's code exceeds, per IR instruction.
-  static let maximumByteCountPerInstruction = 160
+  static let maximumByteCountPerInstruction = 256
 
   /// Translates the block into the code buffer. Returns the code's range, or `nil` if the buffer is full; `links`
   /// holds the block's jumps until the next call.

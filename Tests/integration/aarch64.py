@@ -3,12 +3,14 @@
 
 APUS_USER_AARCH64 names another emulator to test (bin/apus-aarch64 without it).
 """
+import hashlib
 import os
 import pathlib
 import shutil
 import subprocess
 
 from harness import PATIENCE, ROOT, Skip, case, check, main, temporary
+import guestprograms
 from guestprograms import HELLO
 
 LIBRARIES = pathlib.Path("/usr/aarch64-linux-gnu")
@@ -315,6 +317,18 @@ def pointer_authentication():
             check(done.stdout == "1 1 1 1 1 1\n", f"{model} {engine}: {done.stdout!r} {done.stderr!r}")
     done = run("-cpu", "max,pauth=off", program)
     check(done.returncode != 0, "instructions that are not there run")
+
+
+@case("vectors-of-floats")
+def vectors_of_floats():
+    """Results and flags on operands at the edges, by FPCR's rounding mode (8: default NaN); the digests are those of the
+    output under qemu-aarch64-static 7.2."""
+    program = guestprograms.build("vectorfloats", "vectorfloats.c", "-static", "-ffp-contract=off", target="aarch64")
+    for control, digest in [("0", "62901e1bbf2e2a30"), ("1", "06327ab435f7f267"), ("2", "91945ae8cdf4af05"), ("3", "09be3236940cf040"), ("8", "0d306a562d7449ee")]:
+        for engine in [[], ["-accel", "interpreter"]]:
+            done = run(*engine, program, control)
+            check(done.returncode == 0 and hashlib.sha256(done.stdout.encode()).hexdigest()[:16] == digest,
+                  f"{control} {engine}: {done.returncode} {done.stdout[:2000]!r} {done.stderr!r}")
 
 
 if __name__ == "__main__":

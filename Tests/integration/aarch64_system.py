@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 
+from guestprograms import build
 from harness import Machine as AnyMachine, ROOT, Skip, case, check, main, temporary
 
 
@@ -109,6 +110,27 @@ def pointer_authentication():
         lines = done.stdout.replace(b"\r", b"")
         check(lines.startswith(b"c003b93900000000\n"), f"{options}: {lines[:100]!r} {done.stderr!r}")
         check(hashlib.sha256(lines).hexdigest().startswith("7b640d45dc76cf5d"), f"{options}: {len(lines.splitlines())} lines")
+
+
+@case("debug-registers")
+def debug_registers():
+    """Single steps, break and watch points that a program in the guest sets by ptrace; the output is that under QEMU 7.2."""
+    program = build("debug", "debug.c", "-static", target="aarch64")
+    files = temporary() / "files"
+    files.mkdir(exist_ok=True)
+    shutil.copy(program, files / "debug")
+    archive = subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], input=b"debug\n", cwd=files, stdout=subprocess.PIPE,
+                             check=True).stdout
+    initrd = temporary() / "debug-initrd"
+    initrd.write_bytes((guest() / "initramfs.cpio").read_bytes() + archive)
+    with Machine(linux("-initrd", initrd)) as machine:
+        machine.prompt()
+        output = machine.command("/debug").replace("\r", "")
+        for line in ["break: signal 5 code 4 at sequence+0", "steps: 4 8 4 8 4 8 12 20 24 32 36 40 40 44 48 52 56 60 out",
+                     "watch: signal 5 code 4 address watched+0", "read: signal 5 code 4 address watched+8",
+                     "end: exited with 25"]:
+            check(line in output, f"'{line}' is not in {output!r}")
+        power_off(machine)
 
 
 @case("interpreter")

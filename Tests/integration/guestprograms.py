@@ -20,15 +20,15 @@ def run(*words, program=None, timeout=60, **options):
                           text=True, errors="replace", timeout=timeout * PATIENCE, **options)
 
 
-def build(name, source, *flags):
-    """Compiles a riscv64 program; `source` is C, or a file under Tests/Guests/riscv64."""
-    compiler = shutil.which("riscv64-linux-gnu-gcc")
-    if not compiler or not (LIBRARIES / "include" / "stdio.h").exists():
+def build(name, source, *flags, target="riscv64"):
+    """Compiles a program for the target; `source` is C, or a file under Tests/Guests/TARGET."""
+    compiler = shutil.which(f"{target}-linux-gnu-gcc")
+    if not compiler or not pathlib.Path(f"/usr/{target}-linux-gnu/include/stdio.h").exists():
         raise Skip("the cross compiler or its C library is missing; run scripts/install-deps")
     output = temporary() / name
     if output.exists():
         return output
-    path = ROOT / "Tests" / "Guests" / "riscv64" / source
+    path = ROOT / "Tests" / "Guests" / target / source
     if "\n" in source:
         path = temporary() / (name + ".c")
         path.write_text(source)

@@ -1,0 +1,119 @@
+import ApusGuest
+import ApusISAAArch64
+
+// Self-hosted debug: software step, break points, watch points [Arm ARM D2].
+
+/// MDSCR_EL1's bits [D19.3.20].
+enum MDSCR {
+  static let step: UInt64 = 1
+  static let kernelDebug: UInt64 = 1 << 13
+  static let monitorDebug: UInt64 = 1 << 15
+}
+
+extension AArch64CPU {
+  /// Whether debug exceptions of a level are enabled [D2.3].
+  func canDebug(level: UInt64) -> Bool {
+    guard s[.osLock] == 0, s[.osDoubleLock] == 0 else { return false }
+    return level == 0 || s[.mdscr] & MDSCR.kernelDebug != 0 && s[.daif] & 1 << 9 == 0
+  }
+
+  /// What of debug the level's blocks depend on.
+  func addDebug(to mode: inout AArch64Mode) {
+    let level = s[.exceptionLevel]
+    mode.hasKernelDebug = s[.mdscr] & MDSCR.kernelDebug != 0
+    guard canDebug(level: level) else { return }
+    if s[.mdscr] & MDSCR.step != 0 { mode.step = s[.step] & PState.step != 0 ? .active : .pending }
+    mode.checksBreakPoints =
+      s[.mdscr] & MDSCR.monitorDebug != 0
+      && breakPoints.contains { Self.isEnabled($0.control, level: level) }
+  }
+
+  /// A debug register was written.
+  func debugStateChanged() {
+    updateMode()
+    var pages: [UInt64] = []
+    if s[.mdscr] & MDSCR.monitorDebug != 0 {
+      for point in watchPoints where point.control & 1 != 0 {
+        let range = Self.range(point)
+        // A large region would be many pages: all that matters is that its bytes are in them.
+        var page = range.lowerBound & ~4095
+        while page <= range.upperBound, pages.count < 4096 {
+          pages.append(page)
+          guard page <= .max - 4096 else { break }
+          page += 4096
+        }
+      }
+    }
+    engine.setWatchedPages(pages)
+  }
+
+  private typealias Point = (value: UInt64, control: UInt64)
+  private var breakPoints: [Point] {
+    [(s[.breakValue0], s[.breakControl0]), (s[.breakValue1], s[.breakControl1])]
+  }
+  private var watchPoints: [Point] {
+    [(s[.watchValue0], s[.watchControl0]), (s[.watchValue1], s[.watchControl1])]
+  }
+
+  /// E and the privilege field, PMC or PAC: bit 1 EL1, bit 2 EL0.
+  private static func isEnabled(_ control: UInt64, level: UInt64) -> Bool {
+    control & 1 != 0 && control >> (level == 0 ? 2 : 1) & 1 != 0
+  }
+
+  /// The bytes from the first to the last one that a watch point may see.
+  private static func range(_ point: Point) -> ClosedRange<UInt64> {
+    let mask = point.control >> 24 & 31
+    if mask >= 3 {
+      let low = point.value & ~((1 << mask) - 1)
+      return low...(low | ((1 << mask) - 1))
+    }
+    return point.value & ~7...(point.value | 7)
+  }
+
+  func raiseStep() {
+    let lower = Syndrome.softwareStep + (s[.exceptionLevel] == 0 ? 0 : 1)
+    trap(lower << 26 | 1 << 25 | s[.step] | Syndrome.debug)
+  }
+
+  /// Before an instruction: takes the exception if a break point is there.
+  func checkBreakPoints() {
+    let level = s[.exceptionLevel]
+    for point in breakPoints where Self.isEnabled(point.control, level: level) {
+      // Only addresses are compared, and the byte address select of an A64 instruction is all ones.
+      guard point.control >> 20 & 15 == 0, point.value == s.pc else { continue }
+      return trap((Syndrome.breakPoint + (level == 0 ? 0 : 1)) << 26 | 1 << 25 | Syndrome.debug)
+    }
+  }
+
+  public func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
+  {
+    let level: UInt64 = context == 0 ? 0 : 1
+    guard canDebug(level: s[.exceptionLevel]) else { return nil }
+    let last = address &+ UInt64(byteCount - 1)
+    for point in watchPoints where Self.isEnabled(point.control, level: level) {
+      // LSC: bit 3 loads, bit 4 stores.
+      guard point.control >> (access == .store ? 4 : 3) & 1 != 0 else { continue }
+      let range = Self.range(point)
+      guard range.lowerBound <= last, address <= range.upperBound else { continue }
+      if point.control >> 24 & 31 < 3 {
+        let bytes = point.control >> 5 & 0xff
+        let isHit = (0..<8 as Range<UInt64>).contains { byte in
+          bytes >> byte & 1 != 0 && (address...last).contains(range.lowerBound + byte)
+        }
+        guard isHit else { continue }
+      }
+      return Syndrome.isWatch | Syndrome.fault(Syndrome.debug, access)
+    }
+    return nil
+  }
+}
+
+extension AArch64Opcode {
+  /// Whether the instruction ends in a helper that goes to the dispatcher and leaves the PC behind the instruction.
+  var endsInHelper: Bool {
+    switch self {
+    case .svc, .hvc, .eret, .msr, .msrImmediate, .sys, .hint, .barrier: true
+    default: false
+    }
+  }
+}

@@ -1,0 +1,246 @@
+import ApusAsmX86
+import ApusIR
+
+// Floating-point lanes on AVX, as X86Emitter+Vector.swift does integers. The host computes and collects the flags; what it
+// gets wrong is seen in the result or, where that would raise a flag too many, in the operands: NaNs, underflow that
+// counts before rounding, conversions out of range. Then the slow path computes the whole operation from the state, which
+// has not been changed yet. Lanes that are not asked for hold copies of those that are, so that they raise nothing else.
+
+extension X86Emitter {
+  func emitVectorFloat(_ i: IRInstruction) {
+    let operand = IRVectorFloatOperand(rawValue: i.immediate)
+    let (operation, slots) = (operand.operation, operand.slots)
+    let halves: Halves =
+      operation == .narrowHigh ? .high : operand.shape == .full && operation != .narrowLow ? .both : .low
+    giveUp(slots.destination, halves)
+    // What moved may move on: it is no operand.
+    lockedVectors = 0
+    let (a, b, d, scratch) = (
+      takeVectorTemporary(), takeVectorTemporary(), takeVectorTemporary(), takeVectorTemporary()
+    )
+    loadLanes(a, slots.a, operand, shapeOfSource(operand))
+    if let offset = slots.b {
+      loadLanes(b, offset, operand, operand.shape, element: operand.element)
+    } else {
+      asm.avx(0xef, b, b, b)
+    }
+    if operation.readsDestination { loadLanes(d, slots.destination, operand, operand.shape) }
+    let compute = VectorFloatEmission(emitter: self, operand: operand, a: a, b: b, d: d, scratch: scratch)
+    let slow = compute.emit()
+    if operand.shape == .scalar, !operand.isDouble {
+      asm.avx(0xef, scratch, scratch, scratch)
+      asm.sse(0xf3, 0x10, scratch, d)  // movss
+      storeRegister(slots.destination, scratch, halves)
+    } else {
+      storeRegister(slots.destination, d, halves)
+    }
+    if slow >= 0 { addStub(.vectorFloat(site: site(i)), slow, resume: asm.offset) }
+    lockedVectors = 0
+  }
+
+  private func shapeOfSource(_ operand: IRVectorFloatOperand) -> IRVectorShape {
+    switch operand.operation {
+    case .narrowLow, .narrowHigh, .widenHigh: .full
+    case .widenLow: .half
+    case .addPairs where operand.shape == .scalar: operand.isDouble ? .full : .half
+    default: operand.shape
+    }
+  }
+
+  /// The lanes of the shape, and copies of them in the others.
+  private func loadLanes(
+    _ to: X86Vector, _ offset: Int, _ operand: IRVectorFloatOperand, _ shape: IRVectorShape,
+    element: Int? = nil
+  ) {
+    if let element {
+      let isUpper = element >= (operand.isDouble ? 1 : 2)
+      loadRegister(to, offset, isFull: isUpper)
+      if operand.isDouble {
+        asm.avx(isUpper ? 0x15 : 0x14, to, to, to)  // vunpckhpd, vunpcklpd
+      } else {
+        asm.avx(0xc6, to, to, to, immediate: UInt8(element * 0x55), map: 1, prefix: 0)
+      }
+      return
+    }
+    switch shape {
+    case .full: loadRegister(to, offset, isFull: true)
+    case .scalar where !operand.isDouble:
+      loadRegister(to, offset, isFull: false)
+      asm.avx(0xc6, to, to, to, immediate: 0, map: 1, prefix: 0)
+    case .half, .scalar:
+      // movddup
+      if let pinned = pinnedVector(offset) {
+        asm.sse(0xf2, 0x12, to, pinned)
+      } else {
+        asm.sse(0xf2, 0x12, to, state(offset))
+      }
+    }
+  }
+}
+
+/// One `vectorFloat`: its operands are in a, b and, for fused operations, d; the result goes to d. All four registers may be
+/// changed.
+private struct VectorFloatEmission {
+  let emitter: X86Emitter
+  let operand: IRVectorFloatOperand
+  let a: X86Vector
+  let b: X86Vector
+  let d: X86Vector
+  let scratch: X86Vector
+
+  /// A packed instruction in the operand's format.
+  private func packed(_ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, map: UInt8 = 1) {
+    vex(opcode, to, a, b, map: map, prefix: operand.isDouble ? 1 : 0)
+  }
+  private func vex(
+    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, map: UInt8 = 1, prefix: UInt8
+  ) {
+    emitter.asm.vex(
+      to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: map, prefix: prefix, wide: false, long: false,
+      opcode)
+  }
+  /// vcmpps, vcmppd.
+  private func compare(_ predicate: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    emitter.asm.avx(
+      0xc2, to, a, b, immediate: predicate, map: 1, prefix: operand.isDouble ? 1 : 0)
+  }
+  /// A jump if any bit of the register is set.
+  private func jumpIfAny(_ mask: X86Vector) -> Int {
+    emitter.asm.avx(0x17, mask, .xmm0, mask, map: 2)  // vptest
+    return emitter.asm.jump(.notEqual)
+  }
+  private func clearSigns(_ register: X86Vector, _ mask: X86Vector) {
+    emitter.signs(mask, operand.isDouble ? 3 : 2)
+    emitter.asm.avx(0xdf, register, mask, register)
+  }
+  /// All lanes of 32 bits.
+  private func broadcast(_ to: X86Vector, _ value: UInt32) {
+    let register = emitter.takeTemporary()
+    emitter.asm.move(register, immediate: UInt64(value))
+    emitter.asm.move(to, register, wide: false)
+    emitter.asm.avx(0xc6, to, to, to, immediate: 0, map: 1, prefix: 0)
+  }
+
+  /// A jump if a lane of the result is a NaN or may have been tiny before it was rounded; a and scratch are lost.
+  private func jumpIfWrong(mayBeTiny: Bool, isDouble: Bool) -> Int {
+    emitter.asm.avx(0xc2, scratch, d, d, immediate: 3, map: 1, prefix: isDouble ? 1 : 0)
+    if mayBeTiny, operand.isTinyBeforeRounding {
+      // Shifted left by one, the smallest normal number of either sign.
+      emitter.asm.avx(isDouble ? 0xd4 : 0xfe, a, d, d)
+      let normal = emitter.state(isDouble ? X86Emitter.smallestNormal64 : X86Emitter.smallestNormal32)
+      emitter.asm.sse(0xf2, 0x12, b, normal)  // movddup
+      if isDouble { emitter.asm.avx(0x29, a, a, b, map: 2) } else { emitter.asm.avx(0x76, a, a, b) }
+      emitter.asm.avx(0xeb, scratch, scratch, a)
+    }
+    return jumpIfAny(scratch)
+  }
+
+  /// Returns the jump to the slow path, or -1.
+  func emit() -> Int {
+    switch operand.operation {
+    case .add: packed(0x58, d, a, b)
+    case .subtract: packed(0x5c, d, a, b)
+    case .multiply: packed(0x59, d, a, b)
+    case .divide: packed(0x5e, d, a, b)
+    case .squareRoot: packed(0x51, d, .xmm0, a)
+    case .multiplyAdd, .multiplySubtract:
+      emitter.asm.fused231(operand.operation == .multiplyAdd ? 0xb8 : 0xbc, d, a, b, double: operand.isDouble)
+    case .absoluteDifference:
+      packed(0x5c, d, a, b)
+      let slow = jumpIfWrong(mayBeTiny: false, isDouble: operand.isDouble)
+      clearSigns(d, a)
+      return slow
+    case .minimum, .minimumNumber: return minimum(isMaximum: false)
+    case .maximum, .maximumNumber: return minimum(isMaximum: true)
+    case .equal: compare(0, d, a, b)
+    case .greaterOrEqual: compare(0x0d, d, a, b)
+    case .greater: compare(0x0e, d, a, b)
+    case .lessOrEqual: compare(0x02, d, a, b)
+    case .less: compare(0x01, d, a, b)
+    case .absoluteGreaterOrEqual, .absoluteGreater:
+      clearSigns(a, d)
+      clearSigns(b, d)
+      compare(operand.operation == .absoluteGreater ? 0x0e : 0x0d, d, a, b)
+    case .addPairs: addPairs()
+    case .fromSigned: vex(0x5b, d, .xmm0, a, prefix: 0)
+    case .fromUnsigned: fromUnsigned()
+    case .toSigned: return toSigned()
+    case .toUnsigned: return toUnsigned()
+    case .roundToIntegral, .roundToIntegralExact:
+      let modes: [IRRounding: UInt8] = [.nearestEven: 0, .down: 1, .up: 2, .towardZero: 3]
+      guard let mode = modes[operand.rounding] else { preconditionFailure("no such rounding") }
+      let isSilent = operand.operation == .roundToIntegral
+      emitter.asm.avx(
+        operand.isDouble ? 0x09 : 0x08, d, .xmm0, a, immediate: mode | (isSilent ? 8 : 0), map: 3, prefix: 1)
+    case .widenLow, .widenHigh:
+      if operand.operation == .widenHigh { emitter.asm.avx(0x15, a, a, a) }  // vunpckhpd
+      vex(0x5a, d, .xmm0, a, prefix: 0)
+    case .narrowLow, .narrowHigh:
+      vex(0x5a, d, .xmm0, a, prefix: 1)
+      let slow = jumpIfWrong(mayBeTiny: true, isDouble: false)
+      if operand.operation == .narrowHigh { emitter.asm.avx(0x14, d, d, d) }  // vunpcklpd
+      return slow
+    }
+    switch operand.operation {
+    case .equal, .greaterOrEqual, .greater, .lessOrEqual, .less, .absoluteGreaterOrEqual, .absoluteGreater,
+      .fromSigned, .fromUnsigned:
+      return -1
+    case .multiply, .divide, .multiplyAdd, .multiplySubtract:
+      return jumpIfWrong(mayBeTiny: true, isDouble: operand.isDouble)
+    default: return jumpIfWrong(mayBeTiny: false, isDouble: operand.isDouble)
+    }
+  }
+
+  /// NaNs are looked for first: the host's minimum would call a quiet one invalid. Of zeros it gives the second operand:
+  /// both orders together have the sign.
+  private func minimum(isMaximum: Bool) -> Int {
+    compare(3, d, a, b)
+    let slow = jumpIfAny(d)
+    let opcode: UInt8 = isMaximum ? 0x5f : 0x5d
+    packed(opcode, scratch, b, a)
+    packed(opcode, d, a, b)
+    emitter.asm.avx(isMaximum ? 0xdb : 0xeb, d, d, scratch)
+    return slow
+  }
+
+  private func addPairs() {
+    let prefix: UInt8 = operand.isDouble ? 1 : 3
+    switch operand.shape {
+    case .full: vex(0x7c, d, a, b, prefix: prefix)  // vhaddps, vhaddpd
+    case .half:
+      emitter.asm.avx(0x14, d, a, b)  // vunpcklpd
+      vex(0x7c, d, d, d, prefix: prefix)
+    case .scalar: vex(0x7c, d, a, a, prefix: prefix)
+    }
+  }
+
+  /// The halves of 16 bits are exact; so is the upper one times 65536.
+  private func fromUnsigned() {
+    emitter.shift(2, 2, scratch, a, 16)
+    emitter.shift(6, 2, a, a, 16)
+    emitter.shift(2, 2, a, a, 16)
+    vex(0x5b, scratch, .xmm0, scratch, prefix: 0)
+    vex(0x5b, a, .xmm0, a, prefix: 0)
+    broadcast(d, 0x4780_0000)
+    vex(0x59, scratch, scratch, d, prefix: 0)
+    vex(0x58, d, scratch, a, prefix: 0)
+  }
+
+  /// 0x8000_0000 is either the true result or "invalid".
+  private func toSigned() -> Int {
+    vex(0x5b, d, .xmm0, a, prefix: 2)  // vcvttps2dq
+    emitter.signs(scratch, 2)
+    emitter.asm.avx(0x76, scratch, scratch, d)
+    return jumpIfAny(scratch)
+  }
+
+  /// Negative numbers, those from 2^31 and NaNs are left alone: as integers none is less than 2^31's bits.
+  private func toUnsigned() -> Int {
+    broadcast(scratch, 0x4f00_0000)
+    emitter.asm.avx(0x3f, scratch, scratch, a, map: 2)  // vpmaxud
+    emitter.asm.avx(0x76, scratch, scratch, a)
+    let slow = jumpIfAny(scratch)
+    vex(0x5b, d, .xmm0, a, prefix: 2)
+    return slow
+  }
+}
