@@ -16,6 +16,7 @@ struct ArmVirtBoot: BoardBoot {
   var space: AddressSpace
   var ram: GuestRAM
   var gicVersion: GIC.Version
+  var hasTranslationService: Bool
   /// Flash bank 0 holds an image.
   var hasFlash: Bool
   var fwCfg: FirmwareConfiguration
@@ -27,7 +28,7 @@ struct ArmVirtBoot: BoardBoot {
     var tree = try KernelFiles.tree(configuration) {
       ArmVirtDeviceTree(
         cpuCount: configuration.cpuCount, cpu: configuration.arm.cpuCompatible, ramByteCount: ram.byteCount,
-        gicVersion: gicVersion
+        gicVersion: gicVersion, hasTranslationService: hasTranslationService
       ).make()
     }
     var firmware: String?

@@ -9,6 +9,7 @@ struct ArmVirtDeviceTree {
   var cpu: String
   var ramByteCount: UInt64
   var gicVersion: GIC.Version
+  var hasTranslationService: Bool
 
   private typealias Map = ArmVirtMap
   private static let clockHandle: UInt32 = 0x8000
@@ -95,6 +96,12 @@ struct ArmVirtDeviceTree {
         node.set("interrupts", cells: [13, 14, 11, 10].flatMap { [1, $0, Self.levelHigh | mask] })
         node.set("always-on")
         node.set("compatible", ["arm,armv8-timer", "arm,armv7-timer"])
+      })
+    tree.root.add(
+      .init("pmu") { node in
+        let mask: UInt32 = gicVersion == .v2 ? (1 << UInt32(cpuCount) - 1) << 8 : 0
+        node.set("interrupts", cells: [1, UInt32(Map.performanceInterrupt - 16), Self.levelHigh | mask])
+        node.set("compatible", "arm,armv8-pmuv3")
       })
     tree.root.add(
       .init("apb-pclk") {
@@ -185,6 +192,15 @@ struct ArmVirtDeviceTree {
           Map.gicRedistributors.byteCount)
         $0.set("#redistributor-regions", 1)
         $0.set("compatible", "arm,gic-v3")
+        guard hasTranslationService else { return }
+        $0.add(
+          .init("its@\(hex(Map.gicTranslation))") {
+            $0.set("phandle", Self.messageHandle)
+            $0.set("reg", wide: Map.gicTranslation, GICTranslationService.byteCount)
+            $0.set("#msi-cells", 1)
+            $0.set("msi-controller")
+            $0.set("compatible", "arm,gic-v3-its")
+          })
       }
     }
   }
@@ -209,7 +225,7 @@ struct ArmVirtDeviceTree {
       ]
       $0.set("ranges", cells: windows.flatMap { [$0.0] + split($0.1) + split($0.2) + split($0.3) })
       $0.set("reg", wide: Map.pciConfiguration.base, Map.pciConfiguration.byteCount)
-      if gicVersion == .v2 { $0.set("msi-map", 0, Self.messageHandle, 0, 0x10000) }
+      if gicVersion == .v2 || hasTranslationService { $0.set("msi-map", 0, Self.messageHandle, 0, 0x10000) }
       $0.set("dma-coherent")
       $0.set("bus-range", 0, 0xff)
       $0.set("linux,pci-domain", 0)

@@ -49,11 +49,13 @@ public final class ArmVirtBoard: Board {
         arm: Self.environment(wires, version, configuration.arm.cpuDescription, machine)))
     let gic = GIC(
       version: version, sharedCount: Map.sharedInterruptCount,
-      outputs: vcpus.map { .init(irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1)) })
+      outputs: vcpus.map { .init(irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1)) },
+      memory: configuration.arm.hasTranslationService ? space.ramTable : nil)
     wires.gic = gic
     let builder = BoardBuilder(
       space: space, loop: loop, clock: clock, machine: machine, layout: Self.layout, input: { gic.input($0) })
-    Self.addInterruptController(builder, gic)
+    Self.addInterruptController(
+      builder, gic, memory: configuration.arm.hasTranslationService ? space.ramTable : nil)
     let serial = configuration.serials.first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()
     let gpio = Self.addPeripherals(builder, gic, serial, configuration)
     pressPowerKey = {
@@ -65,12 +67,25 @@ public final class ArmVirtBoard: Board {
     }
     let banks = try builder.addFlash(memory.flash, configuration)
     let fwCfg = try builder.addFirmwareConfiguration(configuration)
+    if configuration.arm.hasACPI, banks.contains(0) || configuration.firmware.isFile {
+      let acpi = ArmVirtACPI(
+        cpuCount: configuration.cpuCount, gicVersion: version,
+        hasTranslationService: configuration.arm.hasTranslationService)
+      for file in acpi.files() {
+        guard !configuration.firmwareFiles.contains(where: { $0["name"] == file.name }) else {
+          throw MachineError(
+            "-fw_cfg: '\(file.name)' is the machine's own; leave it out, or use -machine acpi=off")
+        }
+        fwCfg.addFile(file.name, file.bytes)
+      }
+    }
     var added: [MachineConfiguration.Item] = []
     backends = try MachineBackends(
       configuration, loop: loop, characterDevices: characterBackends, addedDevices: &added)
     try builder.addDevices(added + configuration.devices, registry, backends)
     let boot = ArmVirtBoot(
-      configuration: configuration, space: space, ram: ram, gicVersion: version, hasFlash: banks.contains(0),
+      configuration: configuration, space: space, ram: ram, gicVersion: version,
+      hasTranslationService: configuration.arm.hasTranslationService, hasFlash: banks.contains(0),
       fwCfg: fwCfg)
     self.boot = boot
     machine.install(
@@ -100,6 +115,7 @@ public final class ArmVirtBoard: Board {
         wires.gic?.setPrivate(
           cpu, timer == .virtual ? Map.virtualTimerInterrupt : Map.physicalTimerInterrupt, level)
       },
+      setPerformanceLine: { wires.gic?.setPrivate($0, Map.performanceInterrupt, $1) },
       switchPower: { [weak machine] isReset in machine?.request(isReset ? .reset : .powerOff) })
   }
 
@@ -124,14 +140,14 @@ public final class ArmVirtBoard: Board {
         ioBase: Map.pciPorts.base, ioByteCount: Map.pciPorts.byteCount), pciInterrupt: Map.pciInterrupt)
   }
 
-  private static func addInterruptController(_ builder: BoardBuilder, _ gic: GIC) {
+  private static func addInterruptController(_ builder: BoardBuilder, _ gic: GIC, memory: GuestRAMTable?) {
     switch gic.version {
     case .v2:
       builder.map("gic-distributor", Map.gicDistributor, GICv2Distributor.byteCount, GICv2Distributor(gic))
       builder.map("gic-interface", Map.gicInterface, GICv2Interface.byteCount, GICv2Interface(gic))
       let frame = GICv2MessageFrame(gic, first: Map.messageInterrupt.first, count: Map.messageInterrupt.count)
       builder.map("gic-messages", Map.gicMessages, GICv2MessageFrame.byteCount, frame)
-      builder.message = { address, data in
+      builder.message = { address, data, _ in
         if address == Map.gicMessages + 0x40 { frame.send(data) }
       }
     case .v3:
@@ -139,6 +155,14 @@ public final class ArmVirtBoard: Board {
       builder.map(
         "gic-redistributors", Map.gicRedistributors.base, Map.gicRedistributors.byteCount,
         GICv3Redistributors(gic))
+      guard let memory else { break }
+      let service = GICTranslationService(gic, memory: memory)
+      builder.map("gic-its", Map.gicTranslation, GICTranslationService.byteCount, service)
+      builder.onReset { service.reset() }
+      builder.message = { address, data, requester in
+        guard address == Map.gicTranslation + GICTranslationService.translaterOffset else { return }
+        service.send(device: UInt64(requester), event: UInt64(data))
+      }
     }
     builder.onReset { gic.reset() }
   }

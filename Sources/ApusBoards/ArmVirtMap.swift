@@ -4,6 +4,7 @@ public enum ArmVirtMap {
   public static let gicDistributor: UInt64 = 0x800_0000
   public static let gicInterface: UInt64 = 0x801_0000
   public static let gicMessages: UInt64 = 0x802_0000
+  public static let gicTranslation: UInt64 = 0x808_0000
   public static let gicRedistributors = (base: UInt64(0x80a_0000), byteCount: UInt64(0xf6_0000))
   public static let uart: UInt64 = 0x900_0000
   public static let rtc: UInt64 = 0x901_0000
@@ -28,7 +29,8 @@ public enum ArmVirtMap {
   /// Of virtio slot 0; the others follow.
   public static let virtioInterrupt = 16
   public static let messageInterrupt = (first: 48, count: 64)
-  /// A CPU's own: the timers.
+  /// A CPU's own: the performance monitor, the timers.
+  public static let performanceInterrupt = 23
   public static let virtualTimerInterrupt = 27
   public static let physicalTimerInterrupt = 30
   /// The pin of the power key.

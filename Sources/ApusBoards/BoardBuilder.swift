@@ -29,7 +29,7 @@ final class BoardBuilder {
   /// The wire into an interrupt of the board's controller.
   let input: (Int) -> InterruptLine
   /// Delivers a message of PCI devices; `nil` if nothing takes them.
-  var message: (@Sendable (_ address: UInt64, _ data: UInt32) -> Void)?
+  var message: (@Sendable (_ address: UInt64, _ data: UInt32, _ requester: UInt16) -> Void)?
   private(set) var resets: [@Sendable () -> Void] = []
 
   init(

@@ -9,6 +9,8 @@ public struct ArmCPUEnvironment: Sendable {
   /// The CPU model's name.
   public var model: String
   public var setTimer: @Sendable (_ cpu: Int, Timer, _ level: Bool) -> Void
+  /// The performance monitor's interrupt.
+  public var setPerformanceLine: @Sendable (_ cpu: Int, _ level: Bool) -> Void
   /// PSCI's SYSTEM_OFF (`false`) and SYSTEM_RESET.
   public var switchPower: @Sendable (_ isReset: Bool) -> Void
 
@@ -16,10 +18,11 @@ public struct ArmCPUEnvironment: Sendable {
     model: String, hasRegisters: Bool, readRegister: @escaping @Sendable (Int, UInt16) -> UInt64?,
     writeRegister: @escaping @Sendable (Int, UInt16, UInt64) -> Bool,
     setTimer: @escaping @Sendable (Int, Timer, Bool) -> Void,
+    setPerformanceLine: @escaping @Sendable (Int, Bool) -> Void,
     switchPower: @escaping @Sendable (Bool) -> Void
   ) {
     (self.model, self.hasRegisters) = (model, hasRegisters)
     (self.readRegister, self.writeRegister) = (readRegister, writeRegister)
-    (self.setTimer, self.switchPower) = (setTimer, switchPower)
+    (self.setTimer, self.setPerformanceLine, self.switchPower) = (setTimer, setPerformanceLine, switchPower)
   }
 }

@@ -18,6 +18,11 @@ public struct ArmConfiguration: Equatable, Sendable {
   }
   /// 2 or 3.
   public var gicVersion = 2
+  var wantsTranslationService = true
+  /// Firmware gets ACPI tables.
+  public var hasACPI = true
+  /// Messages of PCI devices come to a GICv3's translation service.
+  public var hasTranslationService: Bool { gicVersion == 3 && wantsTranslationService }
 
   public init() {}
 
@@ -63,7 +68,9 @@ public struct ArmConfiguration: Equatable, Sendable {
         throw ConfigurationError("\(what): gic-version is '\(entry.value)'; it must be 2, 3 or max")
       }
       gicVersion = version
-    case "virtualization", "secure", "its", "mte", "ras":
+    case "its": wantsTranslationService = try list.bool(entry.key, of: what) ?? true
+    case "acpi": hasACPI = entry.value == "auto" ? true : try list.bool(entry.key, of: what) ?? true
+    case "virtualization", "secure", "mte", "ras":
       if try list.bool(entry.key, of: what) == true {
         throw ConfigurationError("\(what): \(entry.key)=on is not implemented; leave it off")
       }

@@ -5,6 +5,8 @@ public struct MachineConfiguration: Equatable, Sendable {
     case standard
     case none
     case file(String)
+
+    public var isFile: Bool { if case .file = self { true } else { false } }
   }
   /// A line of `-device`, `-object`, `-netdev` or `-blockdev`: what and how.
   public struct Item: Equatable, Sendable {

@@ -49,10 +49,10 @@ extension AArch64CPU {
 
   private typealias Point = (value: UInt64, control: UInt64)
   private var breakPoints: [Point] {
-    [(s[.breakValue0], s[.breakControl0]), (s[.breakValue1], s[.breakControl1])]
+    AArch64SystemSlot.breakPoints.map { (s[$0.value], s[$0.control]) }
   }
   private var watchPoints: [Point] {
-    [(s[.watchValue0], s[.watchControl0]), (s[.watchValue1], s[.watchControl1])]
+    AArch64SystemSlot.watchPoints.map { (s[$0.value], s[$0.control]) }
   }
 
   /// E and the privilege field, PMC or PAC: bit 1 EL1, bit 2 EL0.

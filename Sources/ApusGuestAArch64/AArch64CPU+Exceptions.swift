@@ -59,6 +59,7 @@ extension AArch64CPU {
     if let address { s[.far] = address }
     onException?(vector.rawValue, syndrome ?? 0, address ?? 0, pc)
     let level = s[.exceptionLevel]
+    if performance.isRunning { countPerformance() }
     let usesOwnStack = s[.stackSelect]
     s[.elr] = pc
     s[.spsr] =
@@ -83,6 +84,7 @@ extension AArch64CPU {
     forgetReservation()
     // AArch32, higher levels and EL0 with a stack pointer that it does not have [D1.4.4].
     let level = status >> 2 & 3
+    if performance.isRunning { countPerformance() }
     let couldStep = canDebug(level: s[.exceptionLevel])
     s[.step] = 0
     guard status & 0x12 == 0, level <= 1, level == 1 || status & 1 == 0 else {
@@ -146,7 +148,13 @@ extension AArch64CPU {
       engine.requestSleep()
       return false
     }
-    if dueFlag.value.exchange(false, ordering: .acquiringAndReleasing) { updateTimers() }
+    if dueFlag.value.exchange(false, ordering: .acquiringAndReleasing) {
+      updateTimers()
+      if performance.isRunning {
+        countPerformance()
+        updatePerformanceMonitor()
+      }
+    }
     let lines = apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset)
     if lines == 0 { return false }
     if lines & 2 != 0, s[.daif] & PState.fiqMask == 0 {

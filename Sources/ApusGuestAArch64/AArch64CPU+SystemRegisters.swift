@@ -33,6 +33,7 @@ extension AArch64CPU {
     case (2, 0, 1, 1, 4): return 8 | s[.osLock] << 1
     case (3, 3, 14, 2, let index): return readTimer(.physical, index)
     case (3, 3, 14, 3, let index): return readTimer(.virtual, index)
+    case (3, 0, 9, 14, _), (3, 3, 9, 12...14, _), (3, 3, 14, 8...15, _): return readPerformance(key)
     case (3, 0, 4, 6, 0), (3, 0, 12, 8...12, _):
       return system?.environment.readRegister(index, key.rawValue)
     default: return nil
@@ -81,6 +82,7 @@ extension AArch64CPU {
     case (3, 3, 14, 3, let index):
       writeTimer(.virtual, index, value)
       engine.requestInterruptCheck()
+    case (3, 0, 9, 14, _), (3, 3, 9, 12...14, _), (3, 3, 14, 8...15, _): return writePerformance(key, value)
     case (3, 0, 4, 6, 0), (3, 0, 12, 8...12, _):
       guard system?.environment.writeRegister(index, key.rawValue, value) ?? false else { return false }
       engine.requestInterruptCheck()
@@ -124,8 +126,8 @@ extension AArch64CPU {
         | has(.fp16) << 20 | has(.fp16) << 16 | 0x11
     // ID_AA64PFR1
     case (4, 1): return max(has(.ssbs), has(.ssbs2, 2)) << 4
-    // ID_AA64DFR0: Armv8's debug registers, two of each kind
-    case (5, 0): return 1 << 20 | 1 << 12 | 6
+    // ID_AA64DFR0: Armv8's debug registers, six break points and four watch points; PMUv3
+    case (5, 0): return 3 << 20 | 5 << 12 | 1 << 8 | 6
     // ID_AA64ISAR0
     case (6, 0):
       return has(.rng) << 60 | max(has(.flagm), has(.flagm2, 2)) << 52 | has(.fhm) << 48 | has(.dotprod) << 44

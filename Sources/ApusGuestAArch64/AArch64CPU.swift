@@ -10,7 +10,7 @@ import Synchronization
 /// One AArch64 CPU: EL0 and EL1, A64 [Arm ARM].
 ///
 /// Runs on its vCPU's thread; `setInterrupt` may be called from any. In user-mode emulation exceptions go to the hooks.
-/// Not modelled: EL2 and EL3, AArch32, performance counters.
+/// Not modelled: EL2 and EL3, AArch32.
 public final class AArch64CPU: GuestCPU {
   /// CNTFRQ_EL0: 62.5 MHz.
   public static let counterFrequency: UInt64 = 62_500_000
@@ -54,6 +54,8 @@ public final class AArch64CPU: GuestCPU {
   let dueFlag = Flag()
   /// The host's timers of the physical and the virtual timer.
   var scheduled: [EventLoop.TimerID?] = [nil, nil]
+  var performance = PerformanceMonitor()
+  var performanceTimer: EventLoop.TimerID?
   /// Called, on any thread, when the CPU must look for interrupts. Set before the CPU runs.
   public private(set) var wake: @Sendable () -> Void = {}
   /// Shown each exception (`-d int`): its vector, syndrome, address and PC.
@@ -131,6 +133,8 @@ public final class AArch64CPU: GuestCPU {
     for (index, value) in arguments.prefix(8).enumerated() { s[x: index] = value }
     updateMode()
     updateTimers()
+    performance = PerformanceMonitor()
+    updatePerformanceMonitor()
     engine.addressSpaceChanged(asid: 0)
     engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
   }

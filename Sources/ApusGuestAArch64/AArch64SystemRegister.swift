@@ -12,8 +12,10 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   case elr, spsr, tpidr1, csselr
   case cntkctl, cntpControl, cntpCompare, cntvControl, cntvCompare
   case mdscr, osLock, osDoubleLock
-  case breakValue0, breakControl0, breakValue1, breakControl1
-  case watchValue0, watchControl0, watchValue1, watchControl1
+  case breakValue0, breakControl0, breakValue1, breakControl1, breakValue2, breakControl2
+  case breakValue3, breakControl3, breakValue4, breakControl4, breakValue5, breakControl5
+  case watchValue0, watchControl0, watchValue1, watchControl1, watchValue2, watchControl2, watchValue3,
+    watchControl3
   /// PSTATE.SSBS and DIT, as bits 12 and 24.
   case statusBits
   /// Keys of pointer authentication.
@@ -22,6 +24,15 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   case interruptLines
 
   public var offset: Int { 1856 + rawValue * 8 }
+
+  static let breakPoints: [(value: Self, control: Self)] = [
+    (.breakValue0, .breakControl0), (.breakValue1, .breakControl1), (.breakValue2, .breakControl2),
+    (.breakValue3, .breakControl3), (.breakValue4, .breakControl4), (.breakValue5, .breakControl5),
+  ]
+  static let watchPoints: [(value: Self, control: Self)] = [
+    (.watchValue0, .watchControl0), (.watchValue1, .watchControl1), (.watchValue2, .watchControl2),
+    (.watchValue3, .watchControl3),
+  ]
 }
 
 extension AArch64State {
@@ -106,12 +117,8 @@ struct AArch64SystemRegister: Sendable {
       slot(0, 2, 2, 0, .apdaLow, .pauth), slot(0, 2, 2, 1, .apdaHigh, .pauth),
       slot(0, 2, 2, 2, .apdbLow, .pauth), slot(0, 2, 2, 3, .apdbHigh, .pauth),
       slot(0, 2, 3, 0, .apgaLow, .pauth), slot(0, 2, 3, 1, .apgaHigh, .pauth),
-      // MDSCR_EL1, OSDLR_EL1; DBGBVR, DBGBCR, DBGWVR and DBGWCR
+      // MDSCR_EL1, OSDLR_EL1
       guarded(0, 2, 2, .mdscr, writable: 0xa001), guarded(1, 3, 4, .osDoubleLock, writable: 1),
-      guarded(0, 0, 4, .breakValue0, writable: ~3), guarded(0, 0, 5, .breakControl0, writable: 0xe1e7),
-      guarded(0, 1, 4, .breakValue1, writable: ~3), guarded(0, 1, 5, .breakControl1, writable: 0xe1e7),
-      guarded(0, 0, 6, .watchValue0, writable: ~3), guarded(0, 0, 7, .watchControl0, writable: 0x1f00_ffff),
-      guarded(0, 1, 6, .watchValue1, writable: ~3), guarded(0, 1, 7, .watchControl1, writable: 0x1f00_ffff),
       special(0, 1, 0, 4, reader: 4, op0: 2), special(0, 1, 1, 4, writer: 4, op0: 2),  // OSLAR, OSLSR
       .init(key: .init(2, 3, 0, 1, 0), kind: .zero, reader: 0, writer: 4),  // MDCCSR_EL0
       .init(key: .init(2, 0, 1, 0, 0), kind: .zero, reader: 1, writer: 4),  // MDRAR_EL1
@@ -132,6 +139,23 @@ struct AArch64SystemRegister: Sendable {
     // Feature registers; those that are not there read as zero [D19.2].
     for m in 1...7 as ClosedRange<UInt16> {
       for op2 in 0...7 as ClosedRange<UInt16> { rows.append(special(0, 0, m, op2, writer: 4)) }
+    }
+    // DBGBVR, DBGBCR, DBGWVR and DBGWCR.
+    for (number, point) in AArch64SystemSlot.breakPoints.enumerated() {
+      rows.append(guarded(0, UInt16(number), 4, point.value, writable: ~3))
+      rows.append(guarded(0, UInt16(number), 5, point.control, writable: 0xe1e7))
+    }
+    for (number, point) in AArch64SystemSlot.watchPoints.enumerated() {
+      rows.append(guarded(0, UInt16(number), 6, point.value, writable: ~3))
+      rows.append(guarded(0, UInt16(number), 7, point.control, writable: 0x1f00_ffff))
+    }
+    // The performance monitors'.
+    for op2 in 0...7 as ClosedRange<UInt16> { rows.append(special(3, 9, 12, op2, reader: 0, writer: 0)) }
+    for op2 in 0...2 as ClosedRange<UInt16> { rows.append(special(3, 9, 13, op2, reader: 0, writer: 0)) }
+    for op2 in [0, 3] as [UInt16] { rows.append(special(3, 9, 14, op2, reader: 0, writer: 0)) }
+    for op2 in [1, 2] as [UInt16] { rows.append(special(0, 9, 14, op2)) }
+    for m in 8...15 as ClosedRange<UInt16> {
+      for op2 in 0...7 as ClosedRange<UInt16> { rows.append(special(3, 14, m, op2, reader: 0, writer: 0)) }
     }
     // The interrupt controller's: ICC_*.
     rows += [special(0, 4, 6, 0)]

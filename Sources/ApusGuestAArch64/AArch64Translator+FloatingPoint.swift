@@ -133,8 +133,8 @@ extension AArch64Translator {
   }
 
   private mutating func compare(isConditional: Bool) {
-    if isConditional || mode.flushesToZero {
-      // A comparison that is not made raises nothing: the helper looks at the state's flags, and sets them.
+    guard !mode.flushesToZero else {
+      // The helper looks at the state's flags, and sets them.
       storeFlags()
       call(.softCompare, constant(UInt64(word)))
       flags = .stored
@@ -142,11 +142,27 @@ extension AArch64Translator {
       return
     }
     let isSignalling = bits(4, 1) == 1
-    let a = f(rn)
-    let isZero = bits(3, 1) == 1
-    let b = isZero ? block.unary(isDouble ? .moveI64ToF64 : .moveI64ToF32, constant(0)) : f(rm)
+    guard isConditional, bits(12, 4) < 14 else {
+      let isZero = !isConditional && bits(3, 1) == 1
+      let b = isZero ? block.unary(isDouble ? .moveI64ToF64 : .moveI64ToF32, constant(0)) : f(rm)
+      return setFlags(.packed(compared(f(rn), b, isSignalling: isSignalling)))
+    }
+    // A comparison that is not made raises nothing: it is one of zeros.
+    let holds = value(of: bits(12, 4))
+    func operand(_ number: Int) -> IRValue {
+      block.unary(
+        isDouble ? .moveI64ToF64 : .moveI64ToF32,
+        block.ternary(.select64, holds, half(number, false), constant(0)))
+    }
+    let result = compared(operand(rn), operand(rm), isSignalling: isSignalling)
+    setFlags(.packed(block.ternary(.select64, holds, result, constant(UInt64(bits(0, 4)) << 28))))
+  }
+
+  /// N, Z, C and V of a comparison, packed.
+  private func compared(_ a: IRValue, _ b: IRValue, isSignalling: Bool) -> IRValue {
     func test(_ kind: IRFloatComparison, _ a: IRValue, _ b: IRValue) -> IRValue {
-      block.binary(isDouble ? .compareF64 : .compareF32, a, b, immediate: floatOperand(kind: kind.rawValue))
+      block.binary(
+        isDouble ? .compareF64 : .compareF32, a, b, immediate: floatOperand(kind: kind.rawValue))
     }
     let less: IRFloatComparison = isSignalling ? .less : .lessQuiet
     let equal = test(.equal, a, b)
@@ -155,8 +171,7 @@ extension AArch64Translator {
     // Unordered 0011, above 0010, below 1000, equal 0110.
     var result = block.ternary(.select64, above, constant(2 << 28), constant(3 << 28))
     result = block.ternary(.select64, below, constant(8 << 28), result)
-    result = block.ternary(.select64, equal, constant(6 << 28), result)
-    setFlags(.packed(result))
+    return block.ternary(.select64, equal, constant(6 << 28), result)
   }
 
   // MARK: Conversions

@@ -110,6 +110,13 @@ public struct GuestRAMTable: @unchecked Sendable {
     }
   }
 
+  /// A word at a multiple of 8; `nil` where there is no RAM.
+  public func load(_ address: UInt64) -> UInt64? { word(address).map { apus_load_relaxed64($0) } }
+  /// Nothing happens where there is no RAM.
+  public func store(_ address: UInt64, _ value: UInt64) {
+    word(address)?.storeBytes(of: value, as: UInt64.self)
+  }
+
   /// Host memory behind 8 bytes at a physical address; `nil` where there is no RAM.
   public func word(_ address: UInt64) -> UnsafeMutableRawPointer? {
     for index in 0..<count {

@@ -12,6 +12,8 @@ public struct PCIAddress: Hashable, Sendable, CustomStringConvertible {
   public init(bus: UInt8 = 0, slot: UInt8, function: UInt8 = 0) {
     (self.bus, self.slot, self.function) = (bus, slot, function)
   }
+  /// How the function names itself on the bus [PCIe 5.0 §2.2.4.2].
+  public var requesterID: UInt16 { UInt16(bus) << 8 | UInt16(slot) << 3 | UInt16(function) }
   /// Parses `addr=`: hexadecimal slot and optional function, "5", "1f.2".
   public init?(_ text: String) {
     let parts = text.split(separator: ".", omittingEmptySubsequences: false)
@@ -85,15 +87,15 @@ public final class PCIHost: Sendable {
   }
   public let layout: PCIHostLayout
   private let lines: [InterruptLine]
-  private let message: (@Sendable (UInt64, UInt32) -> Void)?
+  private let message: (@Sendable (UInt64, UInt32, UInt16) -> Void)?
   private let state = Mutex(State())
 
   /// - Parameters:
   ///   - lines: four; the pins of slot s use line (pin + s) mod 4.
-  ///   - message: delivers an MSI write; `nil` if the machine has no MSI controller, so that functions offer no MSI-X.
+  ///   - message: delivers an MSI write of the function with this requester ID; `nil` if the machine has no MSI controller, so that functions offer no MSI-X.
   public init(
     layout: PCIHostLayout = .riscvVirt, lines: [InterruptLine],
-    message: (@Sendable (_ address: UInt64, _ data: UInt32) -> Void)?
+    message: (@Sendable (_ address: UInt64, _ data: UInt32, _ requester: UInt16) -> Void)?
   ) {
     precondition(lines.count == 4, "a PCI host has four interrupt lines")
     (self.layout, self.lines, self.message) = (layout, lines, message)
@@ -159,10 +161,11 @@ public final class PCIHost: Sendable {
   }
 
   private func install(_ function: PCIFunction, at address: PCIAddress) {
-    let message = message ?? { _, _ in }
+    let message = message ?? { _, _, _ in }
     function.connect(
       PCIFunction.Connection(
-        setINTx: { [weak self] pin, level in self?.setINTx(address, pin, level) }, sendMessage: message,
+        setINTx: { [weak self] pin, level in self?.setINTx(address, pin, level) },
+        sendMessage: { message($0, $1, address.requesterID) },
         mappingsChanged: { [weak self, weak function] in
           if let function { self?.updateMappings(function) }
         }))

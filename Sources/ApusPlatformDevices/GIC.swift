@@ -23,11 +23,14 @@ public final class GIC: Sendable {
   public let cpuCount: Int
   /// Shared interrupts, a multiple of 32.
   public let sharedCount: Int
+  /// Where tables of LPIs lie; `nil` without a translation service.
+  let memory: GuestRAMTable?
   private let state: Mutex<GICState>
   private let outputs: [Outputs]
 
-  public init(version: Version, sharedCount: Int, outputs: [Outputs]) {
-    (self.version, self.sharedCount, self.outputs) = (version, sharedCount, outputs)
+  /// - Parameter memory: for LPIs, of version 3; outlives the controller.
+  public init(version: Version, sharedCount: Int, outputs: [Outputs], memory: GuestRAMTable? = nil) {
+    (self.version, self.sharedCount, self.outputs, self.memory) = (version, sharedCount, outputs, memory)
     cpuCount = outputs.count
     state = Mutex(GICState(cpuCount: outputs.count, sharedCount: sharedCount))
   }
@@ -131,6 +134,8 @@ public final class GICv2Distributor: MMIODevice {
   }
 
   private func target(_ number: Int, _ cpu: Int, _ state: borrowing GICState) -> UInt64 {
+    // With one CPU there is nothing to choose.
+    if gic.cpuCount == 1 { return 0 }
     if number < 32 { return 1 << UInt64(cpu) }
     return state.exists(number) ? state.targets[number - 32] & 0xff : 0
   }
@@ -143,9 +148,11 @@ public final class GICv2Distributor: MMIODevice {
       switch offset32 {
       case 0: state.isGroupForwarded = [value & 1 != 0, value & 2 != 0]
       case 0x800..<0xc00:
-        for k in 0..<byteCount {
+        for k in 0..<byteCount where gic.cpuCount > 1 {
           let number = offset32 - 0x800 + k
-          if number >= 32, state.exists(number) { state.targets[number - 32] = value >> UInt64(8 * k) & 0xff }
+          if number >= 32, state.exists(number) {
+            state.targets[number - 32] = value >> UInt64(8 * k) & 0xff & (1 << UInt64(gic.cpuCount) - 1)
+          }
         }
       case 0xf00:
         let list: UInt64 =

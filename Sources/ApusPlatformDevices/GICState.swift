@@ -65,6 +65,8 @@ struct GICState {
   /// Version 3's IROUTER.
   var routes: [UInt64]
   var isGroupForwarded = [false, false]
+  /// Version 3's interrupts that messages cause, by CPU.
+  var lpis: [LPIs]
   /// Version 3's GICR_WAKER.ProcessorSleep.
   var isAsleep: [Bool]
   var interfaces: [Interface]
@@ -78,6 +80,7 @@ struct GICState {
     senders = Array(repeating: Array(repeating: 0, count: 16), count: cpuCount)
     targets = Array(repeating: 1, count: sharedCount)
     routes = Array(repeating: 0, count: sharedCount)
+    lpis = Array(repeating: LPIs(), count: cpuCount)
     isAsleep = Array(repeating: true, count: cpuCount)
     interfaces = Array(repeating: Interface(), count: cpuCount)
   }
@@ -103,6 +106,12 @@ struct GICState {
     look(own[cpu], 0, 0) { _ in true }
     for word in 0..<sharedCount / 32 {
       look(shared, word, 32) { [targets] in targets[$0] >> UInt64(cpu) & 1 != 0 }
+    }
+    // They are of group 1.
+    if !lpis[cpu].pending.isEmpty, isGroupForwarded[1], interfaces[cpu].isGroupEnabled[1],
+      let found = lpis[cpu].best, found.priority < best?.priority ?? 0xff
+    {
+      best = (found.number, found.priority, 1)
     }
     return best
   }
@@ -147,6 +156,12 @@ struct GICState {
   mutating func acknowledge(_ cpu: Int, group: Int?) -> UInt32 {
     guard let found = signalled(cpu), group == nil || found.group == group else { return Self.spurious }
     var result = UInt32(found.number)
+    if found.number >= LPIs.first {
+      // It has no active state.
+      lpis[cpu].pending[found.number] = nil
+      interfaces[cpu].running.append((found.priority, found.group))
+      return result
+    }
     change(cpu, found.number) { bank, index in
       bank.active[index] = true
       bank.latched[index] = false

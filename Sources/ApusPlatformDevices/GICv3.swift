@@ -12,8 +12,9 @@ public final class GICv3Distributor: MMIODevice {
     switch offset32 {
     // ARE and DS are always set.
     case 0: return gic.read { 0x50 | ($0.isGroupForwarded[0] ? 1 : 0) | ($0.isGroupForwarded[1] ? 2 : 0) }
-    // 16 bits of numbers; no 1-of-N routing.
-    case 4: return UInt64(gic.sharedCount / 32) | 15 << 19 | 1 << 24 | 1 << 25
+    // 16 bits of numbers; perhaps LPIs; no 1-of-N routing.
+    case 4:
+      return UInt64(gic.sharedCount / 32) | (gic.memory == nil ? 0 : 1 << 17) | 15 << 19 | 1 << 24 | 1 << 25
     case 8: return 0x43b
     case 0xc, 0x10: return 0
     case 0x6000..<0x8000:
@@ -84,10 +85,16 @@ public final class GICv3Redistributors: MMIODevice {
     guard cpu < gic.cpuCount else { return 0 }
     let within = Int(offset % Self.byteCountOfEach)
     switch within {
-    case 0, 0x10, 0x70..<0x80: return 0
+    case 0: return gic.read { $0.lpis[cpu].isEnabled ? 1 : 0 }
+    case 0x10: return 0
+    case 0x70..<0x80:
+      let value = gic.read { within < 0x78 ? $0.lpis[cpu].properties : $0.lpis[cpu].pendingTable }
+      return byteCount == 8 ? value : value >> UInt64(8 * (within & 4)) & 0xffff_ffff
     case 4: return 0x43b
     case 8, 0xc:
-      let type = UInt64(cpu) << 32 | UInt64(cpu) << 8 | (cpu == gic.cpuCount - 1 ? 1 << 4 : 0)
+      let type =
+        UInt64(cpu) << 32 | UInt64(cpu) << 8 | (cpu == gic.cpuCount - 1 ? 1 << 4 : 0)
+        | (gic.memory == nil ? 0 : 1)
       return within == 8 ? (byteCount == 8 ? type : type & 0xffff_ffff) : type >> 32
     case 0x14: return gic.read { $0.isAsleep[cpu] ? 6 : 0 }
     case 0xffe8: return 0x3b
@@ -106,7 +113,23 @@ public final class GICv3Redistributors: MMIODevice {
     guard cpu < gic.cpuCount else { return }
     let within = Int(offset % Self.byteCountOfEach)
     switch within {
-    case 0, 0x70..<0x80, 0x10d00, 0x10e00: break
+    case 0: if gic.memory != nil { gic.enableLPIs(cpu, value & 1 != 0) }
+    case 0x70..<0x80:
+      guard gic.memory != nil else { break }
+      gic.change { state in
+        guard !state.lpis[cpu].isEnabled else { return }
+        func merged(_ old: UInt64) -> UInt64 {
+          if byteCount == 8 { return value }
+          let shift = UInt64(8 * (within & 4))
+          return old & ~(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift
+        }
+        if within < 0x78 {
+          state.lpis[cpu].properties = merged(state.lpis[cpu].properties)
+        } else {
+          state.lpis[cpu].pendingTable = merged(state.lpis[cpu].pendingTable)
+        }
+      }
+    case 0x10d00, 0x10e00: break
     case 0x14: gic.change { $0.isAsleep[cpu] = value & 2 != 0 }
     case 0x10080..<0x10d00: _ = gic.change { $0.write(within - 0x10000, byteCount, value, cpu: cpu) }
     default: GIC.misuse("redistributor", "write", offset, byteCount)
@@ -125,8 +148,8 @@ extension GIC {
     guard version == .v3 else { return nil }
     switch register {
     case Self.key(4, 6, 0): return read { UInt64($0.interfaces[cpu].priorityMask) }
-    case Self.key(12, 8, 0): return UInt64(change { $0.acknowledge(cpu, group: 0) } & 0x3ff)
-    case Self.key(12, 12, 0): return UInt64(change { $0.acknowledge(cpu, group: 1) } & 0x3ff)
+    case Self.key(12, 8, 0): return UInt64(change { $0.acknowledge(cpu, group: 0) } & 0xff_ffff)
+    case Self.key(12, 12, 0): return UInt64(change { $0.acknowledge(cpu, group: 1) } & 0xff_ffff)
     case Self.key(12, 8, 2), Self.key(12, 12, 2):
       let group = register == Self.key(12, 12, 2) ? 1 : 0
       return read { state in

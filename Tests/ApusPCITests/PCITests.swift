@@ -28,7 +28,7 @@ final class RegisterDevice: PCIDevice {
       try GuestRAM(name: "ram", base: GuestPhysicalAddress(0x8000_0000), byteCount: 1 << 20)
     ])
     let messages = messages
-    host = PCIHost(lines: lines.map(\.line)) { address, data in messages.list.withLock { $0.append(address) }
+    host = PCIHost(lines: lines.map(\.line)) { address, _, _ in messages.list.withLock { $0.append(address) }
     }
     #expect(host.map(into: space))
   }

@@ -1,5 +1,7 @@
 import ApusCPU
 import ApusDevice
+import ApusHost
+import ApusMemory
 import ApusPlatformDevices
 import ApusTestKit
 import Testing
@@ -196,6 +198,134 @@ import Testing
       for cpu in 0..<2 where irq[cpu].level && version == 2 {
         let next = on(cpu) { interface.readMMIO(offset: 0x18, byteCount: 4) }
         #expect(next != 1023)
+      }
+    }
+  }
+}
+
+/// A controller of version 3 with a translation service and 1 MiB of memory at 1 GiB.
+@Suite(.serialized) struct GICTranslationServiceTests {
+  let irq = [Probe(), Probe()]
+  let ram: GuestRAM
+  let space: AddressSpace
+  let gic: GIC
+  let redistributors: GICv3Redistributors
+  let service: GICTranslationService
+
+  static let base: UInt64 = 1 << 30
+  static let queue = base
+  static let devices = base + 0x10000
+  static let collections = base + 0x20000
+  static let interrupts = base + 0x30000
+  static let properties = base + 0x40000
+  static let pending = base + 0x50000
+
+  init() throws {
+    ram = try GuestRAM(name: "ram", base: .init(Self.base), byteCount: 1 << 20)
+    space = AddressSpace(ram: [ram])
+    let irq = self.irq
+    let probe = Probe()
+    gic = GIC(
+      version: .v3, sharedCount: 96, outputs: (0..<2).map { .init(irq: irq[$0].line, fiq: probe.line) },
+      memory: space.ramTable)
+    redistributors = GICv3Redistributors(gic)
+    service = GICTranslationService(gic, memory: space.ramTable)
+    GICv3Distributor(gic).writeMMIO(offset: 0, byteCount: 4, value: 0x53)
+    for cpu in 0..<2 as Range<UInt64> {
+      redistributors.writeMMIO(offset: cpu * 0x20000 + 0x70, byteCount: 8, value: Self.properties | 13)
+      redistributors.writeMMIO(
+        offset: cpu * 0x20000 + 0x78, byteCount: 8, value: Self.pending + cpu * 0x10000 | 1 << 62)
+      redistributors.writeMMIO(offset: cpu * 0x20000, byteCount: 4, value: 1)
+      _ = gic.writeRegister(Int(cpu), Self.key(4, 6, 0), 0xf0)
+      _ = gic.writeRegister(Int(cpu), Self.key(12, 12, 7), 1)
+    }
+    service.writeMMIO(offset: 0x100, byteCount: 8, value: Self.devices | 1 << 63)
+    service.writeMMIO(offset: 0x108, byteCount: 8, value: Self.collections | 1 << 63)
+    service.writeMMIO(offset: 0x80, byteCount: 8, value: Self.queue | 1 << 63)
+    service.writeMMIO(offset: 0, byteCount: 4, value: 1)
+  }
+  static func key(_ n: UInt16, _ m: UInt16, _ op2: UInt16) -> UInt16 { 3 << 14 | n << 7 | m << 3 | op2 }
+
+  func store(_ address: UInt64, _ value: UInt64) {
+    (ram.host + Int(address - Self.base)).storeBytes(of: value, as: UInt64.self)
+  }
+  func command(_ words: UInt64...) {
+    let writer = service.readMMIO(offset: 0x88, byteCount: 8)
+    for (index, word) in words.enumerated() { store(Self.queue + writer + UInt64(8 * index), word) }
+    service.writeMMIO(offset: 0x88, byteCount: 8, value: (writer + 32) % 4096)
+    #expect(service.readMMIO(offset: 0x90, byteCount: 8) == (writer + 32) % 4096)
+  }
+  func acknowledge(_ cpu: Int) -> UInt64? { gic.readRegister(cpu, Self.key(12, 12, 0)) }
+
+  @Test func translatesMessages() {
+    let device: UInt64 = 0x18
+    // Collections 3 on CPU 1 and 4 on CPU 0; the device with 4 bits of events; event 5 is interrupt 8200.
+    command(9, 0, 1 << 63 | 1 << 16 | 3, 0)
+    command(9, 0, 1 << 63 | 4, 0)
+    command(device << 32 | 8, 3, 1 << 63 | Self.interrupts, 0)
+    command(device << 32 | 0xa, 8200 << 32 | 5, 3, 0)
+    // Not enabled yet, then with priority 0xa0.
+    service.send(device: device, event: 5)
+    #expect(!irq[1].level)
+    store(Self.properties + 8, 0xa1)
+    command(device << 32 | 0xc, 5, 0, 0)
+    #expect(irq[1].level && !irq[0].level)
+    #expect(acknowledge(1) == 8200)
+    #expect(!irq[1].level && acknowledge(1) == 1023)
+    #expect(gic.writeRegister(1, Self.key(12, 12, 1), 8200))
+    // It happens again, and moves to CPU 0 before anybody takes it.
+    service.send(device: device, event: 5)
+    command(device << 32 | 1, 5, 4, 0)
+    #expect(irq[0].level && !irq[1].level)
+    #expect(acknowledge(0) == 8200)
+    #expect(gic.writeRegister(0, Self.key(12, 12, 1), 8200))
+    // Other events, other devices, and what was discarded.
+    service.send(device: device, event: 6)
+    service.send(device: 0x20, event: 5)
+    command(device << 32 | 0xf, 5, 0, 0)
+    service.send(device: device, event: 5)
+    #expect(!irq[0].level && !irq[1].level)
+  }
+
+  @Test func pendingTableIsRead() {
+    redistributors.writeMMIO(offset: 0, byteCount: 4, value: 0)
+    store(Self.properties + 16, 0x81)
+    store(Self.pending + (8192 + 16) / 8, 1)
+    redistributors.writeMMIO(offset: 0x78, byteCount: 8, value: Self.pending)
+    redistributors.writeMMIO(offset: 0, byteCount: 4, value: 1)
+    #expect(irq[0].level && acknowledge(0) == 8208)
+  }
+
+  /// Random commands over random tables: nothing crashes, the queue is always worked off.
+  @Test(arguments: 1...3 as ClosedRange<UInt64>) func fuzz(seed: UInt64) {
+    var random = SeededGenerator(seed: seed)
+    for _ in 0..<fuzzRounds(5000) {
+      switch random.below(8) {
+      case 0:
+        let offset = random.pick([0, 0x80, 0x88, 0x90, 0x100, 0x108, random.next() % 0x20000])
+        service.writeMMIO(offset: offset, byteCount: random.pick([1, 2, 4, 8]), value: random.next())
+        _ = service.readMMIO(offset: random.next() % 0x20000, byteCount: random.pick([4, 8]))
+        // Back to what works.
+        service.writeMMIO(offset: 0, byteCount: 4, value: 0)
+        service.writeMMIO(offset: 0x100, byteCount: 8, value: Self.devices | 1 << 63 | random.next() % 4)
+        service.writeMMIO(offset: 0x108, byteCount: 8, value: Self.collections | 1 << 63)
+        service.writeMMIO(offset: 0x80, byteCount: 8, value: Self.queue | 1 << 63)
+        service.writeMMIO(offset: 0x88, byteCount: 8, value: 0)
+        service.writeMMIO(offset: 0, byteCount: 4, value: 1)
+      case 1: store(Self.base + random.next() % 0x1fff0 & ~7, random.next())
+      case 2: service.send(device: random.next() % 40, event: random.next() % 70)
+      case 3: _ = acknowledge(random.below(2))
+      case 4:
+        redistributors.writeMMIO(
+          offset: UInt64(random.below(2)) * 0x20000, byteCount: 4, value: random.next() & 1)
+      default:
+        command(
+          random.next() % 40 << 32 | random.next() % 17,
+          random.pick([random.next() % 64, 8192 << 32 | random.next() % 60]),
+          random.pick([
+            1 << 63 | Self.interrupts | random.next() % 3, 1 << 63 | random.next() % 0x3_0000, random.next(),
+          ]),
+          random.next() % 0x3_0000)
       }
     }
   }

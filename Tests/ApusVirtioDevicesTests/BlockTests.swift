@@ -135,7 +135,7 @@ final class TemporaryFile {
 
   @Test func messages() throws {
     let sent = Mutex<[(UInt64, UInt32)]>([])
-    let host = PCIHost(lines: (0..<4).map { _ in .unconnected }) { address, data in
+    let host = PCIHost(lines: (0..<4).map { _ in .unconnected }) { address, data, _ in
       sent.withLock { $0.append((address, data)) }
     }
     host.map(into: machine.space)

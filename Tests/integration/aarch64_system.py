@@ -170,6 +170,10 @@ def devices(suffix, *options):
                            "-netdev", "user,id=n", "-device", f"virtio-net-{suffix},netdev=n", *options)) as machine:
             machine.prompt()
             check(digest in machine.command("md5sum /dev/vda"), "the disk's content is wrong")
+            if suffix == "pci":
+                controller = "ITS-MSI" if "gic-version=3" in options else "MSI"
+                check(re.search(controller + r"\s+\d+\s+Edge\s+virtio", machine.command("cat /proc/interrupts")),
+                      "the devices' interrupts are no messages")
             machine.command("dd if=/dev/zero of=/dev/vda bs=4096 count=1 seek=7 conv=notrunc 2>/dev/null; sync")
             machine.command("ip link set eth0 up; udhcpc -q -i eth0 -s /etc/udhcpc/default.script >/dev/null 2>&1")
             check(digest in machine.command(f"wget -q -O - http://10.0.2.2:{port}/file | md5sum"),
@@ -193,18 +197,22 @@ def pci_v3():
     devices("pci", "-machine", "gic-version=3", "-smp", "2")
 
 
+def press_power_key(machine):
+    machine.send("hexdump -v -n 24 /dev/input/event0; echo pressed\r")
+    machine.expect(r"hexdump[^\n]*\n", 10)
+    machine.pump(1)
+    machine.send(b"\x01p")
+    # Type 1 (key), code 116 (power), value 1.
+    machine.expect(r"0001 0074 0001 0000", 20)
+    machine.expect("pressed", 10)
+
+
 @case("power-key")
 def power_key():
     with Machine(linux("-serial", "mon:stdio")) as machine:
         machine.prompt()
         machine.command("modload gpio_keys evdev")
-        machine.send("hexdump -v -n 24 /dev/input/event0; echo pressed\r")
-        machine.expect(r"hexdump[^\n]*\n", 10)
-        machine.pump(1)
-        machine.send(b"\x01p")
-        # Type 1 (key), code 116 (power), value 1.
-        machine.expect(r"0001 0074 0001 0000", 20)
-        machine.expect("pressed", 10)
+        press_power_key(machine)
 
 
 def flash():
@@ -220,10 +228,22 @@ def flash():
 def uefi_kernel():
     options, variables = flash()
     before = variables.read_bytes()
+    disk = temporary() / "acpi.raw"
+    disk.write_bytes(bytes(1 << 20))
+    options += ["-machine", "gic-version=3", "-drive", f"file={disk},format=raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d"]
     name = "/sys/firmware/efi/efivars/ApusTest-12345678-1234-1234-1234-123456789abc"
-    with Machine(linux(*options)) as machine:
+    with Machine(linux(*options, "-serial", "mon:stdio")) as machine:
         machine.prompt(180)
         check("EDK II" in machine.command("dmesg | grep -i 'efi:'"), "the kernel was not started by UEFI")
+        tables = machine.command("ls /sys/firmware/acpi/tables").split()
+        check({"APIC", "DSDT", "FACP", "GTDT", "IORT", "SPCR"} <= set(tables), f"the ACPI tables are {tables}")
+        check("PNP0A08:00" in machine.command("ls /sys/bus/acpi/devices"), "ACPI has no PCI bus")
+        log = machine.command("dmesg | grep -i -E 'acpi.*(error|exception|warning)' || true")
+        check(log.strip() == "", f"the kernel complains about the ACPI tables: {log!r}")
+        check("ITS-MSI" in machine.command("modload virtio_pci virtio_blk; cat /proc/interrupts"),
+              "with ACPI the disk's interrupts are no messages")
+        machine.command("modload evdev")
+        press_power_key(machine)
         machine.command("modload efivarfs; mount -t efivarfs efivarfs /sys/firmware/efi/efivars")
         machine.command(f"printf '\\007\\000\\000\\000swift' >{name}")
         power_off(machine)
