@@ -199,7 +199,6 @@ enum AArch64Helper: Int, CaseIterable {
       }
     case .vector:
       IRHelper("vector", Self.everything) { state, word, _, _ in
-        if AArch64VectorUnit.executeFast(UInt32(truncatingIfNeeded: word), AArch64State(state)) { return 0 }
         AArch64CPU.with(state) { cpu in
           var unit = AArch64VectorUnit(UInt32(truncatingIfNeeded: word), cpu.s)
           if !unit.execute() { cpu.raise(.illegalInstruction, address: cpu.s.pc) }
