@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from harness import PATIENCE, ROOT, Skip, case, check, free_port, main, temporary
+from harness import PATIENCE, ROOT, Skip, case, check, free_port, main, report, temporary
 from guestprograms import HELLO, LIBRARIES, NAMESPACE, build, emulator, run
 
 
@@ -603,6 +603,18 @@ int main(int argc, char **argv) {
         process.kill()
         process.wait()
     check(run(opener, program).stdout == "0 0 0 ", "afterwards")
+
+
+@case("threads-memory")
+def threads_memory():
+    """Threads that come and go leave nothing behind: 20,000 of them, 8 at a time, and 10,000, 64 at a time."""
+    program = build("churn", "churn.c", "-static")
+    for count, at_once in [(20000, 8), (10000, 64)]:
+        done = run(program, count, at_once, timeout=120)
+        check(done.returncode == 0, f"{done.returncode} {done.stdout!r} {done.stderr!r}")
+        early, late = map(int, done.stdout.split())
+        report(f"{at_once} at a time: {early} KiB, then {late} KiB")
+        check(late <= early + 1024, f"{at_once} at a time: memory grew from {early} to {late} KiB")
 
 
 @case("many-processes")
