@@ -23,7 +23,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private let stateMapping: HostMapping
   let tlb: SecondLevelTLB
   let memory: AddressSpace?
-  let evaluator = IREvaluator()
+  /// For what generated code leaves to it; many threads never need one.
+  private(set) lazy var evaluator = IREvaluator()
   private let isJIT: Bool
   /// One block a dispatch: for lockstep, the interpreter and `-d exec`.
   private let isStepped: Bool
@@ -58,14 +59,13 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private var nextBlock: UInt32 = 0
   /// The mode that each jump cache's entries were made for.
   private var jumpCacheModes: [UInt32]
-  // SAFETY: a word for every jump cache entry, alive as long as self.
+  // SAFETY: a word for every jump cache entry, alive as long as self; none in flat memory, where nobody reads them.
   /// The physical page of each entry's block.
-  private let jumpCachePhysicalPages = UnsafeMutablePointer<UInt64>.allocate(
-    capacity: StateHeader.contextCount * StateHeader.jumpCacheEntryCount)
+  private let jumpCachePhysicalPages: UnsafeMutablePointer<UInt64>
   /// Contexts whose jump cache or first-level TLB has entries that are not global.
   private var jumpCacheIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
   private var tlbIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
-  /// The virtual pages that have, or had, jump cache entries.
+  /// The virtual pages that have, or had, jump cache entries; not kept in flat memory.
   private var jumpCachePages = PageSet()
   public internal(set) var counters = VCPUCounters()
 
@@ -80,6 +80,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     stateMapping = try HostMapping(anonymousByteCount: StateHeader.byteCount)
     state = stateMapping.base
     tlb = try SecondLevelTLB()
+    jumpCachePhysicalPages = .allocate(
+      capacity: memory == nil ? 0 : StateHeader.contextCount * StateHeader.jumpCacheEntryCount)
     isJIT = cache.options.engine == .jit
     isStepped = !isJIT || cache.options.verifies || cache.options.log.items.contains(.execution)
     jumpCacheModes = [UInt32](repeating: .max, count: StateHeader.contextCount)

@@ -90,6 +90,28 @@ public final class X86Emitter {
   /// Register number -> value in it; general 0..15, vector 16..31. `.max`: none.
   let content: UnsafeMutablePointer<UInt16>
 
+  // What the passes ask of an operation, a bit each; every one is looked at several times.
+  /// By opcode.
+  private let traits: UnsafeMutablePointer<UInt8>
+  private static let isMarker: UInt8 = 1
+  private static let isAlias: UInt8 = 2
+  private static let hasEffect: UInt8 = 4
+  private static let setsSlot: UInt8 = 8
+  private static let getsSlot: UInt8 = 16
+  private static let thirdIsNoValue: UInt8 = 32
+  private static func traits(of opcode: IROpcode) -> UInt8 {
+    var traits: UInt8 = opcode.hasEffect ? hasEffect : 0
+    if opcode.isAlias { traits |= isAlias }
+    switch opcode {
+    case .instruction: traits |= isMarker
+    case .set64: traits |= setsSlot
+    case .get64, .get32, .getF64: traits |= getsSlot
+    case .exitIf64, .exitIf32: traits |= thirdIsNoValue
+    default: break
+    }
+    return traits
+  }
+
   // The block at hand.
   var ir: UnsafeMutablePointer<IRInstruction>
   var irCount = 0
@@ -135,6 +157,10 @@ public final class X86Emitter {
     content = .allocate(capacity: 32)
     content.initialize(repeating: .max, count: 32)
     ir = .allocate(capacity: 0)
+    let lastOpcode = IROpcode.allCases.reduce(0) { max($0, Int($1.rawValue)) }
+    traits = .allocate(capacity: lastOpcode + 1)
+    traits.initialize(repeating: 0, count: lastOpcode + 1)
+    for opcode in IROpcode.allCases { traits[Int(opcode.rawValue)] = Self.traits(of: opcode) }
     let isPinning = optimisations.contains(.pin)
     pinnedIntegers = isPinning ? zip(Self.pinnedOrder, layout.hotIntegers).map { ($0, $1) } : []
     pinnedFloats =
@@ -150,6 +176,7 @@ public final class X86Emitter {
 
   deinit {
     values.deallocate()
+    traits.deallocate()
     slotRegister.deallocate()
     slotContent.deallocate()
     content.deallocate()
@@ -180,7 +207,9 @@ public final class X86Emitter {
     index = 0
     while index < irCount {
       let instruction = ir[index]
-      if instruction.opcode.hasEffect || values[index].lastUse != 0 { emit(instruction) }
+      if values[index].lastUse != 0 || traits[Int(instruction.opcode.rawValue)] & Self.hasEffect != 0 {
+        emit(instruction)
+      }
       locked = 0
       lockedVectors = 0
       index &+= 1
@@ -194,48 +223,49 @@ public final class X86Emitter {
   /// Finds last uses, backwards, and clears the allocation state.
   private func prepare(_ block: IRBlock) {
     let keepsAll = !optimisations.contains(.deadCode)
-    for number in 0..<irCount { values[number] = ValueInfo(root: UInt16(number)) }
-    for number in 0..<irCount where ir[number].opcode.isAlias {
-      values[number].root = values[Int(ir[number].a)].root
+    // Locals: stores through pointers might change the members.
+    let (values, ir, count, traits) = (self.values, self.ir, irCount, self.traits)
+    for number in 0..<count {
+      let i = ir[number]
+      // What it is another name of comes before it.
+      let isAlias = traits[Int(i.opcode.rawValue)] & Self.isAlias != 0
+      values[number] = ValueInfo(root: isAlias ? values[Int(i.a)].root : UInt16(truncatingIfNeeded: number))
     }
     func use(_ operand: UInt16, _ at: Int) {
       if operand == .max { return }
       let root = Int(values[Int(operand)].root)
-      if values[root].lastUse == 0 { values[root].lastUse = UInt16(at) }
+      if values[root].lastUse == 0 { values[root].lastUse = UInt16(truncatingIfNeeded: at) }
     }
-    if case .indirect(let target, _) = block.terminator { use(target.index, irCount) }
+    if case .indirect(let target, _) = block.terminator { use(target.index, count) }
     // The unpinned slots, a bit each, that are set again before anything can see them: by leaving the block, in a fault, in a
     // helper. A pinned one's set costs nothing.
     var overwritten: UInt32 = 0
-    var number = irCount - 1
-    while number >= 0 {
+    var number = count
+    while number > 0 {
+      number &-= 1
       let i = ir[number]
-      if i.opcode == .instruction || i.opcode.isAlias {
-        number -= 1
-        continue
-      }
-      if i.opcode == .set64, i.immediate < 256 {
+      let trait = traits[Int(i.opcode.rawValue)]
+      if trait & (Self.isMarker | Self.isAlias) != 0 { continue }
+      if trait & Self.setsSlot != 0, i.immediate < 256 {
         let slot = Int(i.immediate >> 3)
-        if overwritten >> UInt32(slot) & 1 != 0, !keepsAll {
+        if overwritten &>> UInt32(slot) & 1 != 0, !keepsAll {
           ir[number] = IRInstruction(.const64)
-          number -= 1
           continue
         }
-        if slotRegister[slot] == 0xff { overwritten |= 1 << UInt32(slot) }
-      } else if i.opcode.hasEffect {
+        if slotRegister[slot] == 0xff { overwritten |= 1 &<< UInt32(slot) }
+      } else if trait & Self.hasEffect != 0 {
         overwritten = 0
-      } else if i.opcode == .get64 || i.opcode == .get32 || i.opcode == .getF64, i.immediate < 256 {
-        overwritten &= ~(1 << UInt32(i.immediate >> 3))
+      } else if trait & Self.getsSlot != 0, i.immediate < 256 {
+        overwritten &= ~(1 &<< UInt32(i.immediate >> 3))
       }
       if keepsAll, i.opcode.resultType != .none, values[number].lastUse == 0 {
-        values[number].lastUse = UInt16(number)
+        values[number].lastUse = UInt16(truncatingIfNeeded: number)
       }
-      if i.opcode.hasEffect || values[number].lastUse != 0 {
+      if trait & Self.hasEffect != 0 || values[number].lastUse != 0 {
         use(i.a, number)
         use(i.b, number)
-        if i.opcode != .exitIf64 && i.opcode != .exitIf32 { use(i.c, number) }
+        if trait & Self.thirdIsNoValue == 0 { use(i.c, number) }
       }
-      number -= 1
     }
     findGroups()
     content.update(repeating: .max, count: 32)

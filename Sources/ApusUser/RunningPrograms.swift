@@ -29,6 +29,10 @@ enum RunningPrograms {
       withUnsafeMutablePointer(to: &status) { UInt64(UInt(bitPattern: $0)) }, 0, 0, 0)
     // Most of what is written to cannot be executed.
     guard result == 0, status.st_mode & S_IFMT == S_IFREG, status.st_mode & 0o111 != 0 else { return false }
+    // Who may not write to it at all is told so by the kernel (faccessat2, W_OK, AT_EACCESS).
+    guard apus_syscall(439, UInt64(bitPattern: Int64(directory)), path, 2, 0x200, 0, 0) == 0 else {
+      return false
+    }
     let file = openat(directory, name, O_RDONLY | O_CLOEXEC)
     guard file >= 0 else { return false }
     defer { Glibc.close(file) }

@@ -173,6 +173,7 @@ extension UserThread {
     case 265: return openByHandle(a)
     case 56: return open(a)
     case 437: return openExtended(a)
+    case 45: return truncate(a)
     case 57: return close(a)
     case 436: return closeRange(a)
     case 78: return readLink(a)

@@ -36,14 +36,28 @@ extension UserThread {
     }
     return withPath(a.b) { path in
       let arguments = CallArguments(a: a.a, b: path, c: a.c, d: a.d, e: 0, f: 0)
-      // O_WRONLY, O_RDWR, O_TRUNC, but not O_EXCL, which wants a new file.
-      if a.c & 0x203 != 0, a.c & 0x80 == 0,
-        RunningPrograms.contains(path, from: Int32(truncatingIfNeeded: a.a), machine: process.isa.machine)
+      if wouldWriteProgram(path, from: a.a, flags: a.c) { return -Int(ETXTBSY) }
+      // Fifos and terminals block.
+      return blocking(257, arguments, restart: .asFlagged)
+    }
+  }
+
+  /// Whether an open with these flags of the host's wants to write to a program that runs.
+  private func wouldWriteProgram(_ path: UInt64, from directory: UInt64, flags: UInt64) -> Bool {
+    // O_WRONLY, O_RDWR, O_TRUNC, but not O_EXCL, which wants a new file, nor O_PATH, which opens nothing.
+    flags & 0x203 != 0 && flags & 0x20_0080 == 0
+      && RunningPrograms.contains(
+        path, from: Int32(truncatingIfNeeded: directory), machine: process.isa.machine)
+  }
+
+  func truncate(_ a: CallArguments) -> Int {
+    withPath(a.a) { path in
+      // AT_FDCWD. A length that cannot be is refused first.
+      if Int64(bitPattern: a.b) >= 0, RunningPrograms.contains(path, from: -100, machine: process.isa.machine)
       {
         return -Int(ETXTBSY)
       }
-      // Fifos and terminals block.
-      return blocking(257, arguments, restart: .asFlagged)
+      return direct(76, CallArguments(a: path, b: a.b, c: 0, d: 0, e: 0, f: 0))
     }
   }
 
@@ -75,8 +89,12 @@ extension UserThread {
     }
     let rules = a.d >= 24 ? process.memory.readWord(a.c &+ 16) ?? 0 : 0
     if rules & 2 != 0 { return blocking(437, a, restart: .asFlagged) }
-    return withPath(a.b) {
-      blocking(437, CallArguments(a: a.a, b: $0, c: a.c, d: a.d, e: 0, f: 0), restart: .asFlagged)
+    return withPath(a.b) { path in
+      if a.d >= 24, let flags = process.memory.readWord(a.c), wouldWriteProgram(path, from: a.a, flags: flags)
+      {
+        return -Int(ETXTBSY)
+      }
+      return blocking(437, CallArguments(a: a.a, b: path, c: a.c, d: a.d, e: 0, f: 0), restart: .asFlagged)
     }
   }
 

@@ -88,7 +88,7 @@ public let genericSyscalls: [SyscallRow] = [
   SyscallRow(42, "nfsservctl", -1, .planned, "xpp"),
   SyscallRow(43, "statfs", 137, .direct, "np"),
   SyscallRow(44, "fstatfs", 138, .direct, "dp"),
-  SyscallRow(45, "truncate", 76, .direct, "nd"),
+  SyscallRow(45, "truncate", 76, .emulated, "nd"),
   SyscallRow(46, "ftruncate", 77, .direct, "dd"),
   SyscallRow(47, "fallocate", 285, .direct, "dxdd"),
   SyscallRow(48, "faccessat", 269, .direct, "fno"),

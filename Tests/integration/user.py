@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from harness import PATIENCE, ROOT, Skip, case, check, free_port, main, temporary
+from harness import PATIENCE, ROOT, Skip, case, check, free_port, main, report, temporary
 from guestprograms import HELLO, LIBRARIES, NAMESPACE, build, emulator, run
 
 
@@ -575,12 +575,15 @@ def seen_by_others():
 
 @case("busy-program")
 def busy_program():
-    """The file of a guest program that runs cannot be opened for writing."""
+    """The file of a guest program that runs cannot be opened for writing, nor truncated."""
     program = build("busy", "#include <unistd.h>\nint main(void) { write(1, \"x\", 1); pause(); }\n", "-static")
     opener = build("opener", r"""
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
 int main(int argc, char **argv) {
   for (int i = 0; i < 3; i++) {
     static const int flags[] = {O_RDONLY, O_RDWR, O_WRONLY | O_CREAT};
@@ -588,6 +591,25 @@ int main(int argc, char **argv) {
     open(argv[1], flags[i], 0700);
     printf("%d ", errno);
   }
+  struct stat status;
+  stat(argv[1], &status);
+  errno = 0;
+  truncate(argv[1], -1);
+  printf("%d ", errno);
+  errno = 0;
+  truncate(argv[1], status.st_size);
+  printf("%d ", errno);
+  if (errno) {
+    errno = 0;
+    open(argv[1], O_RDONLY | O_TRUNC);
+    printf("%d ", errno);
+  }
+  uint64_t how[3] = {O_WRONLY | O_APPEND};
+  errno = 0;
+  syscall(437, AT_FDCWD, argv[1], how, sizeof how);
+  printf("%d ", errno);
+  stat(argv[1], &status);
+  printf("%d", status.st_size > 0);
 }
 """, "-static")
     process = subprocess.Popen([emulator(), program], stdout=subprocess.PIPE)
@@ -595,14 +617,28 @@ int main(int argc, char **argv) {
         process.stdout.read(1)
         if open(f"/proc/{process.pid}/cmdline", "rb").read().startswith(emulator().encode()):
             raise Skip("the kernel takes no description of a process (CONFIG_CHECKPOINT_RESTORE)")
-        check(run(opener, program).stdout == "0 26 26 ", f"while it runs: {run(opener, program).stdout}")
+        busy = run(opener, program).stdout
+        check(busy == "0 26 26 22 26 26 26 1", f"while it runs: {busy}")
         copy = temporary() / "busy-copy"
         shutil.copy(program, copy)
-        check(run(opener, copy).stdout == "0 0 0 ", "a copy")
+        idle = "0 0 0 22 0 0 1"
+        check(run(opener, copy).stdout == idle, "a copy")
     finally:
         process.kill()
         process.wait()
-    check(run(opener, program).stdout == "0 0 0 ", "afterwards")
+    check(run(opener, program).stdout == idle, "afterwards")
+
+
+@case("threads-memory")
+def threads_memory():
+    """Threads that come and go leave nothing behind: 20,000 of them, 8 at a time, and 10,000, 64 at a time."""
+    program = build("churn", "churn.c", "-static")
+    for count, at_once in [(20000, 8), (10000, 64)]:
+        done = run(program, count, at_once, timeout=120)
+        check(done.returncode == 0, f"{done.returncode} {done.stdout!r} {done.stderr!r}")
+        early, late = map(int, done.stdout.split())
+        report(f"{at_once} at a time: {early} KiB, then {late} KiB")
+        check(late <= early + 1024, f"{at_once} at a time: memory grew from {early} to {late} KiB")
 
 
 @case("many-processes")
