@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""apus-nbd -c and -d: an image as /dev/nbd0 in a Debian machine, as hosts of tests seldom have the kernel's driver.
+"""apus-nbd -c and -d: an image as /dev/nbd0 in a Debian machine, as hosts of tests seldom have the kernel's driver; and such a
+device as a disk of apus-img and apus-io.
 
 The machine is qemu-system-x86_64's, with no help of the host's processor (long)."""
 import os
@@ -42,6 +43,14 @@ dd if=/root/written of=/dev/nbd1 bs=64k seek=512 count=16 2>/dev/null
 kill -TERM $(pidof apus-nbd); wait
 apus-nbd -c /dev/nbd1 -f raw partitions.raw && ls -d /sys/block/nbd1/nbd1p1 >/dev/null && echo STEP partition
 apus-nbd -d /dev/nbd1 >/dev/null
+# A block device as a disk of ours.
+dd if=/dev/zero of=plain.raw bs=1M count=8 2>/dev/null
+apus-nbd -c /dev/nbd2 -f raw plain.raw && echo "STEP device $(apus-img info /dev/nbd2 | grep -c 'virtual size: 8 MiB (8388608 bytes)')"
+apus-img convert -n -f raw -O host_device /pattern /dev/nbd2 && cmp -n 1048576 /dev/nbd2 /pattern && echo STEP converted
+apus-io -f host_device -c "write -P 9 4M 64k" -c "write -z 5M 64k" -c "discard 6M 64k" -c flush -c "read -P 9 4M 64k" \
+  -c "read -P 0 5M 64k" -c length /dev/nbd2 >/root/said && echo "STEP direct $(grep -cx '8 MiB' /root/said)"
+apus-io -t none -f host_device -c "read -P 9 4M 64k" /dev/nbd2 >/dev/null && echo STEP uncached
+apus-nbd -d /dev/nbd2 >/dev/null && apus-io -f raw -c "read -P 9 4M 64k" plain.raw >/dev/null && echo STEP kept
 cp disk.qcow2 /dev/vda; sync; echo STEP done
 """
 
@@ -60,6 +69,8 @@ def install(program, folder):
     """A program with the libraries that it is linked to."""
     (folder / "bin").mkdir(parents=True)
     shutil.copy(os.path.realpath(program), folder / "bin" / "apus-nbd")
+    for name in ("apus-img", "apus-io"):
+        (folder / "bin" / name).symlink_to("apus-nbd")
     for library in re.findall(r"(?:=> )?(/\S+) \(0x", run("ldd", program)):
         target = folder / library.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +110,8 @@ def kernel_device():
     steps = re.findall(r"^STEP (.*?)\r?$", shown, re.M)
     expected = ["attached 131072 0", "refused 1", "busy 1", "read-same", "wrote", "no-partition", "mounted",
                 "detached", "server-gone", "size-gone", "readonly 1", "file-same", "no-write", "not-served",
-                "said 1", "ended 0", "partition", "done"]
+                "said 1", "ended 0", "partition", "device 1", "converted", "direct 1",
+                "uncached", "kept", "done"]
     check(steps == expected, f"the steps were {steps}; the machine showed {shown[-3000:]}")
     both_check(image)
     # What was written last, before SIGTERM, came through the kernel's cache and the server's end.
