@@ -13,6 +13,8 @@ public struct GeneratedCodeLayout: Sendable {
   /// Host register number and the offset of the state slot that it holds.
   public var pinned: [(register: UInt8, offset: Int)]
   public var pinnedVectors: [(register: UInt8, offset: Int)]
+  /// 8 or 16.
+  public var pinnedVectorByteCount: Int
 }
 
 extension TranslationCache {
@@ -22,7 +24,7 @@ extension TranslationCache {
     let pinned = emitter.pinnedSlots
     return GeneratedCodeLayout(
       begin: buffer.address(0), end: buffer.address(0) + UInt64(buffer.byteCount), leave: emitter.leave,
-      pinned: pinned.general, pinnedVectors: pinned.vector)
+      pinned: pinned.general, pinnedVectors: pinned.vector, pinnedVectorByteCount: pinned.vectorByteCount)
   }
 
   /// Drops the blocks made from flat memory in `start ..< end`; returns whether there were any. Any thread that does not

@@ -124,6 +124,12 @@ public struct X86Assembler: @unchecked Sendable {
     if rex != 0x40 || (byteRegister && reg >= 4) { bytes.append(rex) }
     if escape { bytes.append(0x0f) }
     bytes.append(opcode)
+    appendMemory(&bytes, reg, memory)
+  }
+
+  /// ModRM, SIB and displacement; stores the bytes.
+  @inlinable @inline(__always)
+  mutating func appendMemory(_ bytes: inout Bytes, _ reg: UInt8, _ memory: X86Memory) {
     let base = memory.base.rawValue & 7
     let displacement = memory.displacement
     let isSmall = displacement >= -128 && displacement <= 127
@@ -551,6 +557,45 @@ public struct X86Assembler: @unchecked Sendable {
   ) {
     vex(group, vvvv: to.rawValue, rm: a.rawValue, map: 1, prefix: 1, wide: false, long: false, opcode)
     byte(count)
+  }
+
+  /// The same with a memory operand; the prefix as `vex` has it.
+  public mutating func avx(
+    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ memory: X86Memory, map: UInt8 = 1, prefix: UInt8
+  ) {
+    var bytes = Bytes()
+    bytes.append(0xc4)
+    let reg = to.rawValue
+    let indexNumber = memory.index?.rawValue ?? 0
+    bytes.append(
+      (reg & 8 == 0 ? 0x80 : 0) | (indexNumber & 8 == 0 ? 0x40 : 0) | (memory.base.rawValue & 8 == 0 ? 0x20 : 0)
+        | map)
+    bytes.append((~a.rawValue & 15) << 3 | prefix)
+    bytes.append(opcode)
+    appendMemory(&bytes, reg, memory)
+  }
+  /// The same with an immediate byte.
+  public mutating func avx(
+    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ memory: X86Memory, immediate: UInt8, map: UInt8,
+    prefix: UInt8
+  ) {
+    avx(opcode, to, a, memory, map: map, prefix: prefix)
+    byte(immediate)
+  }
+  /// vmovq: the lower 64 bits; the upper ones become 0.
+  public mutating func moveLower(_ to: X86Vector, _ from: X86Vector) { sse(0xf3, 0x7e, to, from) }
+  /// movsd: the lower 64 bits; the upper ones stay.
+  public mutating func mergeLower(_ to: X86Vector, _ from: X86Vector) { sse(0xf2, 0x10, to, from) }
+  /// vpextrq and vpinsrq of the upper 64 bits.
+  public mutating func extractUpper(_ to: X86Register, _ from: X86Vector) {
+    vex(
+      from.rawValue, vvvv: 0, rm: to.rawValue, map: 3, prefix: 1, wide: true, long: false, 0x16)
+    byte(1)
+  }
+  public mutating func insertUpper(_ to: X86Vector, _ from: X86Register) {
+    vex(
+      to.rawValue, vvvv: to.rawValue, rm: from.rawValue, map: 3, prefix: 1, wide: true, long: false, 0x22)
+    byte(1)
   }
 
   /// A three-byte VEX prefix, the opcode and a register ModRM. prefix: 0 none, 1 0x66, 2 0xf3, 3 0xf2.

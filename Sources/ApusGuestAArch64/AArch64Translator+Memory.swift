@@ -17,6 +17,7 @@ extension AArch64Translator {
     case .loadLiteralVector:
       guard bits(30, 2) != 3 else { return undefined() }
       let address = constant(pc &+ UInt64(bitPattern: signedBits(5, 19) << 2))
+      if bits(30, 2) == 2 { return block.loadV128(AArch64State.v(rd), address, memory()) }
       setVector(rd, loadVector(address, 0, byteCount: 4 << Int(bits(30, 2))))
     case .pair, .pairVector: pair(isVector: opcode == .pairVector)
     case .ldar, .ldapr: setX(rd, block.load(Self.loads[Int(bits(30, 2))], xsp(rn), memory(ordered: true)))
@@ -110,16 +111,14 @@ extension AArch64Translator {
     var high: IRValue?
   }
 
+  /// A value of 1 to 8 bytes; the rest of the register becomes zero.
   func loadVector(_ base: IRValue, _ displacement: Int64, byteCount: Int) -> Halves {
     func move(_ value: IRValue) -> IRValue { block.unary(.moveI64ToF64, value) }
     switch byteCount {
     case 1: return Halves(low: move(block.load(.loadU8, base, memory(displacement))))
     case 2: return Halves(low: move(block.load(.loadU16, base, memory(displacement))))
     case 4: return Halves(low: move(block.load(.loadU32, base, memory(displacement))))
-    case 8: return Halves(low: block.load(.loadF64, base, memory(displacement)))
-    default:
-      let low = block.load(.loadF64, base, memory(displacement))
-      return Halves(low: low, high: block.load(.load64, base, memory(displacement + 8)))
+    default: return Halves(low: block.load(.loadF64, base, memory(displacement)))
     }
   }
   func storeVector(_ number: Int, _ base: IRValue, _ displacement: Int64, byteCount: Int) {
@@ -129,22 +128,16 @@ extension AArch64Translator {
     case 2: block.store(.store16, base, low(), memory(displacement))
     case 4: block.store(.store32, base, low(), memory(displacement))
     case 8: block.store(.storeF64, base, block.getF64(AArch64State.v(number)), memory(displacement))
-    default:
-      // The upper half first: the faulting page of an access that crosses two is then reported either way.
-      let high = block.get64(AArch64State.v(number) + 8)
-      block.store(.storeF64, base, block.getF64(AArch64State.v(number)), memory(displacement))
-      block.store(.store64, base, high, memory(displacement + 8))
+    default: block.storeV128(AArch64State.v(number), base, memory(displacement))
     }
   }
   func setVector(_ number: Int, _ value: Halves) {
     block.setF64(AArch64State.v(number), value.low)
     setHigh(number, value.high)
   }
-  /// Sets the upper half; `nil` is zero, which is not written again where the block knows it.
+  /// Sets the upper half; `nil` is zero.
   func setHigh(_ number: Int, _ value: IRValue?) {
-    let offset = AArch64State.v(number) + 8
-    if value == nil, block.knownConstant(offset) == 0 { return }
-    block.set64(offset, value ?? constant(0))
+    block.set64(AArch64State.v(number) + 8, value ?? constant(0))
   }
 
   private mutating func loadStoreVector() {
@@ -152,6 +145,10 @@ extension AArch64Translator {
     guard scale <= 4, let place = place(scale: scale), !place.isUnprivileged else { return undefined() }
     if bits(22, 1) == 0 {
       storeVector(rd, place.base, place.displacement, byteCount: 1 << Int(scale))
+      return writeBack(place)
+    }
+    if scale == 4 {
+      block.loadV128(AArch64State.v(rd), place.base, memory(place.displacement))
       return writeBack(place)
     }
     let value = loadVector(place.base, place.displacement, byteCount: 1 << Int(scale))
@@ -172,7 +169,12 @@ extension AArch64Translator {
     let newBase =
       form & 1 == 1 ? block.binary(.add64, base, constant(UInt64(bitPattern: offset))) : nil
     if isVector {
-      if isLoad {
+      if isLoad, byteCount == 16 {
+        // The first register is lost if the second load faults, as the manual allows.
+        block.loadV128(AArch64State.v(rd), base, memory(displacement))
+        block.loadV128(AArch64State.v(second), base, memory(displacement + byteCount))
+        if let newBase { setXSP(rn, newBase) }
+      } else if isLoad {
         let first = loadVector(base, displacement, byteCount: Int(byteCount))
         let other = loadVector(base, displacement + byteCount, byteCount: Int(byteCount))
         if let newBase { setXSP(rn, newBase) }
@@ -285,8 +287,14 @@ extension AArch64Translator {
       newBase = block.binary(.add64, base, rm == 31 ? constant(UInt64(total)) : x(rm))
     }
     if isLoad {
-      let values = (0..<registers).map { loadVector(base, Int64($0 * byteCount), byteCount: byteCount) }
-      for (index, value) in values.enumerated() { setVector((rd + index) & 31, value) }
+      for index in 0..<registers {
+        let (register, place) = ((rd + index) & 31, Int64(index * byteCount))
+        if isFull {
+          block.loadV128(AArch64State.v(register), base, memory(place))
+        } else {
+          setVector(register, loadVector(base, place, byteCount: 8))
+        }
+      }
       // In memory order so far: the elements go to their registers.
       if elements > 1 { call(.deinterleave, constant(UInt64(word))) }
     } else if elements == 1 {

@@ -58,7 +58,31 @@ extension IRBlock {
   }
 
   public func getFloatFlags() -> IRValue { append(IRInstruction(.getFloatFlags)) }
-  public func setFloatFlags(_ value: IRValue) { _ = append(IRInstruction(.setFloatFlags, a: value.index)) }
+  /// Compilers put flags back that a comparison may have raised: only a NaN has them do anything.
+  public func setFloatFlags(_ value: IRValue) {
+    if optimisations.contains(.fold), let comparison = onlyComparison(since: value) {
+      let opcode: IROpcode =
+        comparison.opcode == .compareF32 ? .setFloatFlagsIfNaNF32 : .setFloatFlagsIfNaNF64
+      _ = append(IRInstruction(opcode, a: value.index, b: comparison.a, c: comparison.b))
+    } else {
+      _ = append(IRInstruction(.setFloatFlags, a: value.index))
+    }
+  }
+  /// The comparison that alone may have changed the flags since `value` was read from them, if that is so.
+  private func onlyComparison(since value: IRValue) -> IRInstruction? {
+    let start = Int(value.index)
+    guard instructions[start].opcode == .getFloatFlags else { return nil }
+    var comparison: IRInstruction?
+    for number in start + 1..<count {
+      let i = instructions[number]
+      switch i.opcode {
+      case .compareF32 where comparison == nil, .compareF64 where comparison == nil: comparison = i
+      case .instruction, .const64, .get64, .getF64, .set64, .unboxF32, .getFloatFlags: break
+      default: return nil
+      }
+    }
+    return comparison
+  }
 
   private func get(_ opcode: IROpcode, _ offset: Int) -> IRValue {
     let slot = offset >> 3
@@ -94,8 +118,23 @@ extension IRBlock {
 
   @inline(__always)
   public func unary(_ opcode: IROpcode, _ a: IRValue, immediate: Int64 = 0) -> IRValue {
-    if optimisations.contains(.fold), let x = constant(a), let folded = foldUnary(opcode, x) { return folded }
+    if optimisations.contains(.fold) {
+      if let x = constant(a), let folded = foldUnary(opcode, x) { return folded }
+      if let same = foldExtension(opcode, a) { return same }
+    }
     return append(IRInstruction(opcode, a: a.index, immediate: immediate))
+  }
+
+  /// The value that an extension to 64 bits or its truncation leaves as it is.
+  @inline(__always)
+  private func foldExtension(_ opcode: IROpcode, _ a: IRValue) -> IRValue? {
+    let maker = instructions[Int(a.index)]
+    switch (opcode, maker.opcode) {
+    case (.truncate32, .zeroExtend32), (.truncate32, .signExtend32): return IRValue(index: maker.a)
+    case (.zeroExtend32, .truncate32), (.signExtend32, .truncate32):
+      return instructions[Int(maker.a)].opcode == opcode ? IRValue(index: maker.a) : nil
+    default: return nil
+    }
   }
 
   @inline(__always)
@@ -125,6 +164,18 @@ extension IRBlock {
   public func store(_ opcode: IROpcode, _ address: IRValue, _ value: IRValue, _ operand: IRMemoryOperand) {
     _ = append(IRInstruction(opcode, a: address.index, b: value.index, immediate: operand.rawValue))
   }
+  /// 128 bits from memory into the register of the state at `offset`.
+  public func loadV128(_ offset: Int, _ address: IRValue, _ operand: IRMemoryOperand) {
+    _ = append(
+      IRInstruction(
+        .loadV128, a: address.index, immediate: operand.with(vectorRegister: offset).rawValue))
+    forgetVector(offset)
+  }
+  public func storeV128(_ offset: Int, _ address: IRValue, _ operand: IRMemoryOperand) {
+    _ = append(
+      IRInstruction(
+        .storeV128, a: address.index, immediate: operand.with(vectorRegister: offset).rawValue))
+  }
   /// An operation on vector registers of the state; what was known of its destination is forgotten.
   public func vector(_ operand: IRVectorOperand) {
     appendVector(IRInstruction(.vector, immediate: operand.rawValue), operand.slots)
@@ -134,9 +185,10 @@ extension IRBlock {
   }
   private func appendVector(_ instruction: IRInstruction, _ operands: IRVectorSlots) {
     _ = append(instruction)
-    for offset in [operands.destination, operands.destination + 8] where offset >> 3 < Self.slotCount {
-      slots[offset >> 3] = .max
-    }
+    forgetVector(operands.destination)
+  }
+  private func forgetVector(_ register: Int) {
+    for offset in [register, register + 8] where offset >> 3 < Self.slotCount { slots[offset >> 3] = .max }
   }
   /// Replaces the vector operation of the guest instruction before the one at hand, if that was all it did.
   ///

@@ -42,6 +42,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   // Memory: a = address, b = value, immediate = IRMemoryOperand. Results are i64, extended as named.
   case loadU8, loadS8, loadU16, loadS16, loadU32, loadS32, load64, loadF32, loadF64
   case store8, store16, store32, store64, storeF32, storeF64
+  // 128 bits between memory and a register of the state, which the operand names.
+  case loadV128, storeV128
   // Atomics; the operand's `operation` says which. Results are the old value, 32-bit ones sign-extended.
   case atomicRMW32, atomicRMW64
   // a = address, b = expected, c = desired.
@@ -72,7 +74,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   case flagsAdd, flagsAddCarry, flagsSub, flagsSubBorrow, flagsLogic, flagsUnpack
   case flagTest, flagsPack
   // IEEE exception flags, in RISC-V's layout (NX 1, UF 2, OF 4, DZ 8, NV 16): those raised since they were set.
-  case getFloatFlags, setFloatFlags
+  // setFloatFlagsIfNaN: if b or c is a NaN.
+  case getFloatFlags, setFloatFlags, setFloatFlagsIfNaNF32, setFloatFlagsIfNaNF64
   // Calls helper `immediate` (see IRHelper) with a, b, c.
   case call
   // Side exits to the constant guest PC `immediate` if a <condition c> b.
@@ -83,8 +86,9 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// The type of the result.
   public var resultType: IRType {
     switch self {
-    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .store8, .store16, .store32, .store64,
-      .storeF32, .storeF64, .fence, .vector, .vectorFloat,
+    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .setFloatFlagsIfNaNF32,
+      .setFloatFlagsIfNaNF64, .store8, .store16, .store32, .store64,
+      .storeF32, .storeF64, .loadV128, .storeV128, .fence, .vector, .vectorFloat,
       .exitIf64, .exitIf32, .poll:
       return .none
     case .const32, .get32, .add32, .sub32, .mul32, .and32, .or32, .xor32, .shl32, .shrU32, .shrS32, .rotr32,
@@ -130,7 +134,7 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
       .signExtend8, .signExtend16,
       .zeroExtend8, .zeroExtend16, .truncate32, .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32,
       .load64,
-      .loadF32, .loadF64, .loadLinked32, .loadLinked64, .moveI64ToF32, .moveI64ToF64, .convertS64ToF32,
+      .loadF32, .loadF64, .loadV128, .storeV128, .loadLinked32, .loadLinked64, .moveI64ToF32, .moveI64ToF64, .convertS64ToF32,
       .convertU64ToF32, .convertS64ToF64, .convertU64ToF64, .flagsLogic, .flagsUnpack, .convertS32ToF32,
       .convertU32ToF32, .convertS32ToF64, .convertU32ToF64:
       return (.i64, .none, .none)
@@ -157,6 +161,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
       return (.f32, .f32, .none)
     case .addF64, .subF64, .mulF64, .divF64, .minF64, .maxF64, .compareF64, .signInjectF64:
       return (.f64, .f64, .none)
+    case .setFloatFlagsIfNaNF32: return (.i64, .f32, .f32)
+    case .setFloatFlagsIfNaNF64: return (.i64, .f64, .f64)
     case .mulAddF32: return (.f32, .f32, .f32)
     case .mulAddF64: return (.f64, .f64, .f64)
     case .sqrtF32, .convertF32ToF64, .convertF32ToS32, .convertF32ToU32, .convertF32ToS64, .convertF32ToU64,
@@ -173,7 +179,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// Whether the operation does something besides giving its result.
   public var hasEffect: Bool {
     switch self {
-    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .fence, .vector, .vectorFloat, .call,
+    case .instruction, .set32, .set64, .setF64, .setFloatFlags, .setFloatFlagsIfNaNF32,
+      .setFloatFlagsIfNaNF64, .fence, .vector, .vectorFloat, .call,
       .exitIf64, .exitIf32,
       .poll:
       return true

@@ -77,7 +77,9 @@ public struct StateLayout: Sendable {
   public var hotIntegers: [Int]
   /// Offsets of 64-bit floating-point slots.
   public var hotFloats: [Int]
-  public init(hotIntegers: [Int], hotFloats: [Int]) {
-    (self.hotIntegers, self.hotFloats) = (hotIntegers, hotFloats)
+  /// The float slots are the lower halves of vector registers of 128 bits, multiples of 16, which are kept whole.
+  public var hasVectors: Bool
+  public init(hotIntegers: [Int], hotFloats: [Int], hasVectors: Bool = false) {
+    (self.hotIntegers, self.hotFloats, self.hasVectors) = (hotIntegers, hotFloats, hasVectors)
   }
 }

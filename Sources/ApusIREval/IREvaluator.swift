@@ -49,11 +49,14 @@ public final class IREvaluator {
       case .vector: IRVectorUnit.execute(IRVectorOperand(rawValue: i.immediate), state)
       case .vectorFloat: IRVectorFloatUnit.execute(IRVectorFloatOperand(rawValue: i.immediate), state)
       case .getFloatFlags: values[index] = UInt64(Self.floatFlags(state))
-      case .setFloatFlags:
-        state.storeBytes(
-          of: UInt32(values[Int(i.a)] & 31), toByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
-        let host = state.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
-        state.storeBytes(of: host & ~0x3f, toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
+      case .setFloatFlags: Self.setFloatFlags(state, values[Int(i.a)])
+      case .setFloatFlagsIfNaNF32:
+        let (b, c) = (Float(bitPattern: UInt32(truncatingIfNeeded: values[Int(i.b)])),
+          Float(bitPattern: UInt32(truncatingIfNeeded: values[Int(i.c)])))
+        if b.isNaN || c.isNaN { Self.setFloatFlags(state, values[Int(i.a)]) }
+      case .setFloatFlagsIfNaNF64:
+        let (b, c) = (Double(bitPattern: values[Int(i.b)]), Double(bitPattern: values[Int(i.c)]))
+        if b.isNaN || c.isNaN { Self.setFloatFlags(state, values[Int(i.a)]) }
       case .poll:
         if state.load(fromByteOffset: StateHeader.exitRequest, as: UInt64.self) != 0 {
           return setPC(UInt64(bitPattern: i.immediate))
@@ -131,6 +134,12 @@ public final class IREvaluator {
     }
   }
 
+  private static func setFloatFlags(_ state: UnsafeMutableRawPointer, _ value: UInt64) {
+    state.storeBytes(of: UInt32(value & 31), toByteOffset: StateHeader.softFloatFlags, as: UInt32.self)
+    let host = state.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
+    state.storeBytes(of: host & ~0x3f, toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
+  }
+
   /// The IEEE flags of a state: what soft float raised and what the host's unit did.
   public static func floatFlags(_ state: UnsafeMutableRawPointer) -> UInt32 {
     let host = state.load(fromByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
@@ -188,6 +197,18 @@ public final class IREvaluator {
     case .store16: return store(2)
     case .store32, .storeF32: return store(4)
     case .store64, .storeF64: return store(8)
+    case .loadV128:
+      guard let low = memory.load(address, 8, context: context, pc: pc),
+        let high = memory.load(address &+ 8, 8, context: context, pc: pc)
+      else { return false }
+      state.storeBytes(of: low, toByteOffset: operand.vectorRegister, as: UInt64.self)
+      state.storeBytes(of: high, toByteOffset: operand.vectorRegister + 8, as: UInt64.self)
+      return true
+    case .storeV128:
+      let low = state.load(fromByteOffset: operand.vectorRegister, as: UInt64.self)
+      let high = state.load(fromByteOffset: operand.vectorRegister + 8, as: UInt64.self)
+      return memory.store(address, 8, low, context: context, pc: pc)
+        && memory.store(address &+ 8, 8, high, context: context, pc: pc)
     case .atomicRMW32:
       return atomic(4) { pointer in
         signed32(

@@ -193,20 +193,71 @@ extension X86Emitter {
   }
 
   /// The pinned register of the slot that the next instruction sets to this result, made ready to be overwritten.
-  func pinnedDestination(_ setter: IROpcode) -> UInt8? {
-    guard index + 1 < irCount else { return nil }
-    let next = ir[index + 1]
-    guard next.opcode == setter, next.a == UInt16(index), next.immediate < Int64(Self.slotCount * 8) else {
+  ///
+  /// - Parameter except: it is none of these.
+  func pinnedDestination(_ setter: IROpcode, except: [X86Vector?]? = nil) -> UInt8? {
+    var following = index + 1
+    // Other names of the result.
+    while following < irCount, Int(values[following].root) == index { following &+= 1 }
+    guard following < irCount else { return nil }
+    let next = ir[following]
+    guard next.opcode == setter, root(next.a) == index, next.immediate < Int64(Self.slotCount * 8) else {
       return nil
     }
     let register = slotRegister[Int(next.immediate >> 3)]
     guard register != 0xff else { return nil }
     let base = setter == .setF64 ? 16 : 0
+    if base != 0 {
+      // The upper half would be lost.
+      if layout.hasVectors, upperHalf(behind: following) == .kept { return nil }
+      if let except, except.contains(where: { $0?.rawValue == register }) { return nil }
+      noteChange(X86Vector(rawValue: register).unsafelyUnwrapped)
+      pinnedSetter = following
+    }
     vacate(Int(register) + base)
     content[Int(register) + base] = UInt16(index)
     values[index].place = .register
     values[index].register = register
     return register
+  }
+
+  // MARK: Halves of vector registers
+
+  /// What becomes of a vector register's upper half behind `setF64` of the lower one.
+  enum UpperHalf { case kept, cleared, set }
+  /// - Parameter number: the `setF64`.
+  func upperHalf(behind number: Int) -> UpperHalf {
+    var next = number + 1
+    while next < irCount, ir[next].opcode == .const64 { next &+= 1 }
+    guard next < irCount, ir[next].opcode == .set64, ir[next].immediate == ir[number].immediate + 8 else {
+      return .kept
+    }
+    let value = ir[root(ir[next].a)]
+    return value.opcode == .const64 && value.immediate == 0 ? .cleared : .set
+  }
+
+  /// A vector register has new contents, of which nothing is known.
+  func noteChange(_ register: X86Vector) {
+    clearAbove64 &= ~(1 << UInt16(register.rawValue))
+    clearAbove32 &= ~(1 << UInt16(register.rawValue))
+  }
+  /// - Parameter above: 64, or 32, which implies the other.
+  func noteClear(_ register: X86Vector, above: Int) {
+    clearAbove64 |= 1 << UInt16(register.rawValue)
+    if above == 32 {
+      clearAbove32 |= 1 << UInt16(register.rawValue)
+    } else {
+      clearAbove32 &= ~(1 << UInt16(register.rawValue))
+    }
+  }
+  func isClear(_ register: X86Vector, above: Int) -> Bool {
+    (above == 32 ? clearAbove32 : clearAbove64) >> UInt16(register.rawValue) & 1 != 0
+  }
+  /// What is known of one register holds for another.
+  func noteCopy(_ to: X86Vector, of from: X86Vector) {
+    let (clear64, clear32) = (isClear(from, above: 64), isClear(from, above: 32))
+    noteChange(to)
+    if clear64 { noteClear(to, above: clear32 ? 32 : 64) }
   }
 
   /// Moves the value that lives in a pinned register elsewhere if it is needed after the instruction at hand.
@@ -228,6 +279,7 @@ extension X86Emitter {
       }
       let register = takeVectorTemporary()
       asm.move(register, X86Vector(rawValue: UInt8(number - 16)).unsafelyUnwrapped)
+      noteCopy(register, of: X86Vector(rawValue: UInt8(number - 16)).unsafelyUnwrapped)
       content[16 + Int(register.rawValue)] = old
       values[value].register = register.rawValue
     } else {
@@ -255,6 +307,7 @@ extension X86Emitter {
       if value == .max || diesBefore(Int(value)) {
         content[16 + Int(number)] = .max
         lockedVectors |= 1 << UInt16(number)
+        noteChange(X86Vector(rawValue: number).unsafelyUnwrapped)
         return X86Vector(rawValue: number).unsafelyUnwrapped
       }
       let use = Int(values[Int(value)].lastUse)
@@ -273,6 +326,7 @@ extension X86Emitter {
       values[value].offset = number
     }
     lockedVectors |= 1 << UInt16(best)
+    noteChange(X86Vector(rawValue: best).unsafelyUnwrapped)
     return X86Vector(rawValue: best).unsafelyUnwrapped
   }
 
@@ -283,6 +337,7 @@ extension X86Emitter {
     case .slot, .spill:
       let register = takeVectorTemporary()
       asm.load(register, memory(value), double: true)
+      noteClear(register, above: 64)
       if values[value].place == .slot { values[value].home = values[value].offset }
       if values[value].place == .spill { spillsInUse &= ~(1 << UInt64(values[value].offset)) }
       values[value].place = .register
@@ -322,6 +377,7 @@ extension X86Emitter {
         if isFloat {
           let register = vectorDestination(mayReuse: false)
           asm.move(register, X86Vector(rawValue: slotRegister[slot]).unsafelyUnwrapped)
+          noteCopy(register, of: X86Vector(rawValue: slotRegister[slot]).unsafelyUnwrapped)
         } else {
           let register = freshDestination()
           asm.move(register, X86Register(rawValue: slotRegister[slot]).unsafelyUnwrapped)
@@ -331,6 +387,10 @@ extension X86Emitter {
       content[number] = UInt16(index)
       values[index].place = .register
       values[index].register = slotRegister[slot]
+      return
+    }
+    if slot < Self.slotCount, let vector = X86Vector(rawValue: upperRegister[slot]) {
+      asm.extractUpper(freshDestination(), vector)
       return
     }
     if slot >= Self.slotCount || slotContent[slot] != .max {
@@ -355,9 +415,20 @@ extension X86Emitter {
       setPinned(slotRegister[slot], value, isFloat, i.a)
       return
     }
+    if slot < Self.slotCount, let vector = X86Vector(rawValue: upperRegister[slot]) {
+      return setUpper(vector, i.a)
+    }
     if slot < Self.slotCount { forgetSlotMemory(slot, exceptFor: value) }
+    if slot == clearedSlot {
+      clearedSlot = -1
+      return
+    }
     let target = state(Int(i.immediate))
-    if isFloat {
+    if isFloat, layout.hasVectors, slot + 1 < Self.slotCount, upperHalf(behind: index) == .cleared {
+      forgetSlotMemory(slot + 1, exceptFor: -1)
+      storeCleared(target, useVector(i.a))
+      clearedSlot = slot + 1
+    } else if isFloat {
       asm.store(target, useVector(i.a), double: true)
     } else if let constant = constant(i.a), constant == Int64(Int32(truncatingIfNeeded: constant)) {
       asm.store(target, immediate: Int32(constant), byteCount: 8)
@@ -371,6 +442,28 @@ extension X86Emitter {
     }
   }
 
+  /// The upper half of a pinned vector register.
+  private func setUpper(_ register: X86Vector, _ operand: UInt16) {
+    if constant(operand) == 0 {
+      if isClear(register, above: 64) { return }
+      asm.moveLower(register, register)
+      return noteClear(register, above: 64)
+    }
+    asm.insertUpper(register, use(operand))
+    noteChange(register)
+  }
+
+  /// A whole register in memory, its upper half clear; the `set64` that follows writes nothing.
+  private func storeCleared(_ target: X86Memory, _ source: X86Vector) {
+    var register = source
+    if !isClear(source, above: 64) {
+      register = takeVectorTemporary()
+      asm.moveLower(register, source)
+      noteClear(register, above: 64)
+    }
+    asm.storeWhole(target, register)
+  }
+
   private func setPinned(_ register: UInt8, _ value: Int, _ isFloat: Bool, _ operand: UInt16) {
     let number = Int(register) + (isFloat ? 16 : 0)
     if values[value].place == .register, Int(values[value].register) + (isFloat ? 16 : 0) == number {
@@ -380,7 +473,7 @@ extension X86Emitter {
     if isFloat {
       let source = useVector(operand)
       vacate(number)
-      asm.move(X86Vector(rawValue: register).unsafelyUnwrapped, source)
+      movePinned(X86Vector(rawValue: register).unsafelyUnwrapped, source, upper: upperHalf(behind: index))
     } else if let constant = constant(operand) {
       vacate(number)
       asm.moveKeepingFlags(
@@ -408,6 +501,25 @@ extension X86Emitter {
     if isTemporary {
       content[Int(old) + (isFloat ? 16 : 0)] = .max
       values[value].register = register
+    }
+  }
+
+  /// Copies a float into a pinned register.
+  func movePinned(_ to: X86Vector, _ from: X86Vector, upper: UpperHalf) {
+    if !layout.hasVectors {
+      asm.move(to, from)
+      noteCopy(to, of: from)
+    } else if upper == .kept {
+      let isClear = isClear(to, above: 64)
+      asm.mergeLower(to, from)
+      noteChange(to)
+      if isClear { noteClear(to, above: 64) }
+    } else if upper == .cleared, !isClear(from, above: 64) {
+      asm.moveLower(to, from)
+      noteClear(to, above: 64)
+    } else {
+      asm.move(to, from)
+      noteCopy(to, of: from)
     }
   }
 

@@ -17,6 +17,8 @@ struct ColdStub {
     case group(site: UInt32, address: X86Register, offset: X86Register, pc: UInt64)
     /// Loads the default NaN into a vector register.
     case defaultNaN(X86Vector, double: Bool)
+    /// Sets the floating-point exception flags.
+    case setFloatFlags(X86Register)
     /// Saturation of a failed conversion to a signed integer of a vector register.
     case saturate(X86Register, from: X86Vector, double: Bool, wide: Bool)
     /// A fused multiply-add gave a NaN: the slow path computes it again, flags included.
@@ -220,6 +222,7 @@ extension X86Emitter {
     if helper.effects.contains(.writesState) {
       for (register, _) in pinnedIntegers { content[Int(register.rawValue)] = .max }
       for (register, _) in pinnedFloats { content[16 + Int(register.rawValue)] = .max }
+      (clearAbove64, clearAbove32) = (0, 0)
     }
     if values[index].lastUse != 0 {
       let register = destination()
@@ -259,6 +262,12 @@ extension X86Emitter {
       case .vectorFloat(let site):
         asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
         asm.call(to: thunks.slowMemory)
+        asm.jump(to: stub.resume)
+      case .setFloatFlags(let value):
+        let scratch: X86Register = value == .rax ? .rcx : .rax
+        asm.push(scratch)
+        setFloatFlags(value, scratch: scratch)
+        asm.pop(scratch)
         asm.jump(to: stub.resume)
       case .saturate(let register, let from, let double, let wide):
         emitSaturation(register, from, double: double, wide: wide)

@@ -81,20 +81,23 @@ extension X86Emitter {
       if constant(i.a) == 0 {
         let register = vectorDestination()
         asm.sse(0, 0x57, register, register)
+        noteClear(register, above: 32)
       } else {
         let source = use(i.a)
-        asm.move(vectorDestination(), source, wide: i.opcode == .moveI64ToF64)
+        let register = vectorDestination()
+        asm.move(register, source, wide: i.opcode == .moveI64ToF64)
+        noteClear(register, above: i.opcode == .moveI64ToF64 ? 64 : 32)
       }
     case .boxF32 where i.immediate == 1:
       let source = useVector(i.a)
-      let register = takeVectorTemporary()
-      asm.sse(0, 0x57, register, register)
-      asm.sse(0xf3, 0x10, register, source)  // movss: the other bits stay clear
-      finishVector(register)
-    case .unboxF32 where i.immediate == 1:
-      let source = useVector(i.a)
+      let isClear = isClear(source, above: 32)
       let register = vectorDestination()
-      if register != source { asm.move(register, source) }
+      if !isClear {
+        asm.avx(0x21, register, source, source, immediate: 0x0e, map: 3, prefix: 1)  // vinsertps: zeros above
+      } else if register != source {
+        asm.move(register, source)
+      }
+      noteClear(register, above: 32)
     case .boxF32:
       let source = useVector(i.a)
       let register = vectorDestination()
@@ -128,48 +131,64 @@ extension X86Emitter {
   private func finishPropagating(
     _ i: IRInstruction, _ register: X86Vector, _ a: X86Vector, _ b: X86Vector, double: Bool
   ) {
-    let tiny = jumpIfTiny(i, register, double: double)
-    asm.sse(double ? 0x66 : 0, 0x2e, register, register)
-    addStub(
-      .fused(site: site(i), register, a, b, b, double: double), asm.jump(.parity), tiny, resume: asm.offset)
+    let wrong = jumpsIfWrong(i, register, double: double)
+    addStub(.fused(site: site(i), register, a, b, b, double: double), wrong.0, wrong.1, resume: asm.offset)
     finishVector(register)
   }
 
-  /// Where underflow counts before rounding the host, which looks afterwards, has missed it if the result was rounded up to
-  /// the smallest normal number: the slow path computes such results again. Sums that small are exact.
-  ///
-  /// - Returns: the jump, or -1.
-  private func jumpIfTiny(_ i: IRInstruction, _ register: X86Vector, double: Bool) -> Int {
-    guard IRFloatOperand(rawValue: i.immediate).isTinyBeforeRounding else { return -1 }
+  /// Jumps if the result is a NaN or, where underflow counts before rounding, may have been rounded up to the smallest
+  /// normal number: the host, which looks afterwards, has missed that. Sums that small are exact. The second jump may be -1.
+  private func jumpsIfWrong(_ i: IRInstruction, _ register: X86Vector, double: Bool) -> (Int, Int) {
+    let prefix: UInt8 = double ? 0x66 : 0
+    var tiny = -1
     switch i.opcode {
-    case .mulF32, .mulF64, .divF32, .divF64, .mulAddF32, .mulAddF64, .convertF64ToF32: break
-    default: return -1
+    case .mulF32, .mulF64, .divF32, .divF64, .mulAddF32, .mulAddF64, .convertF64ToF32:
+      guard IRFloatOperand(rawValue: i.immediate).isTinyBeforeRounding else { break }
+      let smallest = state(double ? Self.smallestNormal64 : Self.smallestNormal32)
+      if Self.vectorTemporaryMask & ~lockedVectors != 0 {
+        // Without the sign. Unordered counts as equal.
+        let magnitude = takeVectorTemporary()
+        asm.avx(
+          0x54, magnitude, register, state(double ? Self.magnitudeMask64 : Self.magnitudeMask32), prefix: 0)
+        asm.sse(prefix, 0x2e, magnitude, smallest)
+        return (asm.jump(.equal), -1)
+      }
+      let bits = takeTemporary()
+      asm.move(bits, register, wide: double)
+      asm.arithmetic(.and, bits, state(double ? Self.magnitudeMask64 : Self.magnitudeMask32), wide: double)
+      asm.arithmetic(.cmp, bits, smallest, wide: double)
+      tiny = asm.jump(.equal)
+    default: break
     }
-    let bits = takeTemporary()
-    asm.move(bits, register, wide: double)
-    asm.arithmetic(.add, bits, bits, wide: double)
-    asm.arithmetic(.cmp, bits, state(double ? Self.smallestNormal64 : Self.smallestNormal32), wide: double)
-    return asm.jump(.equal)
+    asm.sse(prefix, 0x2e, register, register)
+    return (asm.jump(.parity), tiny)
   }
 
   private func emitArithmetic(_ i: IRInstruction, _ opcode: UInt8, double: Bool) {
     let a = useVector(i.a)
     let b = useVector(i.b)
-    if propagatesNaN(i) {
-      let register = takeVectorTemporary()
-      asm.vex(
-        register.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 1, prefix: double ? 3 : 2, wide: false,
-        long: false,
-        opcode)
-      return finishPropagating(i, register, a, b, double: double)
-    }
-    let register = vectorDestination()
-    // VEX form: reads both sources before it writes.
+    let bitCount = double ? 64 : 32
+    // The bits above come from the first source. Which NaN wins does not matter here.
+    let swaps = (opcode == 0x58 || opcode == 0x59) && !isClear(a, above: bitCount) && isClear(b, above: bitCount)
+    let (first, second) = swaps ? (b, a) : (a, b)
+    let isClear = isClear(first, above: bitCount)
+    let propagates = propagatesNaN(i)
+    // The slow path needs the operands. VEX form: reads both sources before it writes.
+    let inPlace = propagates ? pinnedResult(except: [a, b]) : vectorDestination()
+    let register = inPlace ?? takeVectorTemporary()
     asm.vex(
-      register.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 1, prefix: double ? 3 : 2, wide: false,
-      long: false,
-      opcode)
-    checkNaN(register, double: double)
+      register.rawValue, vvvv: first.rawValue, rm: second.rawValue, map: 1, prefix: double ? 3 : 2,
+      wide: false, long: false, opcode)
+    if isClear { noteClear(register, above: bitCount) }
+    guard propagates else { return checkNaN(register, double: double) }
+    let wrong = jumpsIfWrong(i, register, double: double)
+    addStub(.fused(site: site(i), register, a, b, b, double: double), wrong.0, wrong.1, resume: asm.offset)
+    if inPlace == nil { finishVector(register) }
+  }
+
+  /// The pinned register of the slot that the result goes to, if it is none of the operands'.
+  private func pinnedResult(except operands: [X86Vector?]) -> X86Vector? {
+    pinnedDestination(.setF64, except: operands).flatMap(X86Vector.init(rawValue:))
   }
 
   private func emitFused(_ i: IRInstruction, double: Bool) {
@@ -177,8 +196,10 @@ extension X86Emitter {
     let a = useVector(i.a)
     let b = useVector(i.b)
     let c = useVector(i.c)
-    let register = takeVectorTemporary()
+    let inPlace = pinnedResult(except: [a, b, c])
+    let register = inPlace ?? takeVectorTemporary()
     asm.move(register, c)
+    noteCopy(register, of: c)
     let opcode: UInt8 =
       switch (operand.negateProduct, operand.negateAddend) {
       case (false, false): 0xb9
@@ -187,18 +208,17 @@ extension X86Emitter {
       case (true, true): 0xbf
       }
     asm.fused231(opcode, register, a, b, double: double)
-    let tiny = jumpIfTiny(i, register, double: double)
     // Infinity times zero is invalid even with a quiet NaN as addend, which hosts may not say: the slow path does.
-    asm.sse(double ? 0x66 : 0, 0x2e, register, register)
-    addStub(
-      .fused(site: site(i), register, a, b, c, double: double), asm.jump(.parity), tiny, resume: asm.offset)
-    finishVector(register)
+    let wrong = jumpsIfWrong(i, register, double: double)
+    addStub(.fused(site: site(i), register, a, b, c, double: double), wrong.0, wrong.1, resume: asm.offset)
+    if inPlace == nil { finishVector(register) }
   }
 
   func finishVector(_ register: X86Vector) {
     lockedVectors = 1 << UInt16(register.rawValue)
     if let pinned = pinnedDestination(.setF64) {
-      asm.move(X86Vector(rawValue: pinned).unsafelyUnwrapped, register)
+      movePinned(
+        X86Vector(rawValue: pinned).unsafelyUnwrapped, register, upper: upperHalf(behind: pinnedSetter))
     } else {
       content[16 + Int(register.rawValue)] = UInt16(index)
       values[index].place = .register
@@ -300,6 +320,7 @@ extension X86Emitter {
     let register = vectorDestination()
     asm.sse(0, 0x57, register, register)  // breaks the dependency on the old content
     asm.convertFromInteger(register, source, double: double, wide: wide)
+    noteClear(register, above: double ? 64 : 32)
   }
   private func emitFromSigned(_ i: IRInstruction, double: Bool, wide: Bool) {
     convertFromSigned(use(i.a), double: double, wide: wide)
@@ -386,9 +407,17 @@ extension X86Emitter {
     asm.arithmetic(.or, register, state(StateHeader.softFloatFlags), wide: false)
   }
 
-  func emitSetFloatFlags(_ i: IRInstruction) {
+  func emitSetFloatFlags(_ i: IRInstruction) { setFloatFlags(use(i.a), scratch: takeTemporary()) }
+
+  /// What reads the flags waits for all arithmetic before it: they are left alone where nothing can have changed.
+  func emitSetFloatFlagsIfNaN(_ i: IRInstruction) {
     let value = use(i.a)
-    let scratch = takeTemporary()
+    let (b, c) = (useVector(i.b), useVector(i.c))
+    asm.sse(i.opcode == .setFloatFlagsIfNaNF64 ? 0x66 : 0, 0x2e, b, c)
+    addStub(.setFloatFlags(value), asm.jump(.parity), resume: asm.offset)
+  }
+
+  func setFloatFlags(_ value: X86Register, scratch: X86Register) {
     asm.move(scratch, value, wide: false)
     asm.arithmetic(.and, scratch, immediate: 31, wide: false)
     asm.store(state(StateHeader.softFloatFlags), scratch, wide: false)

@@ -46,15 +46,14 @@ extension X86Emitter {
   private func isPlainAccess(_ opcode: IROpcode) -> Bool {
     switch opcode {
     case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64, .store8,
-      .store16,
-      .store32, .store64, .storeF32, .storeF64:
+      .store16, .store32, .store64, .storeF32, .storeF64, .loadV128, .storeV128:
       true
     default: false
     }
   }
   private func isStore(_ opcode: IROpcode) -> Bool {
     switch opcode {
-    case .store8, .store16, .store32, .store64, .storeF32, .storeF64: true
+    case .store8, .store16, .store32, .store64, .storeF32, .storeF64, .storeV128: true
     default: false
     }
   }

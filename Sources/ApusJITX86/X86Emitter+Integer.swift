@@ -82,6 +82,7 @@ extension X86Emitter {
     case .vectorFloat: emitVectorFloat(i)
     case .getFloatFlags: emitGetFloatFlags()
     case .setFloatFlags: emitSetFloatFlags(i)
+    case .setFloatFlagsIfNaNF32, .setFloatFlagsIfNaNF64: emitSetFloatFlagsIfNaN(i)
     case .call: emitCall(i)
     case .exitIf64, .exitIf32: emitExitIf(i)
     case .poll: emitPoll(i)

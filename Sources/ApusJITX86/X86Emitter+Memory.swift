@@ -20,6 +20,7 @@ extension X86Emitter {
       .loadLinked32,
       .storeConditional32:
       4
+    case .loadV128, .storeV128: 16
     default: 8
     }
   }
@@ -28,6 +29,8 @@ extension X86Emitter {
     switch i.opcode {
     case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64: emitLoad(i)
     case .store8, .store16, .store32, .store64, .storeF32, .storeF64: emitStore(i)
+    case .loadV128: emitWholeLoad(i)
+    case .storeV128: emitWholeStore(i)
     default: emitAtomic(i)
     }
   }
@@ -114,6 +117,7 @@ extension X86Emitter {
       let (memory, slow) = translateAddress(i, address, isStore: false)
       finishAccess(i, address, slow, result: .vector(register, double: isDouble)) {
         asm.load(register, memory, double: isDouble)
+        noteClear(register, above: isDouble ? 64 : 32)
       }
       return
     }
@@ -138,6 +142,35 @@ extension X86Emitter {
         .memory(site: site, address: address, value: value, result: result), slow.0, slow.1,
         resume: asm.offset)
     }
+  }
+
+  /// The slow path works on the state.
+  private func emitWholeLoad(_ i: IRInstruction) {
+    let offset = IRMemoryOperand(rawValue: i.immediate).vectorRegister
+    giveUp(offset, .both)
+    // What moved may move on.
+    lockedVectors = 0
+    let register = pinnedWhole(offset) ?? takeVectorTemporary()
+    let address = baseRegister(i)
+    let (memory, slow) = translateAddress(i, address, isStore: false)
+    finishAccess(i, address, slow) {
+      asm.loadWhole(register, memory)
+      storeRegister(offset, register, .both)
+    }
+  }
+
+  private func emitWholeStore(_ i: IRInstruction) {
+    let offset = IRMemoryOperand(rawValue: i.immediate).vectorRegister
+    let address = baseRegister(i)
+    let register: X86Vector
+    if let pinned = pinnedWhole(offset) {
+      register = pinned
+    } else {
+      register = takeVectorTemporary()
+      loadRegister(register, offset, isFull: true)
+    }
+    let (memory, slow) = translateAddress(i, address, isStore: true)
+    finishAccess(i, address, slow) { asm.storeWhole(memory, register) }
   }
 
   private func emitStore(_ i: IRInstruction) {

@@ -44,11 +44,14 @@ extension X86Emitter {
   public var leave: UInt64 { buffer.address(thunks.leave) }
   /// The host registers that hold state slots in all generated code, by the hardware's numbers.
   public var pinnedSlots:
-    (general: [(register: UInt8, offset: Int)], vector: [(register: UInt8, offset: Int)])
+    (
+      general: [(register: UInt8, offset: Int)], vector: [(register: UInt8, offset: Int)],
+      vectorByteCount: Int
+    )
   {
     (
       pinnedIntegers.map { ($0.register.rawValue, $0.offset) },
-      pinnedFloats.map { ($0.register.rawValue, $0.offset) }
+      pinnedFloats.map { ($0.register.rawValue, $0.offset) }, layout.hasVectors ? 16 : 8
     )
   }
 
@@ -60,9 +63,11 @@ extension X86Emitter {
   static let signMask64 = StateHeader.scratch + 32
   static let signMask32 = StateHeader.scratch + 48
 
-  /// The bits of the smallest normal numbers, shifted left by one; the singles' twice.
+  /// In all lanes of 16 bytes: the smallest normal numbers; all bits but the sign.
   static let smallestNormal64 = 960
-  static let smallestNormal32 = 968
+  static let smallestNormal32 = 976
+  static let magnitudeMask64 = 992
+  static let magnitudeMask32 = 1008
 
   /// Writes the constants that generated code reads from the state.
   public static func initializeConstants(_ state: UnsafeMutableRawPointer) {
@@ -76,8 +81,12 @@ extension X86Emitter {
     }
     store(0x7ff8_0000_0000_0000, defaultNaN64)
     store(0x7fc0_0000, defaultNaN32)
-    store(1 << 53, smallestNormal64)
-    store(1 << 24 | 1 << 56, smallestNormal32)
+    for half in [0, 8] {
+      store(1 << 52, smallestNormal64 + half)
+      store(1 << 23 | 1 << 55, smallestNormal32 + half)
+      store(0x7fff_ffff_ffff_ffff, magnitudeMask64 + half)
+      store(0x7fff_ffff_7fff_ffff, magnitudeMask32 + half)
+    }
     store(0xffff_ffff_0000_0000, boxMask)
     store(0, boxMask + 8)
     store(0x8000_0000_0000_0000, signMask64)
@@ -206,14 +215,26 @@ extension X86Emitter {
   /// Pinned registers to their slots, and the guest's floating-point control out of the way.
   private func storePinned() {
     for (register, offset) in pinnedIntegers { asm.store(state(offset), register) }
-    for (register, offset) in pinnedFloats { asm.store(state(offset), register, double: true) }
+    for (register, offset) in pinnedFloats {
+      if layout.hasVectors {
+        asm.storeWhole(state(offset), register)
+      } else {
+        asm.store(state(offset), register, double: true)
+      }
+    }
     asm.storeMXCSR(state(StateHeader.guestMXCSR))
     asm.loadMXCSR(state(StateHeader.hostMXCSR))
   }
   private func loadPinned() {
     asm.loadMXCSR(state(StateHeader.guestMXCSR))
     for (register, offset) in pinnedIntegers { asm.load(register, state(offset)) }
-    for (register, offset) in pinnedFloats { asm.load(register, state(offset), double: true) }
+    for (register, offset) in pinnedFloats {
+      if layout.hasVectors {
+        asm.loadWhole(register, state(offset))
+      } else {
+        asm.load(register, state(offset), double: true)
+      }
+    }
   }
   private func storeTemporaries() {
     for (number, register) in [X86Register.rax, .rcx, .rdx, .r11].enumerated() {

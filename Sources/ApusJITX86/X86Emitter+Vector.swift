@@ -1,8 +1,8 @@
 import ApusAsmX86
 import ApusIR
 
-// Vector registers of the state, 128 bits, on AVX. The lower half of some lies in a pinned register, everything else in
-// memory; the operation is between: load, compute, store.
+// Vector registers of the state, 128 bits, on AVX. Some are pinned host registers, the others lie in memory. An operation
+// that is one instruction, or leaves its operands alone, works on the pinned ones; others on copies.
 
 extension X86Emitter {
   /// Opcodes after 66 0F (map 1) and 66 0F38 (map 2) by scale; `nil`: there is none.
@@ -39,21 +39,16 @@ extension X86Emitter {
     asm.avx(one.opcode, to, a, b, map: one.map)
   }
 
-  /// The pinned register of a slot.
-  func pinnedVector(_ offset: Int) -> X86Vector? {
+  /// The pinned register that holds the vector register at `offset`.
+  func pinnedWhole(_ offset: Int) -> X86Vector? {
     let slot = offset >> 3
     guard slot < Self.slotCount, slotRegister[slot] != 0xff else { return nil }
     return X86Vector(rawValue: slotRegister[slot])
   }
 
   func loadRegister(_ to: X86Vector, _ offset: Int, isFull: Bool) {
-    if let pinned = pinnedVector(offset) {
-      if isFull {
-        asm.move(to, pinned)
-        asm.loadUpper(to, state(offset + 8))
-      } else {
-        asm.sse(0xf3, 0x7e, to, pinned)  // movq: the upper half becomes 0
-      }
+    if let pinned = pinnedWhole(offset) {
+      if isFull { asm.move(to, pinned) } else { asm.moveLower(to, pinned) }
     } else if isFull {
       asm.loadWhole(to, state(offset))
     } else {
@@ -65,9 +60,13 @@ extension X86Emitter {
   enum Halves { case low, high, both }
 
   func storeRegister(_ offset: Int, _ value: X86Vector, _ halves: Halves) {
-    if let pinned = pinnedVector(offset) {
-      if halves != .low { asm.storeUpper(state(offset + 8), value) }
-      if halves != .high { asm.move(pinned, value) }
+    if let pinned = pinnedWhole(offset) {
+      noteChange(pinned)
+      switch halves {
+      case .both: if pinned != value { asm.move(pinned, value) }
+      case .low: asm.mergeLower(pinned, value)
+      case .high: asm.avx(0x0d, pinned, pinned, value, immediate: 2, map: 3, prefix: 1)  // vblendpd
+      }
       return
     }
     switch halves {
@@ -81,7 +80,7 @@ extension X86Emitter {
   func giveUp(_ offset: Int, _ halves: Halves) {
     if halves != .low { forgetMemory(offset + 8) }
     guard halves != .high else { return }
-    if let pinned = pinnedVector(offset) {
+    if let pinned = pinnedWhole(offset) {
       vacate(16 + Int(pinned.rawValue))
       content[16 + Int(pinned.rawValue)] = .max
     } else {
@@ -110,20 +109,49 @@ extension X86Emitter {
     case .broadcast: readsAll = operand.amount << operand.scale >= 8
     default: readsAll = operand.isFull || operation.narrowsToLow || operation.narrowsToHigh
     }
-    let a = takeVectorTemporary()
-    loadRegister(a, operand.slots.a, isFull: readsAll)
-    let b = takeVectorTemporary()
-    if let offset = operand.slots.b {
-      if offset == operand.slots.a { asm.move(b, a) } else { loadRegister(b, offset, isFull: readsAll) }
+    let keeps = Self.keepsOperands(operation, scale: operand.scale, isFull: operand.isFull)
+    func source(_ offset: Int) -> X86Vector {
+      if keeps, let pinned = pinnedWhole(offset) { return pinned }
+      let register = takeVectorTemporary()
+      loadRegister(register, offset, isFull: readsAll)
+      return register
+    }
+    let a = source(operand.slots.a)
+    let b: X86Vector
+    if operand.slots.b == operand.slots.a, keeps {
+      b = a
+    } else if let offset = operand.slots.b {
+      b = source(offset)
     } else {
+      b = takeVectorTemporary()
       asm.avx(0xef, b, b, b)
     }
-    // The result, and d where it is read.
-    let d = takeVectorTemporary()
-    if operation.readsDestination { loadRegister(d, operand.slots.destination, isFull: operand.isFull) }
-    emit(operand, a, b, d)
-    storeRegister(operand.slots.destination, d, halves)
-    for register in [a, b, d] { lockedVectors &= ~(1 << UInt16(register.rawValue)) }
+    // The result, and d where it is read: in place where the operands are copies, or gone with the only instruction.
+    let target = operand.slots.destination
+    if halves == .both, let pinned = pinnedWhole(target) {
+      emit(operand, a, b, pinned)
+      noteChange(pinned)
+    } else {
+      let d = takeVectorTemporary()
+      if operation.readsDestination { loadRegister(d, target, isFull: operand.isFull) }
+      emit(operand, a, b, d)
+      storeRegister(target, d, halves)
+    }
+    lockedVectors = 0
+  }
+
+  /// Whether an operation is one instruction that does not change a and b, lanes that are not asked for left alone.
+  private static func keepsOperands(_ operation: IRVectorOperation, scale: Int, isFull: Bool) -> Bool {
+    switch operation {
+    case .move, .and, .andNot, .or, .xor, .add, .subtract, .negate, .absolute, .equal, .greaterSigned,
+      .minSigned, .maxSigned, .minUnsigned, .maxUnsigned, .averageUnsigned:
+      true
+    case .multiply, .shiftLeft, .shiftRightUnsigned: scale > 0
+    case .shiftRightSigned: scale == 1 || scale == 2
+    case .interleaveLow, .interleaveHigh, .extract, .carrylessLow, .carrylessHigh: isFull
+    case .evenLanes, .oddLanes: isFull && scale >= 2
+    default: false
+    }
   }
 
   /// d = the result; a and b may be changed.

@@ -15,15 +15,26 @@ extension X86Emitter {
     giveUp(slots.destination, halves)
     // What moved may move on: it is no operand.
     lockedVectors = 0
-    let (a, b, d, scratch) = (
-      takeVectorTemporary(), takeVectorTemporary(), takeVectorTemporary(), takeVectorTemporary()
-    )
-    loadLanes(a, slots.a, operand, shapeOfSource(operand))
-    if let offset = slots.b {
-      loadLanes(b, offset, operand, operand.shape, element: operand.element)
+    let keeps = Self.keepsOperands(operation)
+    func source(
+      _ offset: Int, _ shape: IRVectorShape, element: Int? = nil
+    ) -> X86Vector {
+      if keeps, shape == .full, element == nil, let pinned = pinnedWhole(offset) { return pinned }
+      let register = takeVectorTemporary()
+      loadLanes(register, offset, operand, shape, element: element)
+      return register
+    }
+    let a = source(slots.a, shapeOfSource(operand))
+    let b: X86Vector
+    if slots.b == slots.a, keeps, operand.element == nil {
+      b = a
+    } else if let offset = slots.b {
+      b = source(offset, operand.shape, element: operand.element)
     } else {
+      b = takeVectorTemporary()
       asm.avx(0xef, b, b, b)
     }
+    let (d, scratch) = (takeVectorTemporary(), takeVectorTemporary())
     if operation.readsDestination { loadLanes(d, slots.destination, operand, operand.shape) }
     let compute = VectorFloatEmission(emitter: self, operand: operand, a: a, b: b, d: d, scratch: scratch)
     let slow = compute.emit()
@@ -36,6 +47,17 @@ extension X86Emitter {
     }
     if slow >= 0 { addStub(.vectorFloat(site: site(i)), slow, resume: asm.offset) }
     lockedVectors = 0
+  }
+
+  /// Whether a and b are left alone.
+  private static func keepsOperands(_ operation: IRVectorFloatOperation) -> Bool {
+    switch operation {
+    case .add, .subtract, .multiply, .divide, .squareRoot, .multiplyAdd, .multiplySubtract, .minimum, .maximum,
+      .minimumNumber, .maximumNumber, .equal, .greaterOrEqual, .greater, .lessOrEqual, .less, .addPairs,
+      .toSigned, .roundToIntegral, .roundToIntegralExact:
+      true
+    default: false
+    }
   }
 
   private func shapeOfSource(_ operand: IRVectorFloatOperand) -> IRVectorShape {
@@ -69,7 +91,7 @@ extension X86Emitter {
       asm.avx(0xc6, to, to, to, immediate: 0, map: 1, prefix: 0)
     case .half, .scalar:
       // movddup
-      if let pinned = pinnedVector(offset) {
+      if let pinned = pinnedWhole(offset) {
         asm.sse(0xf2, 0x12, to, pinned)
       } else {
         asm.sse(0xf2, 0x12, to, state(offset))
@@ -79,7 +101,7 @@ extension X86Emitter {
 }
 
 /// One `vectorFloat`: its operands are in a, b and, for fused operations, d; the result goes to d. All four registers may be
-/// changed.
+/// changed, a and b not where `keepsOperands` says so.
 private struct VectorFloatEmission {
   let emitter: X86Emitter
   let operand: IRVectorFloatOperand
@@ -121,16 +143,18 @@ private struct VectorFloatEmission {
     emitter.asm.avx(0xc6, to, to, to, immediate: 0, map: 1, prefix: 0)
   }
 
-  /// A jump if a lane of the result is a NaN or may have been tiny before it was rounded; a and scratch are lost.
+  /// A jump if a lane of the result is a NaN or may have been tiny before it was rounded; scratch is lost.
   private func jumpIfWrong(mayBeTiny: Bool, isDouble: Bool) -> Int {
-    emitter.asm.avx(0xc2, scratch, d, d, immediate: 3, map: 1, prefix: isDouble ? 1 : 0)
+    let prefix: UInt8 = isDouble ? 1 : 0
     if mayBeTiny, operand.isTinyBeforeRounding {
-      // Shifted left by one, the smallest normal number of either sign.
-      emitter.asm.avx(isDouble ? 0xd4 : 0xfe, a, d, d)
-      let normal = emitter.state(isDouble ? X86Emitter.smallestNormal64 : X86Emitter.smallestNormal32)
-      emitter.asm.sse(0xf2, 0x12, b, normal)  // movddup
-      if isDouble { emitter.asm.avx(0x29, a, a, b, map: 2) } else { emitter.asm.avx(0x76, a, a, b) }
-      emitter.asm.avx(0xeb, scratch, scratch, a)
+      // Equal to the smallest normal number, whatever the sign, or unordered.
+      let mask = isDouble ? X86Emitter.magnitudeMask64 : X86Emitter.magnitudeMask32
+      let normal = isDouble ? X86Emitter.smallestNormal64 : X86Emitter.smallestNormal32
+      emitter.asm.avx(0x54, scratch, d, emitter.state(mask), prefix: prefix)
+      emitter.asm.avx(
+        0xc2, scratch, scratch, emitter.state(normal), immediate: 8, map: 1, prefix: prefix)
+    } else {
+      emitter.asm.avx(0xc2, scratch, d, d, immediate: 3, map: 1, prefix: prefix)
     }
     return jumpIfAny(scratch)
   }
@@ -148,7 +172,7 @@ private struct VectorFloatEmission {
     case .absoluteDifference:
       packed(0x5c, d, a, b)
       let slow = jumpIfWrong(mayBeTiny: false, isDouble: operand.isDouble)
-      clearSigns(d, a)
+      clearSigns(d, scratch)
       return slow
     case .minimum, .minimumNumber: return minimum(isMaximum: false)
     case .maximum, .maximumNumber: return minimum(isMaximum: true)

@@ -57,7 +57,8 @@ public struct X86BlockContext {
 ///   rbp             state + 128                 rsp   16-byte aligned
 ///   rbx rsi rdi r8 r9 r10 r12 r13 r14 r15       the guest's hottest integer slots, in every block
 ///   rax rcx rdx r11                             temporaries of one block
-///   xmm4 .. xmm15   the hottest float slots     xmm0 .. xmm3  temporaries
+///   xmm4 .. xmm15   the hottest float slots, or vector registers whose lower halves they are
+///   xmm0 .. xmm3    temporaries
 /// ```
 /// At every guest instruction's end each slot is up to date in its register or in memory, so that leaving
 /// a block anywhere needs no fix-up. Guarded by the translation cache's lock.
@@ -85,6 +86,8 @@ public final class X86Emitter {
   let values: UnsafeMutablePointer<ValueInfo>
   /// Slot number -> pinned register, or 0xff. Integer slots name general registers, float slots vector ones.
   let slotRegister: UnsafeMutablePointer<UInt8>
+  /// Slot number -> pinned vector register whose upper half it is, or 0xff.
+  let upperRegister: UnsafeMutablePointer<UInt8>
   /// Slot number -> value that is in the slot's memory and known to be so, or .max (unpinned slots).
   let slotContent: UnsafeMutablePointer<UInt16>
   /// Register number -> value in it; general 0..15, vector 16..31. `.max`: none.
@@ -99,6 +102,9 @@ public final class X86Emitter {
   private static let setsSlot: UInt8 = 8
   private static let getsSlot: UInt8 = 16
   private static let thirdIsNoValue: UInt8 = 32
+  /// A 32-bit instruction makes the result: the register's upper half is clear.
+  private static let clearsUpperHalf: UInt8 = 64
+  private static let isZeroExtension: UInt8 = 128
   private static func traits(of opcode: IROpcode) -> UInt8 {
     var traits: UInt8 = opcode.hasEffect ? hasEffect : 0
     if opcode.isAlias { traits |= isAlias }
@@ -107,6 +113,9 @@ public final class X86Emitter {
     case .set64: traits |= setsSlot
     case .get64, .get32, .getF64: traits |= getsSlot
     case .exitIf64, .exitIf32: traits |= thirdIsNoValue
+    case .add32, .sub32, .and32, .or32, .xor32, .shl32, .shrU32, .shrS32, .rotr32, .mul32:
+      traits |= clearsUpperHalf
+    case .zeroExtend32: traits |= isZeroExtension
     default: break
     }
     return traits
@@ -122,6 +131,13 @@ public final class X86Emitter {
   /// Registers that the instruction at hand uses and that must not be evicted.
   var locked: UInt16 = 0
   var lockedVectors: UInt16 = 0
+  /// Vector registers whose bits from 64 or 32 up are known to be clear.
+  var clearAbove64: UInt16 = 0
+  var clearAbove32: UInt16 = 0
+  /// The slot that the store of a whole vector register has cleared, whose own store is left out; or -1.
+  var clearedSlot = -1
+  /// The `setF64` for which `pinnedDestination` has given a register last.
+  var pinnedSetter = 0
   var spillsInUse: UInt64 = 0
   var stubs: [ColdStub] = []
   var groups: [AccessGroup] = []
@@ -152,6 +168,8 @@ public final class X86Emitter {
     values.initialize(repeating: ValueInfo(), count: valueCount)
     slotRegister = .allocate(capacity: Self.slotCount)
     slotRegister.initialize(repeating: 0xff, count: Self.slotCount)
+    upperRegister = .allocate(capacity: Self.slotCount)
+    upperRegister.initialize(repeating: 0xff, count: Self.slotCount)
     slotContent = .allocate(capacity: Self.slotCount)
     slotContent.initialize(repeating: .max, count: Self.slotCount)
     content = .allocate(capacity: 32)
@@ -169,7 +187,10 @@ public final class X86Emitter {
         (X86Vector(rawValue: UInt8(Self.firstPinnedVector + $0.offset)).unsafelyUnwrapped, $0.element)
       } : []
     for (register, offset) in pinnedIntegers { slotRegister[offset >> 3] = register.rawValue }
-    for (register, offset) in pinnedFloats { slotRegister[offset >> 3] = register.rawValue }
+    for (register, offset) in pinnedFloats {
+      slotRegister[offset >> 3] = register.rawValue
+      if layout.hasVectors { upperRegister[offset >> 3 + 1] = register.rawValue }
+    }
     emitThunks(runtime)
     buffer.used = asm.offset
   }
@@ -178,6 +199,7 @@ public final class X86Emitter {
     values.deallocate()
     traits.deallocate()
     slotRegister.deallocate()
+    upperRegister.deallocate()
     slotContent.deallocate()
     content.deallocate()
   }
@@ -228,8 +250,15 @@ public final class X86Emitter {
     for number in 0..<count {
       let i = ir[number]
       // What it is another name of comes before it.
-      let isAlias = traits[Int(i.opcode.rawValue)] & Self.isAlias != 0
-      values[number] = ValueInfo(root: isAlias ? values[Int(i.a)].root : UInt16(truncatingIfNeeded: number))
+      let trait = traits[Int(i.opcode.rawValue)]
+      var root = UInt16(truncatingIfNeeded: number)
+      if trait & Self.isAlias != 0 || i.opcode == .unboxF32 && i.immediate == 1 {
+        root = values[Int(i.a)].root
+      } else if trait & Self.isZeroExtension != 0 {
+        let source = values[Int(i.a)].root
+        if traits[Int(ir[Int(source)].opcode.rawValue)] & Self.clearsUpperHalf != 0 { root = source }
+      }
+      values[number] = ValueInfo(root: root)
     }
     func use(_ operand: UInt16, _ at: Int) {
       if operand == .max { return }
@@ -245,7 +274,7 @@ public final class X86Emitter {
       number &-= 1
       let i = ir[number]
       let trait = traits[Int(i.opcode.rawValue)]
-      if trait & (Self.isMarker | Self.isAlias) != 0 { continue }
+      if trait & Self.isMarker != 0 || Int(values[number].root) != number { continue }
       if trait & Self.setsSlot != 0, i.immediate < 256 {
         let slot = Int(i.immediate >> 3)
         if overwritten &>> UInt32(slot) & 1 != 0, !keepsAll {
@@ -273,6 +302,8 @@ public final class X86Emitter {
     spillsInUse = 0
     locked = 0
     lockedVectors = 0
+    (clearAbove64, clearAbove32) = (0, 0)
+    clearedSlot = -1
     stubs.removeAll(keepingCapacity: true)
     links.removeAll(keepingCapacity: true)
   }

@@ -140,6 +140,7 @@ public final class UserThread: @unchecked Sendable {
     record.pointee.leave = layout.leave
     record.pointee.pinned_count = UInt32(layout.pinned.count)
     record.pointee.pinned_vector_count = UInt32(layout.pinnedVectors.count)
+    record.pointee.pinned_vector_bytes = UInt32(layout.pinnedVectorByteCount)
     withUnsafeMutableBytes(of: &record.pointee.pinned_register) { registers in
       withUnsafeMutableBytes(of: &record.pointee.pinned_offset) { offsets in
         for (index, slot) in layout.pinned.enumerated() {

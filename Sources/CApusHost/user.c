@@ -131,7 +131,8 @@ static void handle(int number, siginfo_t *info, void *frame) {
       for (uint32_t i = 0; i < thread->pinned_count; i++)
         memcpy(state + thread->pinned_offset[i], &registers[greg_index[thread->pinned_register[i]]], 8);
       for (uint32_t i = 0; i < thread->pinned_vector_count; i++)
-        memcpy(state + thread->pinned_vector_offset[i], &context->uc_mcontext.fpregs->_xmm[thread->pinned_vector[i]], 8);
+        memcpy(state + thread->pinned_vector_offset[i], &context->uc_mcontext.fpregs->_xmm[thread->pinned_vector[i]],
+               thread->pinned_vector_bytes);
       memcpy(state + thread->guest_mxcsr_offset, &context->uc_mcontext.fpregs->mxcsr, 4);
       memcpy(&context->uc_mcontext.fpregs->mxcsr, state + thread->host_mxcsr_offset, 4);
       thread->fault_signal = (uint32_t)number;

@@ -14,7 +14,7 @@ typedef struct apus_user_thread {
   // Layout of generated code: where it lies, where to leave it, and which host register holds which state slot.
   void *state;
   uint64_t code_begin, code_end, leave;
-  uint32_t pinned_count, pinned_vector_count;
+  uint32_t pinned_count, pinned_vector_count, pinned_vector_bytes;
   uint8_t pinned_register[16], pinned_vector[16];
   uint16_t pinned_offset[16], pinned_vector_offset[16];
   uint32_t guest_mxcsr_offset, host_mxcsr_offset, exit_request_offset;
