@@ -38,8 +38,9 @@ extension TranslatedVCPU {
     }
     for offset in stride(from: 0, to: Self.comparedByteCount, by: 8)
     where !Self.isEngineScratch(offset) && !shared.contains(offset) {
-      let ours = state.load(fromByteOffset: offset, as: UInt64.self)
-      let theirs = expected.load(fromByteOffset: offset, as: UInt64.self)
+      let mask = offset == guest.layout.packedFlags ? IRPackedFlags.nzcv : .max
+      let ours = state.load(fromByteOffset: offset, as: UInt64.self) & mask
+      let theirs = expected.load(fromByteOffset: offset, as: UInt64.self) & mask
       if ours != theirs, !(offset == StateHeader.guestMXCSR || offset == StateHeader.softFloatFlags) {
         return reportDifference(
           record, "state at offset \(offset): evaluator \(hex(theirs)), code \(hex(ours))", expected)

@@ -63,7 +63,7 @@ extension AArch64CPU {
     let usesOwnStack = s[.stackSelect]
     s[.elr] = pc
     s[.spsr] =
-      s[.nzcv] | s[.daif] | s[.pan] | s[.statusBits] | s[.step] & PState.step | level << 2 | usesOwnStack
+      s.nzcv | s[.daif] | s[.pan] | s[.statusBits] | s[.step] & PState.step | level << 2 | usesOwnStack
     s[.step] = 0
     // SSBS becomes SCTLR_EL1.DSSBS.
     s[.statusBits] = features.contains(.ssbs) ? s[.sctlr] >> 44 & 1 << 12 : 0
@@ -88,12 +88,12 @@ extension AArch64CPU {
     let couldStep = canDebug(level: s[.exceptionLevel])
     s[.step] = 0
     guard status & 0x12 == 0, level <= 1, level == 1 || status & 1 == 0 else {
-      s[.nzcv] = status & PState.condition
+      s.nzcv = status & PState.condition
       s[.daif] = status & PState.daif
       return enterException(.synchronous, syndrome: 0x0e << 26 | 1 << 25, returnTo: s.pc)
     }
     selectStack(level: level, selected: status & 1)
-    s[.nzcv] = status & PState.condition
+    s.nzcv = status & PState.condition
     s[.daif] = status & PState.daif
     if features.hasPAN { s[.pan] = status & PState.pan }
     s[.statusBits] = status & statusMask

@@ -78,7 +78,8 @@ public final class AArch64CPU: GuestCPU {
     // Arguments, temporaries, the first callee-saved registers and sp: what compilers use most.
     layout = StateLayout(
       hotIntegers: [0, 1, 2, 3, 19, 31, 4, 20, 5, 21].map(AArch64State.x),
-      hotFloats: [0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 8, 9].map(AArch64State.v), hasVectors: true)
+      hotFloats: [0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 8, 9].map(AArch64State.v), hasVectors: true,
+      packedFlags: AArch64State.Field.packedFlags.offset)
     setProcessKeys()
     state.storeBytes(
       of: Unmanaged.passUnretained(self).toOpaque(), toByteOffset: StateHeader.guest,

@@ -223,7 +223,7 @@ enum AArch64FloatUnit {
     if word & 0xffff_fc00 == 0x1e7e_0000 {
       let result = unit.toJavaScriptInteger(n)
       if word & 31 != 31 { s[x: Int(word & 31)] = UInt64(result.value) }
-      s[.nzcv] = result.isExact ? 1 << 30 : 0
+      s.nzcv = result.isExact ? 1 << 30 : 0
       return true
     }
     if word >> 10 & 63 == 0 {  // conversions with general registers
@@ -281,8 +281,8 @@ enum AArch64FloatUnit {
   static func compare(_ word: UInt32, _ s: AArch64State) {
     let format = self.format(word)
     let isConditional = word >> 10 & 3 == 1
-    if isConditional, !holds(word >> 12 & 15, s[.nzcv]) {
-      s[.nzcv] = UInt64(word & 15) << 28
+    if isConditional, !holds(word >> 12 & 15, s.nzcv) {
+      s.nzcv = UInt64(word & 15) << 28
       return
     }
     let isZero = !isConditional && word >> 3 & 1 != 0
@@ -299,7 +299,7 @@ enum AArch64FloatUnit {
     } else {
       flags = unit.soft.less(a, b, format, orEqual: false) ? 8 : 2
     }
-    s[.nzcv] = flags << 28
+    s.nzcv = flags << 28
     unit.finish(s)
   }
 

@@ -19,8 +19,8 @@ public struct AArch64State: @unchecked Sendable {
   static let scratch = 1792
 
   public enum Field: Int, CaseIterable, Sendable {
-    /// N 31, Z 30, C 29, V 28.
-    case nzcv
+    /// The condition flags as `IRPackedFlags`; `nzcv` has them as the manual does.
+    case packedFlags
     case fpcr
     /// FPSR's IDC, in its place; the other flags are the state header's.
     case inputDenormal
@@ -36,6 +36,19 @@ public struct AArch64State: @unchecked Sendable {
     nonmutating set {
       base.storeBytes(of: newValue, toByteOffset: 1536 + field.rawValue * 8, as: UInt64.self)
     }
+  }
+  /// N 31, Z 30, C 29, V 28.
+  public var nzcv: UInt64 {
+    get { Self.nzcv(packed: self[.packedFlags]) }
+    nonmutating set { self[.packedFlags] = Self.packed(nzcv: newValue) }
+  }
+  static func nzcv(packed: UInt64) -> UInt64 {
+    (packed & (IRPackedFlags.negative | IRPackedFlags.zero)) << 16 | (packed & IRPackedFlags.carry) << 21
+      | (packed & IRPackedFlags.overflow) << 28
+  }
+  static func packed(nzcv: UInt64) -> UInt64 {
+    nzcv >> 16 & (IRPackedFlags.negative | IRPackedFlags.zero) | nzcv >> 21 & IRPackedFlags.carry
+      | nzcv >> 28 & IRPackedFlags.overflow
   }
   /// x0 to x30; 31 is the stack pointer.
   @inlinable

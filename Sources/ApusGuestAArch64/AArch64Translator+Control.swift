@@ -86,7 +86,7 @@ extension AArch64Translator {
     let isBackward = target <= pc
     if isBackward {
       storeFlags()
-      block.poll(pc: pc)
+      if polledBranch != pc { block.poll(pc: pc) }
     }
     let c = comparison(&self)
     exit(if: c, to: target)

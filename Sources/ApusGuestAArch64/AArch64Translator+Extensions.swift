@@ -17,7 +17,7 @@ extension AArch64Translator {
       block.binary(.shl64, value, block.const64(number))
     }
     func not(_ value: IRValue) -> IRValue { block.binary(.xor64, value, block.const64(1)) }
-    let old = packedFlags()
+    let old = conditionBits()
     let new: IRValue
     switch opcode {
     case .cfinv: new = block.binary(.xor64, old, constant(1 << 29))
@@ -43,7 +43,7 @@ extension AArch64Translator {
         or(placed(not(or(c, z)), 31), placed(and(z, c), 30)),
         or(placed(or(c, z), 29), placed(and(not(c), z), 28)))
     }
-    setFlags(.packed(new))
+    setConditionBits(new)
   }
 
   // MARK: Accesses [FEAT_LRCPC2]

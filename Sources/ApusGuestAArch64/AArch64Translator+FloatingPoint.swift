@@ -145,7 +145,9 @@ extension AArch64Translator {
     guard isConditional, bits(12, 4) < 14 else {
       let isZero = !isConditional && bits(3, 1) == 1
       let b = isZero ? block.unary(isDouble ? .moveI64ToF64 : .moveI64ToF32, constant(0)) : f(rm)
-      return setFlags(.packed(compared(f(rn), b, isSignalling: isSignalling)))
+      let a = f(rn)
+      let packed = compared(a, b, isSignalling: isSignalling)
+      return setFlags(.floats(a: a, b: b, isDouble: isDouble, packed: packed))
     }
     // A comparison that is not made raises nothing: it is one of zeros.
     let holds = value(of: bits(12, 4))
@@ -155,23 +157,16 @@ extension AArch64Translator {
         block.ternary(.select64, holds, half(number, false), constant(0)))
     }
     let result = compared(operand(rn), operand(rm), isSignalling: isSignalling)
-    setFlags(.packed(block.ternary(.select64, holds, result, constant(UInt64(bits(0, 4)) << 28))))
+    setFlags(.packed(block.ternary(.select64, holds, result, immediateFlags())))
   }
 
   /// N, Z, C and V of a comparison, packed.
   private func compared(_ a: IRValue, _ b: IRValue, isSignalling: Bool) -> IRValue {
-    func test(_ kind: IRFloatComparison, _ a: IRValue, _ b: IRValue) -> IRValue {
+    let kind: IRFloatComparison = isSignalling ? .less : .lessQuiet
+    return block.unary(
+      .flagsPack,
       block.binary(
-        isDouble ? .compareF64 : .compareF32, a, b, immediate: floatOperand(kind: kind.rawValue))
-    }
-    let less: IRFloatComparison = isSignalling ? .less : .lessQuiet
-    let equal = test(.equal, a, b)
-    let below = test(less, a, b)
-    let above = test(less, b, a)
-    // Unordered 0011, above 0010, below 1000, equal 0110.
-    var result = block.ternary(.select64, above, constant(2 << 28), constant(3 << 28))
-    result = block.ternary(.select64, below, constant(8 << 28), result)
-    return block.ternary(.select64, equal, constant(6 << 28), result)
+        isDouble ? .flagsCompareF64 : .flagsCompareF32, a, b, immediate: floatOperand(kind: kind.rawValue)))
   }
 
   // MARK: Conversions

@@ -289,7 +289,7 @@ extension AArch64Translator {
     let immediate = IRFlagsOperand(width: isWide ? 64 : 32, isNZCVOnly: true).rawValue
     let new = block.unary(
       .flagsPack, block.binary(isSubtraction ? .flagsSub : .flagsAdd, a, b, immediate: immediate))
-    setFlags(.packed(block.ternary(.select64, old, new, constant(UInt64(bits(0, 4)) << 28))))
+    setFlags(.packed(block.ternary(.select64, old, new, immediateFlags())))
   }
 
   private mutating func conditionalSelect(_ opcode: AArch64Opcode) {

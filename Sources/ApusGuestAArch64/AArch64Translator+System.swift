@@ -117,7 +117,7 @@ extension AArch64Translator {
   /// A register that EL0 may read.
   private mutating func userRegister() -> IRValue? {
     switch key {
-    case .init(3, 3, 4, 2, 0): return packedFlags()
+    case .init(3, 3, 4, 2, 0): return conditionBits()
     case .init(3, 3, 4, 4, 0): return block.get64(AArch64State.Field.fpcr.offset)
     case .init(3, 3, 4, 4, 1): return call(.readFPSR)
     case .init(3, 3, 13, 0, 2): return block.get64(AArch64State.Field.tpidr.offset)
@@ -151,7 +151,7 @@ extension AArch64Translator {
 
   private mutating func writeUserRegister() -> Bool {
     switch key {
-    case .init(3, 3, 4, 2, 0): setFlags(.packed(block.binary(.and64, x(rd), constant(0xf000_0000))))
+    case .init(3, 3, 4, 2, 0): setConditionBits(x(rd))
     case .init(3, 3, 4, 4, 0):
       call(.writeFPCR, x(rd), nextPC)
       finish(.dispatch)

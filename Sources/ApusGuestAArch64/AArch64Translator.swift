@@ -16,7 +16,9 @@ struct AArch64Translator {
     case subtraction(a: IRValue, b: IRValue, isWide: Bool)
     case addition(a: IRValue, b: IRValue, result: IRValue, isWide: Bool)
     case logic(IRValue, isWide: Bool)
-    /// N, Z, C, V in bits 31 to 28.
+    /// Of two floats.
+    case floats(a: IRValue, b: IRValue, isDouble: Bool, packed: IRValue)
+    /// `IRPackedFlags`.
     case packed(IRValue)
   }
 
@@ -32,6 +34,8 @@ struct AArch64Translator {
   var flags = Flags.stored
   /// Whether the state holds the newest flags.
   var areFlagsStored = true
+  /// The branch that need not look for requests: the instruction before it did.
+  var polledBranch: UInt64?
 
   init(block: IRBlock, mode: AArch64Mode, features: AArch64FeatureSet, helpers: [IRHelper], pc: UInt64) {
     (self.block, self.mode, self.features, self.helpers, self.pc) = (block, mode, features, helpers, pc)
@@ -51,6 +55,9 @@ struct AArch64Translator {
       block.instruction(pc: pc, length: 4)
       if mode.checksBreakPoints { call(.checkBreakPoints) }
       let opcode = decoder.decode(word, features)
+      if offset &+ 8 <= code.count {
+        pollEarly(opcode, next: UnsafeRawPointer(code.bytes + offset + 4).loadUnaligned(as: UInt32.self))
+      }
       if mode.step == .active, opcode.endsInHelper { completeStep() }
       translate(opcode)
       if isFinished { return .block }
@@ -65,6 +72,20 @@ struct AArch64Translator {
         block.finish(.direct(target: pc))
         return .block
       }
+    }
+  }
+
+  /// Looks for requests before a comparison instead of behind it, if a backward branch follows: then nothing comes between
+  /// the two.
+  private mutating func pollEarly(_ opcode: AArch64Opcode, next: UInt32) {
+    // b.cond with a negative offset.
+    guard next & 0xff80_0010 == 0x5480_0000, next & 15 < 14, areFlagsStored, mode.step == .none else { return }
+    switch opcode {
+    case .subsImmediate, .subs, .subsExtended, .addsImmediate, .adds, .addsExtended, .andsImmediate, .ands, .bics,
+      .fcmp:
+      block.poll(pc: pc)
+      polledBranch = pc &+ 4
+    default: break
     }
   }
 
@@ -167,22 +188,44 @@ struct AArch64Translator {
   mutating func storeFlags() {
     if areFlagsStored { return }
     areFlagsStored = true
-    block.set64(AArch64State.Field.nzcv.offset, packedFlags())
+    block.set64(AArch64State.Field.packedFlags.offset, packedFlags())
   }
 
   func packedFlags() -> IRValue {
     func width(_ isWide: Bool) -> Int64 { IRFlagsOperand(width: isWide ? 64 : 32, isNZCVOnly: true).rawValue }
     switch flags {
-    case .stored: return block.get64(AArch64State.Field.nzcv.offset)
+    case .stored: return block.get64(AArch64State.Field.packedFlags.offset)
     case .subtraction(let a, let b, let isWide):
       return block.unary(.flagsPack, block.binary(.flagsSub, a, b, immediate: width(isWide)))
     case .addition(let a, let b, _, let isWide):
       return block.unary(.flagsPack, block.binary(.flagsAdd, a, b, immediate: width(isWide)))
     case .logic(let result, let isWide):
       return block.unary(.flagsPack, block.unary(.flagsLogic, result, immediate: width(isWide)))
-    case .packed(let value): return value
+    case .floats(_, _, _, let packed), .packed(let packed): return packed
     }
   }
+  /// The flags with N 31, Z 30, C 29, V 28, and back.
+  func conditionBits() -> IRValue {
+    let packed = packedFlags()
+    func part(_ mask: UInt64, _ shift: UInt64) -> IRValue {
+      block.binary(.shl64, block.binary(.and64, packed, constant(mask)), constant(shift))
+    }
+    let high = part(IRPackedFlags.negative | IRPackedFlags.zero, 16)
+    return block.binary(
+      .or64, high, block.binary(.or64, part(IRPackedFlags.carry, 21), part(IRPackedFlags.overflow, 28)))
+  }
+  mutating func setConditionBits(_ value: IRValue) {
+    func part(_ mask: UInt64, _ shift: UInt64) -> IRValue {
+      block.binary(.and64, block.binary(.shrU64, value, constant(shift)), constant(mask))
+    }
+    let high = part(IRPackedFlags.negative | IRPackedFlags.zero, 16)
+    setFlags(
+      .packed(
+        block.binary(
+          .or64, high, block.binary(.or64, part(IRPackedFlags.carry, 21), part(IRPackedFlags.overflow, 28)))))
+  }
+  /// An instruction's four bits N, Z, C, V as packed flags.
+  func immediateFlags() -> IRValue { constant(AArch64State.packed(nzcv: UInt64(bits(0, 4)) << 28)) }
 
   /// A comparison that holds when a condition does.
   struct Comparison {
@@ -242,6 +285,22 @@ struct AArch64Translator {
       case 5, 10: return narrowed(.greaterOrEqualSigned, result, constant(0), isWide)
       case 12: return narrowed(.lessSigned, constant(0), result, isWide)
       case 13: return narrowed(.greaterOrEqualSigned, constant(0), result, isWide)
+      default: break
+      }
+    case .floats(let a, let b, let isDouble, _):
+      // None of these raises what the comparison has not raised.
+      func test(_ kind: IRFloatComparison, _ a: IRValue, _ b: IRValue, _ holds: Bool) -> Comparison {
+        let value = block.binary(
+          isDouble ? .compareF64 : .compareF32, a, b, immediate: floatOperand(kind: kind.rawValue))
+        return Comparison(condition: holds ? .notEqual : .equal, a: value, b: constant(0))
+      }
+      switch condition {
+      case 0, 1: return test(.equal, a, b, condition == 0)
+      case 2, 5: return test(.lessQuiet, a, b, false)
+      case 3, 4: return test(.lessQuiet, a, b, true)
+      case 8, 9: return test(.lessOrEqualQuiet, a, b, condition == 9)
+      case 10, 11: return test(.lessOrEqualQuiet, b, a, condition == 10)
+      case 12, 13: return test(.lessQuiet, b, a, condition == 12)
       default: break
       }
     case .stored, .packed: break

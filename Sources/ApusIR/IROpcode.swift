@@ -69,9 +69,11 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   // Bit casts. moveF32ToI64 sign-extends. boxF32 puts ones above the value; unboxF32 gives the default NaN for
   // a value that is not boxed. With immediate 1 the bits above are zeros, and nothing is checked.
   case moveF32ToI64, moveI64ToF32, moveF64ToI64, moveI64ToF64, boxF32, unboxF32
-  // Flags. immediate = IRFlagsOperand for the makers, IRFlagTest for flagTest. Packed: N 31, Z 30, C 29, V 28,
-  // AF 4, PF 2.
+  // Flags. immediate = IRFlagsOperand for the makers, IRFlagTest for flagTest. Packed: `IRPackedFlags`.
   case flagsAdd, flagsAddCarry, flagsSub, flagsSubBorrow, flagsLogic, flagsUnpack
+  // Of two floats (immediate = IRFloatOperand; kind `less` raises invalid for quiet NaNs, too): N less, Z equal, C not
+  // less, V unordered.
+  case flagsCompareF32, flagsCompareF64
   case flagTest, flagsPack
   // IEEE exception flags, in RISC-V's layout (NX 1, UF 2, OF 4, DZ 8, NV 16): those raised since they were set.
   // setFloatFlagsIfNaN: if b or c is a NaN.
@@ -104,7 +106,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
       .convertS32ToF32, .convertU32ToF32, .convertS64ToF32, .convertU64ToF32, .signInjectF32, .moveI64ToF32,
       .unboxF32, .loadF32:
       return .f32
-    case .flagsAdd, .flagsAddCarry, .flagsSub, .flagsSubBorrow, .flagsLogic, .flagsUnpack:
+    case .flagsAdd, .flagsAddCarry, .flagsSub, .flagsSubBorrow, .flagsLogic, .flagsUnpack, .flagsCompareF32,
+      .flagsCompareF64:
       return .flags
     case .const64, .get64, .add64, .sub64, .mul64, .and64, .or64, .xor64, .andNot64, .shl64, .shrU64, .shrS64,
       .rotr64, .mulHighS64, .mulHighU64, .mulHighSU64, .divS64, .divU64, .remS64, .remU64, .compare64,
@@ -157,9 +160,11 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
       return (.i32, .none, .none)
     case .storeF32: return (.i64, .f32, .none)
     case .storeF64: return (.i64, .f64, .none)
-    case .addF32, .subF32, .mulF32, .divF32, .minF32, .maxF32, .compareF32, .signInjectF32:
+    case .addF32, .subF32, .mulF32, .divF32, .minF32, .maxF32, .compareF32, .signInjectF32,
+      .flagsCompareF32:
       return (.f32, .f32, .none)
-    case .addF64, .subF64, .mulF64, .divF64, .minF64, .maxF64, .compareF64, .signInjectF64:
+    case .addF64, .subF64, .mulF64, .divF64, .minF64, .maxF64, .compareF64, .signInjectF64,
+      .flagsCompareF64:
       return (.f64, .f64, .none)
     case .setFloatFlagsIfNaNF32: return (.i64, .f32, .f32)
     case .setFloatFlagsIfNaNF64: return (.i64, .f64, .f64)
@@ -204,5 +209,6 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// Whether the operation may raise IEEE exception flags.
   public var setsFloatFlags: Bool {
     rawValue >= IROpcode.addF32.rawValue && rawValue <= IROpcode.convertU64ToF64.rawValue
+      || self == .flagsCompareF32 || self == .flagsCompareF64
   }
 }

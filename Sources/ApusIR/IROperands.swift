@@ -113,6 +113,19 @@ public struct IRFlagsOperand: Sendable {
   @inlinable public var isNZCVOnly: Bool { rawValue & 256 != 0 }
 }
 
+/// The packed form of flags: what x86 hosts have after `lahf` and `seto`. Bits 1 to 7 are clear, the others undefined.
+public enum IRPackedFlags {
+  public static let negative: UInt64 = 1 << 15
+  public static let zero: UInt64 = 1 << 14
+  public static let carry: UInt64 = 1 << 8
+  public static let overflow: UInt64 = 1
+  /// x86's A and P.
+  public static let auxiliary: UInt64 = 1 << 12
+  public static let parity: UInt64 = 1 << 10
+  /// The bits that AArch64 has.
+  public static let nzcv = negative | zero | carry | overflow
+}
+
 /// What `flagTest` asks of flags. Signed and unsigned comparisons read the flags of a subtraction a - b.
 public enum IRFlagTest: UInt8, Sendable {
   case zero, notZero, negative, notNegative, carry, notCarry, overflow, notOverflow

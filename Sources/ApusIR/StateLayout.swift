@@ -79,7 +79,10 @@ public struct StateLayout: Sendable {
   public var hotFloats: [Int]
   /// The float slots are the lower halves of vector registers of 128 bits, multiples of 16, which are kept whole.
   public var hasVectors: Bool
-  public init(hotIntegers: [Int], hotFloats: [Int], hasVectors: Bool = false) {
+  /// The slot of `IRPackedFlags`, whose other bits are undefined.
+  public var packedFlags: Int?
+  public init(hotIntegers: [Int], hotFloats: [Int], hasVectors: Bool = false, packedFlags: Int? = nil) {
     (self.hotIntegers, self.hotFloats, self.hasVectors) = (hotIntegers, hotFloats, hasVectors)
+    self.packedFlags = packedFlags
   }
 }

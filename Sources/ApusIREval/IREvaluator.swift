@@ -410,21 +410,21 @@ public final class IREvaluator {
     return a & ~format.signMask | sign & format.signMask
   }
 
-  // MARK: Flags. A flags value is held packed: N 31, Z 30, C 29, V 28, and x86's AF 4, PF 2. C is the carry of an
-  // addition and "no borrow" of a subtraction.
+  // MARK: Flags. A flags value is held packed. C is the carry of an addition and "no borrow" of a subtraction.
 
   private func flags(_ i: IRInstruction) -> UInt64 {
     let operand = IRFlagsOperand(rawValue: i.immediate)
-    let borrow: UInt64 = operand.isNZCVOnly ? 0 : 1 << 4
+    typealias F = IRPackedFlags
+    let borrow: UInt64 = operand.isNZCVOnly ? 0 : F.auxiliary
     func make(_ result: UInt64, carry: Bool, overflow: Bool, auxiliary: Bool) -> UInt64 {
       let width = UInt64(operand.width)
       let masked = width == 64 ? result : result & ((1 << width) - 1)
       let packed =
-        (masked >> (width - 1) & 1) << 31 | (masked == 0 ? 1 << 30 : 0) | (carry ? 1 << 29 : 0)
-        | (overflow ? 1 << 28 : 0)
+        (masked >> (width - 1) & 1 != 0 ? F.negative : 0) | (masked == 0 ? F.zero : 0) | (carry ? F.carry : 0)
+        | (overflow ? F.overflow : 0)
       if operand.isNZCVOnly { return packed }
-      return packed | (auxiliary ? 1 << 4 : 0)
-        | (UInt8(truncatingIfNeeded: masked).nonzeroBitCount & 1 == 0 ? 1 << 2 : 0)
+      return packed | (auxiliary ? F.auxiliary : 0)
+        | (UInt8(truncatingIfNeeded: masked).nonzeroBitCount & 1 == 0 ? F.parity : 0)
     }
     /// a + b + carry in `width` bits.
     func add(_ a: UInt64, _ b: UInt64, _ carry: UInt64) -> UInt64 {
@@ -446,10 +446,10 @@ public final class IREvaluator {
     // c is the borrow.
     case .flagsSubBorrow: return add(a, ~values[Int(i.b)], 1 ^ values[Int(i.c)] & 1) ^ borrow
     case .flagsLogic: return make(a, carry: false, overflow: false, auxiliary: false)
-    case .flagsUnpack, .flagsPack: return a & (0xf << 28 | 1 << 4 | 1 << 2)
+    case .flagsUnpack, .flagsPack: return a & (F.nzcv | F.auxiliary | F.parity)
     default: break
     }
-    let (n, z, c, v) = (a >> 31 & 1 != 0, a >> 30 & 1 != 0, a >> 29 & 1 != 0, a >> 28 & 1 != 0)
+    let (n, z, c, v) = (a & F.negative != 0, a & F.zero != 0, a & F.carry != 0, a & F.overflow != 0)
     let holds: Bool
     switch IRFlagTest(rawValue: UInt8(i.immediate)).unsafelyUnwrapped {
     case .zero: holds = z
@@ -493,8 +493,18 @@ public final class IREvaluator {
       case .lessOrEqualQuiet: soft.less(a, b(), format, orEqual: true, isQuiet: true) ? 1 : 0
       }
     }
+    /// N less, Z equal, C not less, V unordered.
+    func compareFlags(_ format: FloatFormat) -> UInt64 {
+      let isSignalling = IRFloatComparison(rawValue: operand.kind) == .less
+      let isLess = soft.less(a, b(), format, orEqual: false, isQuiet: !isSignalling)
+      if format.isNaN(a) || format.isNaN(b()) { return IRPackedFlags.carry | IRPackedFlags.overflow }
+      if isLess { return IRPackedFlags.negative }
+      return IRPackedFlags.carry | (soft.equal(a, b(), format) ? IRPackedFlags.zero : 0)
+    }
     let result: UInt64
     switch i.opcode {
+    case .flagsCompareF32: result = compareFlags(.single)
+    case .flagsCompareF64: result = compareFlags(.double)
     case .addF32: result = soft.add(a, b(), .single)
     case .subF32: result = soft.subtract(a, b(), .single)
     case .mulF32: result = soft.multiply(a, b(), .single)

@@ -68,10 +68,14 @@ extension X86Emitter {
 
   /// cmp and the condition to test, with operands in the cheapest order.
   ///
-  /// - Parameter keepsOrder: the flags themselves are wanted: operands do not change places.
+  /// - Parameters:
+  ///   - keepsOrder: the flags themselves are wanted: operands do not change places.
+  ///   - clearing: a register that becomes 0 before the comparison; it holds no operand.
   func emitCompare(
-    _ a: UInt16, _ b: UInt16, _ condition: IRCondition, wide: Bool, keepsOrder: Bool = false
+    _ a: UInt16, _ b: UInt16, _ condition: IRCondition, wide: Bool, keepsOrder: Bool = false,
+    clearing cleared: X86Register? = nil
   ) -> X86Condition {
+    func clear() { if let cleared { asm.arithmetic(.xor, cleared, cleared, wide: false) } }
     var (a, b) = (a, b)
     var result: X86Condition
     switch condition {
@@ -95,10 +99,12 @@ extension X86Emitter {
     let right = wide ? operand(b) : operand32(b)
     if case .immediate(let immediate) = right {
       if case .memory(let memory) = operand(a) {
+        clear()
         asm.arithmetic(.cmp, memory, immediate: immediate, wide: wide)
         return result
       }
       let left = use(a)
+      clear()
       if immediate == 0 {
         asm.test(left, left, wide: wide)
       } else {
@@ -109,19 +115,26 @@ extension X86Emitter {
     switch right {
     case .register(let register):
       if case .memory(let memory) = operand(a) {
+        clear()
         asm.arithmetic(.cmp, memory, from: register, wide: wide)
       } else {
-        asm.arithmetic(.cmp, use(a), register, wide: wide)
+        let left = use(a)
+        clear()
+        asm.arithmetic(.cmp, left, register, wide: wide)
       }
-    case .memory(let memory): asm.arithmetic(.cmp, use(a), memory, wide: wide)
+    case .memory(let memory):
+      let left = use(a)
+      clear()
+      asm.arithmetic(.cmp, left, memory, wide: wide)
     case .immediate: break
     }
     return result
   }
 
   func emitExitIf(_ i: IRInstruction) {
-    let condition = emitCompare(
-      i.a, i.b, IRCondition(rawValue: i.c).unsafelyUnwrapped, wide: i.opcode == .exitIf64)
+    let condition =
+      conditionInForce(i)
+      ?? emitCompare(i.a, i.b, IRCondition(rawValue: i.c).unsafelyUnwrapped, wide: i.opcode == .exitIf64)
     let target = UInt64(bitPattern: i.immediate)
     if isLinkable(target) {
       keepDisplacementInLine(opcodeByteCount: 2)

@@ -10,8 +10,12 @@ extension IROpcode {
 }
 
 extension X86Emitter {
-  /// OF 0, and in the second byte CF 0, ZF 6, SF 7: V, C, Z, N from the lowest up.
-  private static let flagBits: Int32 = 0xc101
+  /// What the host's flags are known to be the comparison of, so that a branch on it needs none of its own.
+  struct HostComparison {
+    var a: UInt16
+    var b: UInt16
+    var isWide: Bool
+  }
 
   func emitFlags(_ i: IRInstruction) {
     let operand = IRFlagsOperand(rawValue: i.immediate)
@@ -21,16 +25,23 @@ extension X86Emitter {
     let isSubtraction = i.opcode == .flagsSub || i.opcode == .flagsSubBorrow
     if i.opcode == .flagsSub {
       // Before anything is computed: the comparison takes its operands where they are.
-      let condition = emitCompare(i.a, i.b, .greaterOrEqualUnsigned, wide: isWide, keepsOrder: true)
+      let condition = emitCompare(
+        i.a, i.b, .greaterOrEqualUnsigned, wide: isWide, keepsOrder: true,
+        clearing: .rax)
       precondition(condition == .aboveOrEqual)
+      comparison = HostComparison(a: i.a, b: i.b, isWide: isWide)
     } else {
       let a = use(i.a)
       switch i.opcode {
-      case .flagsLogic: asm.test(a, a, wide: isWide)
+      case .flagsLogic:
+        asm.arithmetic(.xor, .rax, .rax, wide: false)
+        asm.test(a, a, wide: isWide)
       case .flagsAdd:
         let b = use(i.b)
-        asm.move(.rax, a, wide: isWide)
-        asm.arithmetic(.add, .rax, b, wide: isWide)
+        let result = takeTemporary()
+        asm.move(result, a, wide: isWide)
+        asm.arithmetic(.xor, .rax, .rax, wide: false)
+        asm.arithmetic(.add, result, b, wide: isWide)
       default:
         let b = use(i.b)
         let carry = use(i.c)
@@ -38,69 +49,111 @@ extension X86Emitter {
         asm.bitTest(carry, bit: 0)
         asm.move(.rax, a, wide: isWide)
         asm.arithmetic(isSubtraction ? .sbb : .adc, .rax, b, wide: isWide)
+        asm.moveKeepingFlags(.rax, immediate: 0)
       }
     }
-    if isSubtraction { asm.complementCarry() }
     asm.set(.overflow, .rax)
     asm.loadFlagsToAH()
-    locked = 1 << UInt16(X86Register.rax.rawValue)
-    let mask = takeTemporary()
-    asm.moveKeepingFlags(mask, immediate: UInt64(Self.flagBits))
-    asm.extractBits(.rax, .rax, mask)
-    asm.shift(.left, .rax, by: 28, wide: false)
+    // The carry's bit changes, and not the flags: the bit above it, always set, lends what is missing.
+    if isSubtraction { asm.loadAddress(.rax, X86Memory(.rax, -0x100), wide: false) }
     finishIn(.rax)
   }
 
-  /// The bits of N, Z, C, V (8, 4, 2, 1) for which a test holds, as a table of 16.
-  private static let testTables: [Int32] = (0..<14).map { test in
-    var table: Int32 = 0
-    for nibble in 0..<16 {
-      let (n, z, c, v) = (nibble & 8 != 0, nibble & 4 != 0, nibble & 2 != 0, nibble & 1 != 0)
-      let holds: Bool
-      switch IRFlagTest(rawValue: UInt8(test)).unsafelyUnwrapped {
-      case .zero: holds = z
-      case .notZero: holds = !z
-      case .negative: holds = n
-      case .notNegative: holds = !n
-      case .carry: holds = c
-      case .notCarry: holds = !c
-      case .overflow: holds = v
-      case .notOverflow: holds = !v
-      case .lessSigned: holds = n != v
-      case .greaterOrEqualSigned: holds = n == v
-      case .lessOrEqualSigned: holds = z || n != v
-      case .greaterSigned: holds = !z && n == v
-      case .lessOrEqualUnsigned: holds = !c || z
-      case .greaterUnsigned: holds = c && !z
-      }
-      if holds { table |= 1 << Int32(nibble) }
+  /// Unordered 0011, greater 0010, less 1000, equal 0110.
+  func emitFloatFlags(_ i: IRInstruction) {
+    let kind = IRFloatComparison(rawValue: IRFloatOperand(rawValue: i.immediate).kind)
+    let (a, b) = (useVector(i.a), useVector(i.b))
+    let prefix: UInt8 = i.opcode == .flagsCompareF64 ? 0x66 : 0
+    asm.sse(prefix, kind == .less ? 0x2f : 0x2e, a, b)
+    // Perhaps only what it raises is wanted.
+    guard values[index].lastUse != 0 else { return }
+    let result = takeTemporary()
+    let other = takeTemporary()
+    typealias F = IRPackedFlags
+    asm.moveKeepingFlags(result, immediate: F.carry)
+    for (condition, flags) in [
+      (X86Condition.below, F.negative), (.equal, F.zero | F.carry), (.parity, F.carry | F.overflow),
+    ] {
+      asm.moveKeepingFlags(other, immediate: flags)
+      asm.conditionalMove(condition, result, other, wide: false)
     }
-    return table
+    finishIn(result)
   }
 
   func emitFlagTest(_ i: IRInstruction) {
-    let source = use(i.a)
-    let result = takeTemporary()
-    let single: UInt8? =
-      switch IRFlagTest(rawValue: UInt8(i.immediate)).unsafelyUnwrapped {
-      case .negative: 31
-      case .zero: 30
-      case .carry: 29
-      case .overflow: 28
+    let test = IRFlagTest(rawValue: UInt8(i.immediate)).unsafelyUnwrapped
+    let single: (bit: UInt8, isInverted: Bool)? =
+      switch test {
+      case .negative: (15, false)
+      case .notNegative: (15, true)
+      case .zero: (14, false)
+      case .notZero: (14, true)
+      case .carry: (8, false)
+      case .notCarry: (8, true)
+      case .overflow: (0, false)
+      case .notOverflow: (0, true)
       default: nil
       }
-    asm.move(result, source, wide: false)
     if let single {
-      asm.shift(.right, result, by: single, wide: false)
+      let source = use(i.a)
+      let result = takeTemporary()
+      asm.move(result, source, wide: false)
+      if single.bit != 0 { asm.shift(.right, result, by: single.bit, wide: false) }
+      if single.isInverted { asm.arithmetic(.xor, result, immediate: 1, wide: false) }
       asm.arithmetic(.and, result, immediate: 1, wide: false)
       return finishIn(result)
     }
-    asm.shift(.right, result, by: 28, wide: false)
-    let table = takeTemporary()
-    asm.move(table, immediate: UInt64(Self.testTables[Int(i.immediate)]))
-    asm.bitTest(table, result)
-    asm.set(.below, result)
-    asm.extend(result, result, bits: 8, signed: false)
-    finishIn(result)
+    claim(.rax)
+    asm.move(.rax, use(i.a), wide: false)
+    // The host's flags again: V first, then the others, the carry the other way round.
+    asm.byte(0x04)  // add al, 0x7f
+    asm.byte(0x7f)
+    asm.byte(0x9e)  // sahf
+    let condition: X86Condition
+    switch test {
+    case .lessSigned: condition = .less
+    case .greaterOrEqualSigned: condition = .greaterOrEqual
+    case .lessOrEqualSigned: condition = .lessOrEqual
+    case .greaterSigned: condition = .greater
+    default:
+      asm.complementCarry()
+      condition = test == .greaterUnsigned ? .above : .belowOrEqual
+    }
+    asm.set(condition, .rax)
+    asm.extend(.rax, .rax, bits: 8, signed: false)
+    finishIn(.rax)
+  }
+
+  /// The condition of a side exit, if the host's flags are those of the same comparison.
+  func conditionInForce(_ i: IRInstruction) -> X86Condition? {
+    guard let comparison, comparison.isWide == (i.opcode == .exitIf64) else { return nil }
+    let isSame = isSame(comparison.a, i.a) && isSame(comparison.b, i.b)
+    guard isSame || self.isSame(comparison.a, i.b) && self.isSame(comparison.b, i.a) else { return nil }
+    switch IRCondition(rawValue: i.c).unsafelyUnwrapped {
+    case .equal: return .equal
+    case .notEqual: return .notEqual
+    case .lessSigned: return isSame ? .less : .greater
+    case .greaterOrEqualSigned: return isSame ? .greaterOrEqual : .lessOrEqual
+    case .lessUnsigned: return isSame ? .below : .above
+    case .greaterOrEqualUnsigned: return isSame ? .aboveOrEqual : .belowOrEqual
+    }
+  }
+  /// Whether two operands of the comparison in force are the same number, in its width.
+  private func isSame(_ a: UInt16, _ b: UInt16) -> Bool {
+    func source(_ operand: UInt16) -> Int {
+      var value = root(operand)
+      if comparison?.isWide == false {
+        while ir[value].opcode == .zeroExtend32 { value = root(ir[value].a) }
+      }
+      return value
+    }
+    let (x, y) = (source(a), source(b))
+    if x == y { return true }
+    func constant(_ value: Int) -> Int64? {
+      guard ir[value].opcode == .const64 || ir[value].opcode == .const32 else { return nil }
+      return comparison?.isWide == false ? ir[value].immediate & 0xffff_ffff : ir[value].immediate
+    }
+    guard let number = constant(x) else { return false }
+    return number == constant(y)
   }
 }

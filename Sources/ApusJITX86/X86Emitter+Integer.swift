@@ -87,6 +87,7 @@ extension X86Emitter {
     case .exitIf64, .exitIf32: emitExitIf(i)
     case .poll: emitPoll(i)
     case .flagsAdd, .flagsAddCarry, .flagsSub, .flagsSubBorrow, .flagsLogic: emitFlags(i)
+    case .flagsCompareF32, .flagsCompareF64: emitFloatFlags(i)
     case .flagTest: emitFlagTest(i)
     default:
       if i.opcode.accessesMemory { emitMemory(i) } else { emitFloat(i) }

@@ -95,24 +95,27 @@ public final class X86Emitter {
 
   // What the passes ask of an operation, a bit each; every one is looked at several times.
   /// By opcode.
-  private let traits: UnsafeMutablePointer<UInt8>
-  private static let isMarker: UInt8 = 1
-  private static let isAlias: UInt8 = 2
-  private static let hasEffect: UInt8 = 4
-  private static let setsSlot: UInt8 = 8
-  private static let getsSlot: UInt8 = 16
-  private static let thirdIsNoValue: UInt8 = 32
+  private let traits: UnsafeMutablePointer<UInt16>
+  private static let isMarker: UInt16 = 1
+  private static let isAlias: UInt16 = 2
+  private static let hasEffect: UInt16 = 4
+  private static let setsSlot: UInt16 = 8
+  private static let getsSlot: UInt16 = 16
+  private static let thirdIsNoValue: UInt16 = 32
   /// A 32-bit instruction makes the result: the register's upper half is clear.
-  private static let clearsUpperHalf: UInt8 = 64
-  private static let isZeroExtension: UInt8 = 128
-  private static func traits(of opcode: IROpcode) -> UInt8 {
-    var traits: UInt8 = opcode.hasEffect ? hasEffect : 0
+  private static let clearsUpperHalf: UInt16 = 64
+  private static let isZeroExtension: UInt16 = 128
+  /// The host's flags are as before, or it looks at them.
+  private static let keepsFlags: UInt16 = 256
+  private static func traits(of opcode: IROpcode) -> UInt16 {
+    var traits: UInt16 = opcode.hasEffect ? hasEffect : 0
     if opcode.isAlias { traits |= isAlias }
     switch opcode {
-    case .instruction: traits |= isMarker
-    case .set64: traits |= setsSlot
+    case .instruction: traits |= isMarker | keepsFlags
+    case .set64: traits |= setsSlot | keepsFlags
+    case .const32, .const64: traits |= keepsFlags
     case .get64, .get32, .getF64: traits |= getsSlot
-    case .exitIf64, .exitIf32: traits |= thirdIsNoValue
+    case .exitIf64, .exitIf32: traits |= thirdIsNoValue | keepsFlags
     case .add32, .sub32, .and32, .or32, .xor32, .shl32, .shrU32, .shrS32, .rotr32, .mul32:
       traits |= clearsUpperHalf
     case .zeroExtend32: traits |= isZeroExtension
@@ -138,6 +141,8 @@ public final class X86Emitter {
   var clearedSlot = -1
   /// The `setF64` for which `pinnedDestination` has given a register last.
   var pinnedSetter = 0
+  /// While nothing has changed the host's flags since.
+  var comparison: HostComparison?
   var spillsInUse: UInt64 = 0
   var stubs: [ColdStub] = []
   var groups: [AccessGroup] = []
@@ -230,6 +235,8 @@ public final class X86Emitter {
     while index < irCount {
       let instruction = ir[index]
       if values[index].lastUse != 0 || traits[Int(instruction.opcode.rawValue)] & Self.hasEffect != 0 {
+        // Moves alone leave the flags as they are.
+        if comparison != nil, traits[Int(instruction.opcode.rawValue)] & Self.keepsFlags == 0 { comparison = nil }
         emit(instruction)
       }
       locked = 0
@@ -304,6 +311,7 @@ public final class X86Emitter {
     lockedVectors = 0
     (clearAbove64, clearAbove32) = (0, 0)
     clearedSlot = -1
+    comparison = nil
     stubs.removeAll(keepingCapacity: true)
     links.removeAll(keepingCapacity: true)
   }

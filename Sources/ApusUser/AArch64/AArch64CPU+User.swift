@@ -15,7 +15,7 @@ extension AArch64CPU: UserCPU {
   public func registerSet(_ kind: UInt32) -> [UInt8]? {
     let view = view
     switch kind {
-    case 1: return Self.bytes((0..<32).map { view[x: $0] } + [view.pc, view[.nzcv]])
+    case 1: return Self.bytes((0..<32).map { view[x: $0] } + [view.pc, view.nzcv])
     case 2:
       let vectors = (0..<32).flatMap { [view[v: $0].low, view[v: $0].high] }
       return Self.bytes(vectors + [view.fpsr | view[.fpcr] << 32, 0])
@@ -33,7 +33,7 @@ extension AArch64CPU: UserCPU {
       switch (kind, index) {
       case (1, 0..<32): view[x: index] = value
       case (1, 32): view.pc = value
-      case (1, _): view[.nzcv] = value & 0xf000_0000
+      case (1, _): view.nzcv = value & 0xf000_0000
       case (2, 64):
         view.fpsr = value & 0xffff_ffff
         setFPCR(value >> 32)
@@ -67,7 +67,7 @@ extension AArch64CPU: UserCPU {
       }
       for number in 0..<32 { put(view[x: number], Frame.registers + 8 * number) }
       put(view.pc, Frame.registers + 256)
-      put(view[.nzcv], Frame.registers + 264)
+      put(view.nzcv, Frame.registers + 264)
       put(Frame.floatMagic, Frame.floats)
       put(view.fpsr | view[.fpcr] << 32, Frame.floats + 8)
       for number in 0..<32 {
@@ -97,7 +97,7 @@ extension AArch64CPU: UserCPU {
       func get(_ offset: Int) -> UInt64 { raw.load(fromByteOffset: offset, as: UInt64.self) }
       for number in 0..<32 { view[x: number] = get(Frame.registers + 8 * number) }
       view.pc = get(Frame.registers + 256)
-      view[.nzcv] = get(Frame.registers + 264) & 0xf000_0000
+      view.nzcv = get(Frame.registers + 264) & 0xf000_0000
       if get(Frame.floats) == Frame.floatMagic {
         view.fpsr = get(Frame.floats + 8) & 0xffff_ffff
         setFPCR(get(Frame.floats + 8) >> 32)
@@ -119,7 +119,7 @@ extension AArch64CPU: UserCPU {
     switch number {
     case 0..<32: return Self.bytes([view[x: number]])
     case 32: return Self.bytes([view.pc])
-    case 33: return Array(Self.bytes([view[.nzcv]])[..<4])
+    case 33: return Array(Self.bytes([view.nzcv])[..<4])
     case 34..<66: return Self.bytes([view[v: number - 34].low, view[v: number - 34].high])
     case 66: return Array(Self.bytes([view.fpsr])[..<4])
     default: return Array(Self.bytes([view[.fpcr]])[..<4])
@@ -133,7 +133,7 @@ extension AArch64CPU: UserCPU {
     switch number {
     case 0..<32: view[x: number] = value
     case 32: view.pc = value
-    case 33: view[.nzcv] = value & 0xf000_0000
+    case 33: view.nzcv = value & 0xf000_0000
     case 34..<66: view[v: number - 34] = AArch64Vector(low: value, high: word(bytes.dropFirst(8)))
     case 66: view.fpsr = value
     default: setFPCR(value)
