@@ -19,9 +19,9 @@ public enum IRAtomicOperation: UInt8, Sendable {
 ///
 /// ```
 ///  63      56 55       48 47       40 39      32 31                     0
-/// | slot     | operation | order     | context  | displacement (signed)  |
+/// | reserved | operation | order     | context  | displacement (signed)  |
 /// ```
-/// `slot`: of `loadV128` and `storeV128`, the register's state offset in units of 16 bytes.
+/// `loadV128` and `storeV128` have, in place of an operation, the register's state offset in units of 16 bytes.
 public struct IRMemoryOperand: Sendable {
   public var rawValue: Int64
   @inlinable public init(rawValue: Int64) { self.rawValue = rawValue }
@@ -40,9 +40,9 @@ public struct IRMemoryOperand: Sendable {
   /// The same for the vector register at an offset, a multiple of 16 below 4096.
   @inlinable
   public func with(vectorRegister offset: Int) -> IRMemoryOperand {
-    IRMemoryOperand(rawValue: rawValue | Int64(bitPattern: UInt64(offset >> 4) << 56))
+    IRMemoryOperand(rawValue: rawValue | Int64(offset >> 4) << 48)
   }
-  @inlinable public var vectorRegister: Int { Int(UInt64(bitPattern: rawValue) >> 56) << 4 }
+  @inlinable public var vectorRegister: Int { Int(rawValue >> 48 & 0xff) << 4 }
   @inlinable public var displacement: Int32 { Int32(truncatingIfNeeded: rawValue) }
   @inlinable public var context: Int { Int(truncatingIfNeeded: rawValue >> 32 & 0xff) }
   @inlinable public var isOrdered: Bool { rawValue >> 40 & 1 != 0 }
