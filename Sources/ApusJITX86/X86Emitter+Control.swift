@@ -132,9 +132,14 @@ extension X86Emitter {
   }
 
   func emitExitIf(_ i: IRInstruction) {
-    let condition =
-      conditionInForce(i)
-      ?? emitCompare(i.a, i.b, IRCondition(rawValue: i.c).unsafelyUnwrapped, wide: i.opcode == .exitIf64)
+    let condition: X86Condition
+    if let inForce = conditionInForce(i) {
+      condition = inForce
+    } else {
+      condition = emitCompare(
+        i.a, i.b, IRCondition(rawValue: i.c).unsafelyUnwrapped, wide: i.opcode == .exitIf64)
+      comparison = nil
+    }
     let target = UInt64(bitPattern: i.immediate)
     if isLinkable(target) {
       keepDisplacementInLine(opcodeByteCount: 2)

@@ -162,15 +162,14 @@ extension X86Emitter {
   private func emitWholeStore(_ i: IRInstruction) {
     let offset = IRMemoryOperand(rawValue: i.immediate).vectorRegister
     let address = baseRegister(i)
-    let register: X86Vector
-    if let pinned = pinnedWhole(offset) {
-      register = pinned
-    } else {
-      register = takeVectorTemporary()
-      loadRegister(register, offset, isFull: true)
-    }
+    let pinned = pinnedWhole(offset)
+    let register = pinned ?? takeVectorTemporary()
     let (memory, slow) = translateAddress(i, address, isStore: true)
-    finishAccess(i, address, slow) { asm.storeWhole(memory, register) }
+    finishAccess(i, address, slow) {
+      // Behind the look-up, whose cold code keeps only the lower halves of temporaries.
+      if pinned == nil { loadRegister(register, offset, isFull: true) }
+      asm.storeWhole(memory, register)
+    }
   }
 
   private func emitStore(_ i: IRInstruction) {
