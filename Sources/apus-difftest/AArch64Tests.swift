@@ -95,6 +95,10 @@ struct AArch64Tests: TestISA {
 struct AArch64BlockGenerator {
   private var random: Random
   private let rows: [AArch64Row]
+  /// Those that compare and branch.
+  private let flagRows: [AArch64Row]
+  /// Every second instruction of the block is one of these.
+  private var isAboutFlags = false
   /// Address of the block's area besides sp; not written.
   private var base: UInt32 = 8
   /// Small offsets for register-indexed accesses; not written.
@@ -113,6 +117,11 @@ struct AArch64BlockGenerator {
       AArch64FeatureSet.max.contains($0.feature) && !excluded.contains($0.opcode)
         && Self.matches($0, only)
     }
+    let aboutFlags: Set<AArch64Opcode> = [
+      .bCond, .cbz, .cbnz, .tbz, .tbnz, .subsImmediate, .subs, .subsExtended, .addsImmediate, .adds, .andsImmediate,
+      .ands, .bics, .ccmp, .ccmn, .csel, .csinc, .fcmp, .fccmp, .fcsel,
+    ]
+    flagRows = rows.filter { aboutFlags.contains($0.opcode) }
   }
 
   /// - Parameter only: a prefix of the mnemonic, a feature after a plus sign, or `extensions`: all that is not the base.
@@ -127,6 +136,7 @@ struct AArch64BlockGenerator {
     base = UInt32(8 + random.below(8))
     index = base + 1
     exclusiveSize = UInt32(random.below(6))
+    isAboutFlags = !flagRows.isEmpty && random.chance(3)
     let baseOffset = UInt64(random.below(64) * 16 + 512)
     var instructions = (0..<length).map { _ in
       GeneratedInstruction(bits: instruction(), byteCount: 4, nop: 0xd503_201f)
@@ -179,6 +189,7 @@ struct AArch64BlockGenerator {
 
   private mutating func instruction() -> UInt32 {
     while true {
+      let rows = isAboutFlags && random.chance(2) ? flagRows : rows
       let row = rows[random.below(rows.count)]
       var word = row.pattern.value | UInt32(truncatingIfNeeded: random.next()) & ~row.pattern.mask
       func set(_ low: UInt32, _ width: UInt32, _ value: UInt32) {
