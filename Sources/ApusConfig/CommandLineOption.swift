@@ -30,6 +30,11 @@ struct CommandLineState {
   var displayIsNone = false
   /// The values of `-serial`, in order.
   var serials: [String] = []
+  /// What `-machine`, `-smp`, `-m` and `-cpu` said, for the machine to judge when it is known.
+  var givenProperties: [String] = []
+  var givenCPUCount: Int?
+  var givenMemory: UInt64?
+  var hasCPU = false
   /// Set when an option asks for something else than a machine.
   var invocation: Invocation?
 }
@@ -41,7 +46,7 @@ extension CommandLineOption {
     "vnc",
     "spice", "audio", "audiodev", "usb", "usbdevice", "icount", "vga", "k", "full-screen", "snapshot", "hda",
     "hdb",
-    "hdc", "hdd", "cdrom", "fda", "fdb", "mtdblock", "sd", "virtfs", "fsdev", "net", "parallel", "mon",
+    "hdc", "hdd", "cdrom", "fda", "fdb", "mtdblock", "virtfs", "fsdev", "net", "parallel", "mon",
     "boot",
     "numa", "mem-path", "mem-prealloc", "plugin", "trace", "sandbox", "chroot", "runas", "user", "readconfig",
     "watchdog-action", "smbios", "acpitable", "tpmdev", "seed", "singlestep", "one-insn-per-tb", "action",
@@ -63,6 +68,7 @@ extension CommandLineOption {
         state.invocation = .show(isArm ? ArmConfiguration.cpuHelp : CPUConfiguration.help)
       } else if isArm {
         try state.configuration.arm.setCPU(text)
+        state.hasCPU = true
       } else {
         state.configuration.cpu = try CPUConfiguration(parsing: text)
       }
@@ -119,8 +125,11 @@ extension CommandLineOption {
     .value("device", "DRIVER[,key=value...]  a device; 'help' lists them, 'DRIVER,help' its properties") {
       try $0.addDevice($1)
     },
-    .value("drive", "file=FILE,if=virtio|none|pflash,format=raw|qcow2...  a disk") { state, text in
+    .value("drive", "file=FILE,if=virtio|none|pflash|sd,format=raw|qcow2...  a disk") { state, text in
       state.configuration.drives.append(try OptionList(parsing: text))
+    },
+    .value("sd", "FILE  a memory card: the same as -drive file=FILE,if=sd") { state, text in
+      state.configuration.drives.append(OptionList([.init("file", text), .init("if", "sd")]))
     },
     .value("blockdev", "DRIVER,node-name=NAME,...  a block node") { state, text in
       state.configuration.blockDevices.append(try item(text, "driver", of: "-blockdev"))

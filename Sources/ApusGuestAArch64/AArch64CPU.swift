@@ -108,9 +108,10 @@ public final class AArch64CPU: GuestCPU {
   /// Every CPU but the first waits for PSCI's CPU_ON.
   public func reset(entry: UInt64, arguments: [UInt64]) {
     powerUp(entry: entry, arguments: arguments)
-    guard system != nil else { return }
-    power.set(isOff: index != 0)
-    if index != 0 { engine.requestSleep() }
+    guard let system else { return }
+    let isOff = index != 0 && system.environment.hasPSCI
+    power.set(isOff: isOff)
+    if isOff { engine.requestSleep() }
   }
 
   func powerUp(entry: UInt64, arguments: [UInt64]) {

@@ -72,6 +72,7 @@ enum AArch64Helper: Int, CaseIterable {
       // a: the next PC.
       IRHelper("hvc", Self.everything) { state, nextPC, _, _ in
         AArch64CPU.with(state) { cpu in
+          if cpu.system?.environment.hasPSCI == false { return cpu.trap(Syndrome.undefined) }
           cpu.s.pc = nextPC
           cpu.callFirmware()
           cpu.s.requestDispatch()

@@ -41,7 +41,7 @@ import Testing
   @Test(arguments: [
     ("-M virr", "unknown machine 'virr'; did you mean 'virt'?"),
     ("-kernal x", "unknown option '-kernal'; did you mean '-kernel'?"),
-    ("-smp 9", "-smp 9: machine virt has at most 8 CPUs here"),
+    ("-smp 9", "-smp 9: machines have at most 8 CPUs here"),
     ("-smp 0", "-smp: cpus is '0'; it must be a number from 1 to 1024"),
     ("-cpu rv64,zbbb=on", "unknown property of CPU rv64 'zbbb'; did you mean 'zbb'?"),
     ("-cpu rv46", "unknown CPU 'rv46'; did you mean 'rv64'?"),
