@@ -69,6 +69,7 @@ let package = Package(
     // Devices
     lib("ApusDevice", ["ApusMemory", "ApusCPU", "ApusHost"]),
     lib("ApusPlatformDevices", ["ApusDevice", "ApusMemory", "ApusCPU", "ApusHost", "ApusBits"]),
+    lib("ApusSemihosting", ["ApusCPU", "ApusMemory", "ApusHost"]),
     lib("ApusBroadcomDevices", ["ApusDevice", "ApusMemory", "ApusCPU", "ApusHost", "ApusBits", "ApusBlock"]),
     lib("ApusCharDev", ["ApusDevice", "ApusHost", "ApusConfig"]),
     lib("ApusPCI", ["ApusDevice", "ApusMemory"]),
@@ -103,8 +104,8 @@ let package = Package(
     lib(
       "ApusBoards",
       [
-        "ApusMachine", "ApusConfig", "ApusFirmware", "ApusLoader", "ApusPlatformDevices",
-        "ApusBroadcomDevices", "ApusVirtio",
+        "ApusMachine", "ApusBits", "ApusConfig", "ApusFirmware", "ApusLoader", "ApusPlatformDevices",
+        "ApusBroadcomDevices", "ApusSemihosting", "ApusVirtio",
         "ApusVirtioDevices", "ApusPCI", "ApusNet", "ApusBlock",
         "ApusStorage", "ApusDevice", "ApusCPU", "ApusMemory", "ApusHost",
       ]),

@@ -7,6 +7,7 @@ import ApusLoader
 import ApusMachine
 import ApusMemory
 import ApusPlatformDevices
+import ApusSemihosting
 
 /// The Raspberry Pi 3 B: a BCM2837 with four Cortex-A53, QEMU's `raspi3b`.
 ///
@@ -40,11 +41,12 @@ public final class RaspberryPiBoard: Board {
     if let item = added.first { throw Self.noBus(item.name) }
 
     let wires = Wires()
+    let semihosting = Semihosting.make(configuration, machine, space: space, ram: memory.cores)
     let vcpus = try factory.makeVCPUs(
       .init(
         count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
         accelerator: configuration.accelerators.first ?? .init("jit"),
-        arm: Self.environment(wires, configuration.arm.cpuDescription, machine)))
+        arm: Self.environment(wires, configuration.arm.cpuDescription, machine), semihosting: semihosting))
     let local = BCM2836LocalInterrupts(
       outputs: vcpus.map { .init(irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1)) },
       clock: clock, loop: loop)
@@ -52,6 +54,7 @@ public final class RaspberryPiBoard: Board {
     let controller = BCM2835InterruptController(irq: local.gpuIRQ, fiq: local.gpuFIQ)
     let parts = RaspberryPiParts(
       space: space, loop: loop, clock: clock, input: { controller.input($0) }, machine: machine)
+    if let semihosting { parts.onReset { semihosting.reset() } }
     parts.map("local-interrupts", Map.localInterrupts, BCM2836LocalInterrupts.byteCount, local) {
       local.reset()
     }

@@ -33,6 +33,8 @@ final class RaspberryPiParts {
     dma = BCM2835DMA(lines, space, loop, base: Map.dma)
   }
 
+  func onReset(_ body: @escaping @Sendable () -> Void) { resets.append(body) }
+
   func map(
     _ name: String, _ base: UInt64, _ byteCount: UInt64, _ device: any MMIODevice,
     reset: (@Sendable () -> Void)? = nil

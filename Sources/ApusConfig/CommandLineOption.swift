@@ -42,7 +42,7 @@ struct CommandLineState {
 extension CommandLineOption {
   /// QEMU's options that a session may use, known but not implemented: refused by name, not as unknown.
   static let refusedNames = [
-    "global", "semihosting", "semihosting-config", "qmp", "qmp-pretty", "gdb", "s", "incoming", "loadvm",
+    "global", "qmp", "qmp-pretty", "gdb", "s", "incoming", "loadvm",
     "vnc",
     "spice", "audio", "audiodev", "usb", "usbdevice", "icount", "vga", "k", "full-screen", "snapshot", "hda",
     "hdb",
@@ -55,7 +55,7 @@ extension CommandLineOption {
   ]
 
   static let all: [CommandLineOption] =
-    machineOptions + bootOptions + deviceOptions + runOptions
+    machineOptions + bootOptions + semihostingOptions + deviceOptions + runOptions
     + refusedNames.map { .init(name: $0, usage: "", action: .refused) }
 
   private static let machineOptions: [CommandLineOption] = [
@@ -119,6 +119,16 @@ extension CommandLineOption {
       }
       state.configuration.firmwareFiles.append(list)
     },
+  ]
+
+  private static let semihostingOptions: [CommandLineOption] = [
+    .flag("semihosting", "let guest programs reach this host's files by semihosting calls") {
+      $0.configuration.semihosting = $0.configuration.semihosting ?? SemihostingConfiguration()
+    },
+    .value(
+      "semihosting-config",
+      "[enable=]on|off[,target=native|auto][,userspace=on|off][,arg=TEXT...]  the same, with arguments for the program"
+    ) { try $0.configureSemihosting($1) },
   ]
 
   private static let deviceOptions: [CommandLineOption] = [
@@ -228,7 +238,7 @@ extension CommandLineOption {
 
   private static func help(_ target: MachineConfiguration.Target) -> String {
     var text = "usage: apus-system-\(target) [options]\n\n"
-    for option in machineOptions + bootOptions + deviceOptions + runOptions {
+    for option in machineOptions + bootOptions + semihostingOptions + deviceOptions + runOptions {
       text += "-\(option.name) \(option.usage)\n"
     }
     return text

@@ -48,6 +48,8 @@ public final class AArch64CPU: GuestCPU {
   /// Used where the features have pointer authentication.
   let authentication: AArch64PointerAuthentication.Algorithm
   let power = AArch64Power()
+  /// Answers `hlt #0xf000`; `nil`: the instruction is undefined. Set before the CPU runs.
+  public var semihosting: (any SemihostingHandler)?
   /// A flag that the event loop's thread sets.
   final class Flag: Sendable { let value = Atomic<Bool>(false) }
   /// A timer's deadline has passed.

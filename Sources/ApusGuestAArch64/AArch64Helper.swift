@@ -13,6 +13,7 @@ enum AArch64Helper: Int, CaseIterable {
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints
   case extensionVector, randomNumber, authenticate
+  case semihosting
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -77,6 +78,12 @@ enum AArch64Helper: Int, CaseIterable {
           cpu.callFirmware()
           cpu.s.requestDispatch()
         }
+        return 0
+      }
+    case .semihosting:
+      // a: the next PC, b: the immediate.
+      IRHelper("hlt", Self.everything) { state, nextPC, immediate, _ in
+        AArch64CPU.with(state) { $0.halt(immediate, nextPC: nextPC) }
         return 0
       }
     case .waitForInterrupt:

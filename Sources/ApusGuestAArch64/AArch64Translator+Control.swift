@@ -52,6 +52,9 @@ extension AArch64Translator {
     case .brk:
       call(.raiseBreakpoint, constant(UInt64(bits(5, 16))))
       finish(.dispatch)
+    case .hlt:
+      call(.semihosting, constant(pc &+ 4), constant(UInt64(bits(5, 16))))
+      finish(.dispatch)
     case .hvc, .smc, .eret, .msrImmediate: systemControl(opcode)
     case .hint:
       if authenticationHint(bits(5, 7)) { break }

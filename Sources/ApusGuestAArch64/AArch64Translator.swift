@@ -296,7 +296,7 @@ struct AArch64Translator {
       .smaddl,
       .smsubl, .umaddl, .umsubl, .smulh, .umulh:
       integer(opcode)
-    case .bCond, .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hint, .clrex, .barrier, .isb, .sys, .msr,
+    case .bCond, .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hlt, .hint, .clrex, .barrier, .isb, .sys, .msr,
       .mrs, .br, .blr, .ret, .b, .bl, .cbz,
       .cbnz, .tbz, .tbnz:
       control(opcode)

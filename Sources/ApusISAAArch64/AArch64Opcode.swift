@@ -4,7 +4,7 @@ public enum AArch64Opcode: UInt8, CaseIterable, Sendable {
   case undefined
   case adr, adrp, addImmediate, addsImmediate, subImmediate, subsImmediate, andImmediate, orrImmediate
   case eorImmediate, andsImmediate, movn, movz, movk, sbfm, bfm, ubfm, extr, bCond, svc, hvc, smc, eret,
-    msrImmediate, brk, hint, clrex
+    msrImmediate, brk, hlt, hint, clrex
   case barrier, isb, sys, msr, mrs, br, blr, ret, b, bl, cbz, cbnz, tbz, tbnz, vectorStructures
   case vectorElement, stxr, ldxr, stxp, ldxp, casp, cas, stlr, ldar, loadLiteral, loadLiteralVector, pair
   case pairVector, ldapr, atomicMemory, loadStore, loadStoreVector, and, bic, orr, orn, eor, eon, ands

@@ -72,6 +72,7 @@ let aarch64BaseRows: [AArch64Row] = [
   AArch64Row("11010100000iiiiiiiiiiiiiiii00010", .hvc, "hvc"),
   AArch64Row("11010100000iiiiiiiiiiiiiiii00011", .smc, "smc"),
   AArch64Row("11010100001iiiiiiiiiiiiiiii00000", .brk, "brk"),
+  AArch64Row("11010100010iiiiiiiiiiiiiiii00000", .hlt, "hlt"),
   AArch64Row("11010101000000110010iiiiiii11111", .hint, "hint"),
   AArch64Row("1101010100000iii0100iiiiiii11111", .msrImmediate, "msr"),
   AArch64Row("11010101000000110011iiii01011111", .clrex, "clrex"),

@@ -105,7 +105,7 @@ struct AArch64BlockGenerator {
   init(seed: UInt64, only: String?) {
     random = Random(seed: seed)
     let excluded: Set<AArch64Opcode> = [
-      .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hint, .br, .blr, .ret, .bl, .sys, .msr, .mrs, .isb,
+      .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hlt, .hint, .br, .blr, .ret, .bl, .sys, .msr, .mrs, .isb,
       .loadLiteral, .loadLiteralVector, .brAuthenticated, .blrAuthenticated, .retAuthenticated,
       .eretAuthenticated, .pointerAuthentication, .pacga, .loadAuthenticated,
     ]

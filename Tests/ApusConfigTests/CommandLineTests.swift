@@ -48,7 +48,6 @@ import Testing
     ("-m x", "-m 'x': it must be a size like 512, 512M or 2G"),
     ("-m 99999999999999999999G", "-m '99999999999999999999G': it must be a size like 512, 512M or 2G"),
     ("-global a.b=c", "option '-global' is not implemented yet"),
-    ("-semihosting", "option '-semihosting' is not implemented yet"),
     ("-kernel", "option '-kernel' needs a value: -kernel FILE  the kernel: ELF or Image"),
     ("-M virt,aia=aplic", "-machine virt: aia is 'aplic'; only none (a PLIC) is implemented"),
     ("-M virt,dumpdbt=x", "unknown property of machine virt 'dumpdbt'; did you mean 'dumpdtb'?"),
