@@ -3,6 +3,7 @@ import ApusBroadcomDevices
 import ApusHost
 import ApusMemory
 import ApusTestKit
+import Glibc
 import Testing
 
 /// The SD host with a card, driven by its registers and by DMA.
@@ -64,8 +65,6 @@ import Testing
     command(7, 0)
     command(9, 0x4567_0000, flags: 0x200)
     // C_SIZE of 4 MiB: 16 units of 256 KiB.
-    let low = read(0x18) >> 16 | read(0x1c) << 16
-    _ = low
     let csd = (0..<4).map { read(0x10 + 4 * $0) }
     let size = (csd[2] & 0x3ff) << 2 | csd[1] >> 30
     #expect(size == 15 && csd[1] >> 15 & 7 == 7 && csd[2] >> 16 & 15 == 9)
@@ -131,10 +130,9 @@ import Testing
     #expect(read(0x20) & 0x40 != 0)
     identify()
     block(1)
-    #expect(command(17, 513, flags: 0x40) != nil)
-    #expect(command(13, 0x4567_0000).map { $0 >> 30 & 1 } == 1)
-    #expect(command(17, 4 << 20, flags: 0x40) != nil)
-    #expect(command(13, 0x4567_0000).map { $0 >> 31 & 1 } == 1)
+    #expect(command(17, 513, flags: 0x40).map { $0 >> 30 & 1 } == 1)
+    #expect(command(17, 4 << 20, flags: 0x40).map { $0 >> 31 & 1 } == 1)
+    #expect(command(13, 0x4567_0000).map { $0 >> 9 } == 4)
     #expect(command(60) == nil)
     #expect(command(13, 0x4567_0000).map { $0 >> 22 & 1 } == 1)
     // Reading beyond the card's end fails in the middle.
@@ -206,7 +204,7 @@ import Testing
     around.setWords(0x240, [1 << 4 | 1 << 8, 0x4000, 0x5000, 0, 0, 0x240, 0, 0])
     dma.writeMMIO(offset: 4, byteCount: 4, value: 0x240)
     dma.writeMMIO(offset: 0, byteCount: 4, value: 1)
-    around.wait("a while") { true }
+    usleep(1000)
     dma.writeMMIO(offset: 0, byteCount: 4, value: 1 << 31)
     #expect(dma.readMMIO(offset: 0, byteCount: 4) & 1 == 0)
     for (from, to) in [(0x3000_0000, 0x5000), (0x4000, 0x3000_0000), (0x4000, 0x7e00_7004)]
@@ -266,16 +264,11 @@ import Testing
           offset: random.next() % 0x1000, byteCount: random.pick([1, 2, 4, 8]), value: random.next())
         _ = dma.readMMIO(offset: random.next() % 0x1000, byteCount: 4)
       default:
-        if round % 50 == 0 { around.wait("a while") { true } }
+        if round % 50 == 0 { usleep(1000) }
         if random.below(40) == 0 {
           host.reset()
           dma.reset()
         }
-      }
-      if round % 200 == 0 {
-        around.loop.schedule(at: HostClock.monotonicNanoseconds() + 200_000) { [around] in around.loop.stop()
-        }
-        around.loop.run()
       }
     }
     dma.reset()
