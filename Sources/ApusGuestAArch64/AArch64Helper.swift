@@ -13,7 +13,7 @@ enum AArch64Helper: Int, CaseIterable {
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints
   case extensionVector, randomNumber, authenticate
-  case semihosting
+  case semihosting, checkGranule
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -84,6 +84,12 @@ enum AArch64Helper: Int, CaseIterable {
       // a: the next PC, b: the immediate.
       IRHelper("hlt", Self.everything) { state, nextPC, immediate, _ in
         AArch64CPU.with(state) { $0.halt(immediate, nextPC: nextPC) }
+        return 0
+      }
+    case .checkGranule:
+      // a: the address of a tag granule.
+      IRHelper("check-granule", Self.exits) { state, address, _, _ in
+        AArch64CPU.with(state) { cpu in if address & 15 != 0 { cpu.raise(.misaligned, address: address) } }
         return 0
       }
     case .waitForInterrupt:

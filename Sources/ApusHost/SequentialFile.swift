@@ -16,6 +16,10 @@ public final class SequentialFile: @unchecked Sendable {
     public static let append = Access(rawValue: 16)
   }
   private let descriptor: Int32
+  private let isOwned: Bool
+
+  /// Standard input (0), output (1) or error (2), which stay open.
+  public init(standard number: Int32) { (descriptor, isOwned) = (number, false) }
 
   public init(path: String, _ access: Access) throws(HostError) {
     var flags = O_CLOEXEC | O_NOCTTY
@@ -23,10 +27,11 @@ public final class SequentialFile: @unchecked Sendable {
     if access.contains(.create) { flags |= O_CREAT }
     if access.contains(.truncate) { flags |= O_TRUNC }
     if access.contains(.append) { flags |= O_APPEND }
+    isOwned = true
     descriptor = apus_open(path, flags, 0o644)
     guard descriptor >= 0 else { throw .last("open", path) }
   }
-  deinit { close(descriptor) }
+  deinit { if isOwned { close(descriptor) } }
 
   public var isTerminal: Bool { isatty(descriptor) == 1 }
 
@@ -41,6 +46,13 @@ public final class SequentialFile: @unchecked Sendable {
       }
       guard errno == EINTR else { throw .last("read") }
     }
+  }
+
+  /// The same for a terminal or pipe that may have nothing for long: none, too, when `goesOn` says no meanwhile.
+  public func read(_ count: Int, while goesOn: () -> Bool) throws(HostError) -> [UInt8] {
+    var request = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    while poll(&request, 1, 50) <= 0 { if !goesOn() { return [] } }
+    return try read(count)
   }
 
   /// Returns how many bytes were taken.

@@ -5,8 +5,8 @@ import Synchronization
 
 /// Gives guest programs the host's files, standard output, clock and exit code [Arm Semihosting 2.0 §6].
 ///
-/// The console (`:tt`) is the emulator's standard error, and has no input. SYS_SYSTEM is refused. Any vCPU's thread: one call
-/// after the other.
+/// The console (`:tt`) is the emulator's standard input, output and, for appending, error; characters and strings go to standard
+/// error. SYS_SYSTEM is refused. Any vCPU's thread, one call after the other; reads of the console wait for input.
 public final class Semihosting: SemihostingHandler {
   public struct Configuration: Sendable {
     public var servesUserCode = false
@@ -19,12 +19,16 @@ public final class Semihosting: SemihostingHandler {
     }
   }
   enum Operation: UInt64 {
-    case open = 0x01, close, writeCharacter, writeString, write, read, readCharacter, isError, isTerminal, seek
-    case fileLength = 0x0c, temporaryName, remove, rename, clock, time, system, errorNumber
-    case commandLine = 0x15, heapInformation
+    case open = 0x01
+    case close, writeCharacter, writeString, write, read, readCharacter, isError, isTerminal, seek
+    case fileLength = 0x0c
+    case temporaryName, remove, rename, clock, time, system, errorNumber
+    case commandLine = 0x15
+    case heapInformation
     case exit = 0x18
     case exitExtended = 0x20
-    case elapsed = 0x30, tickFrequency
+    case elapsed = 0x30
+    case tickFrequency
   }
   /// SYS_EXIT's reason for a program that has come to its end; all others are failures.
   private static let applicationExit: UInt64 = 0x2_0026
@@ -32,27 +36,30 @@ public final class Semihosting: SemihostingHandler {
   static let ticksPerSecond: UInt64 = 1_000_000_000
 
   struct State {
-    var files = SemihostingFiles()
+    var files: SemihostingFiles
     var errorNumber: Int32 = 0
   }
-  private let state = Mutex(State())
+  private let state: Mutex<State>
   let configuration: Configuration
   private let space: AddressSpace
   private let clock: GuestClock
   private let exit: @Sendable (Int32) -> Void
+  /// False once the machine is to stop: a program must not wait for input any longer.
+  private let isRunning: @Sendable () -> Bool
   public var servesUserCode: Bool { configuration.servesUserCode }
 
   /// - Parameter exit: ends the machine with a code.
   public init(
     _ configuration: Configuration, space: AddressSpace, clock: GuestClock,
-    exit: @escaping @Sendable (Int32) -> Void
+    isRunning: @escaping @Sendable () -> Bool, exit: @escaping @Sendable (Int32) -> Void
   ) {
     (self.configuration, self.space) = (configuration, space)
-    (self.clock, self.exit) = (clock, exit)
+    (self.clock, self.exit, self.isRunning) = (clock, exit, isRunning)
+    state = Mutex(State(files: SemihostingFiles(goesOn: isRunning)))
   }
 
   /// Closes what the program has open.
-  public func reset() { state.withLock { $0 = State() } }
+  public func reset() { state.withLock { $0 = State(files: SemihostingFiles(goesOn: isRunning)) } }
 
   public func call(_ operation: UInt64, _ parameter: UInt64, translate: (UInt64, Bool) -> UInt64?) -> UInt64 {
     withoutActuallyEscaping(translate) { translate in
@@ -87,8 +94,9 @@ public final class Semihosting: SemihostingHandler {
       guard let bytes = memory.terminated(parameter, limit: 1 << 20) else { throw .badAddress }
       writeStandardError(bytes)
       return 0
-    // There is no input.
-    case .readCharacter: return Self.failure
+    case .readCharacter:
+      let byte = try SequentialFile(standard: 0).read(1, while: isRunning)
+      return byte.first.map { UInt64($0) } ?? Self.failure
     case .isError: return try field(0) >> 63
     case .clock: return clock.nowNanoseconds() / 10_000_000
     case .time: return HostClock.realtimeNanoseconds() / 1_000_000_000
@@ -106,7 +114,8 @@ public final class Semihosting: SemihostingHandler {
     case .heapInformation:
       let block = try field(0)
       let heap = configuration.heap
-      for (index, value) in [heap.lowerBound, heap.upperBound, heap.upperBound, heap.lowerBound].enumerated() {
+      for (index, value) in [heap.lowerBound, heap.upperBound, heap.upperBound, heap.lowerBound].enumerated()
+      {
         guard memory.setField(block, UInt64(index), value) else { throw .badAddress }
       }
       return 0

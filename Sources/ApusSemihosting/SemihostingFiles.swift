@@ -3,12 +3,16 @@ import ApusHost
 /// The files that a program has open by handle, and what it does with them [Arm Semihosting 2.0 §6.1 to §6.19].
 struct SemihostingFiles {
   private enum File {
-    /// Standard error, written to only, or nothing to read.
-    case console(isOutput: Bool)
+    /// Standard input, output or error.
+    case console(SequentialFile, isOutput: Bool)
     case host(SequentialFile)
     /// The features, with the position.
     case features(Int)
   }
+  /// Whether a read of the console may wait on.
+  private let goesOn: @Sendable () -> Bool
+  init(goesOn: @escaping @Sendable () -> Bool) { self.goesOn = goesOn }
+
   /// Handle 1 is the first.
   private var files: [File?] = []
   private static let limit = 256
@@ -48,8 +52,7 @@ struct SemihostingFiles {
     case .read: return try read(try field(0), try field(1), try field(2), memory)
     case .isTerminal:
       switch try file(try field(0)) {
-      case .console: return 1
-      case .host(let file): return file.isTerminal ? 1 : 0
+      case .console(let file, _), .host(let file): return file.isTerminal ? 1 : 0
       case .features: return 0
       }
     case .seek: return try seek(try field(0), try field(1))
@@ -75,7 +78,9 @@ struct SemihostingFiles {
   }
 
   private func file(_ handle: UInt64) throws(HostError) -> File {
-    guard handle > 0, handle <= UInt64(files.count), let file = files[Int(handle) - 1] else { throw .badHandle }
+    guard handle > 0, handle <= UInt64(files.count), let file = files[Int(handle) - 1] else {
+      throw .badHandle
+    }
     return file
   }
 
@@ -83,7 +88,7 @@ struct SemihostingFiles {
     guard mode < UInt64(Self.modes.count) else { throw .invalid }
     let file: File
     switch path {
-    case ":tt": file = .console(isOutput: mode >= 4)
+    case ":tt": file = .console(SequentialFile(standard: Int32(mode / 4)), isOutput: mode >= 4)
     case ":semihosting-features":
       guard mode < 2 else { throw HostError("open", path, errno: 13) }
       file = .features(0)
@@ -107,23 +112,22 @@ struct SemihostingFiles {
     while done < min(count, Self.longestTransfer) {
       let step = Int(min(UInt64(Self.piece), count - done))
       guard let bytes = memory.read(address &+ done, step) else { throw .badAddress }
+      let target: SequentialFile
       switch file {
-      case .console(let isOutput):
-        guard isOutput else { throw .badHandle }
-        writeStandardError(bytes)
-        done += UInt64(step)
-      case .host(let file):
-        let written = try file.write(bytes)
-        done += UInt64(written)
-        if written < step { return count - done }
-      case .features: throw .badHandle
+      case .console(let file, true), .host(let file): target = file
+      case .console, .features: throw .badHandle
       }
+      let written = try target.write(bytes)
+      done += UInt64(written)
+      if written < step { break }
     }
     return count - done
   }
 
   /// Returns how many bytes were not read: all of them at the file's end.
-  private mutating func read(_ handle: UInt64, _ address: UInt64, _ count: UInt64, _ memory: SemihostingMemory)
+  private mutating func read(
+    _ handle: UInt64, _ address: UInt64, _ count: UInt64, _ memory: SemihostingMemory
+  )
     throws(HostError) -> UInt64
   {
     let file = try file(handle)
@@ -132,7 +136,9 @@ struct SemihostingFiles {
       let step = Int(min(UInt64(Self.piece), count - done))
       let bytes: [UInt8]
       switch file {
-      case .console: bytes = []
+      case .console(let file, let isOutput):
+        guard !isOutput else { throw .badHandle }
+        bytes = try file.read(step, while: goesOn)
       case .host(let file): bytes = try file.read(step)
       case .features(let position):
         bytes = Array(Self.features.dropFirst(position).prefix(step))

@@ -16,7 +16,9 @@ struct SemihostingMemory {
     while done < count {
       let next = address &+ UInt64(done)
       let step = min(count - done, Int(guestPageByteCount - next % guestPageByteCount))
-      guard let physical = translate(next, isWrite), body(.init(physical), done..<done + step) else { return false }
+      guard let physical = translate(next, isWrite), body(.init(physical), done..<done + step) else {
+        return false
+      }
       done += step
     }
     return true

@@ -237,6 +237,17 @@ struct AArch64BlockGenerator {
           continue
         }
         if row.opcode == .ldxp, word & 31 == word >> 10 & 31 { continue }
+      case .addTag, .irg:
+        if word & 31 == 31 { continue }
+      case .ldg, .storeTag:
+        // Without writing the base back.
+        if row.opcode == .storeTag, word >> 10 & 3 != 2 { continue }
+        addressRegister(&word)
+        word = word & ~(0x1ff << 12) | UInt32(random.below(15)) << 12
+      case .stgp:
+        if word >> 23 & 3 != 2 { continue }
+        addressRegister(&word)
+        word = word & ~(0x7f << 15) | UInt32(random.below(15)) << 15
       case .unscaledOrdered:
         addressRegister(&word)
         word = word & ~(0x1ff << 12) | UInt32(random.below(15)) << 16
