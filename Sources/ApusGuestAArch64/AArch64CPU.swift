@@ -195,12 +195,8 @@ public final class AArch64CPU: GuestCPU {
     return translator.run(code, instructionLimit: instructionLimit)
   }
 
-  /// The row's name and the word: there is no text for operands yet.
   public func disassemble(_ bytes: UnsafePointer<UInt8>, pc: UInt64) -> String {
-    let word = UnsafeRawPointer(bytes).loadUnaligned(as: UInt32.self)
-    let digits = String(word, radix: 16)
-    return ".inst\t0x\(String(repeating: "0", count: 8 - digits.count))\(digits)"
-      + (AArch64Decoder.shared.row(word).map { "  // \($0.name)" } ?? "")
+    AArch64Disassembler.text(UnsafeRawPointer(bytes).loadUnaligned(as: UInt32.self), pc: pc)
   }
 
   public func registerText() -> String {

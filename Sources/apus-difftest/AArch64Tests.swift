@@ -78,7 +78,7 @@ struct AArch64Tests: TestISA {
   /// exit_group(0)
   var end: [UInt32] { move(0, 0) + move(8, 94) + [0xd400_0001] }
   func text(_ bits: UInt32, pc: UInt64) -> String {
-    AArch64Decoder.shared.row(bits).map { "\($0.name)" } ?? "undefined"
+    AArch64Disassembler.text(bits, pc: pc)
   }
   func placeName(_ offset: Int) -> String {
     switch offset {
