@@ -19,7 +19,7 @@ extension Semihosting {
       .init(
         servesUserCode: wanted.servesUserCode, commandLine: arguments.joined(separator: " "),
         heap: base + size / 2..<base + size / 4 * 3), space: space, clock: machine.clock,
-      isRunning: { [weak machine] in machine?.isRunning == true }
-    ) { [weak machine] code in machine?.request(.exit(code: code)) }
+      isRunning: { [weak machine] in machine?.isRunning == true },
+      exit: { [weak machine] code in machine?.request(.exit(code: code)) })
   }
 }

@@ -48,6 +48,10 @@ public final class AArch64CPU: GuestCPU {
   /// Used where the features have pointer authentication.
   let authentication: AArch64PointerAuthentication.Algorithm
   let power = AArch64Power()
+  /// Whether a page of a process's code is guarded (PROT_BTI); set before the CPU runs.
+  public var isGuarded: (UInt64) -> Bool = { _ in false }
+  /// The process has had such a page.
+  var checksBranchTargets = false
   /// Answers `hlt #0xf000`; `nil`: the instruction is undefined. Set before the CPU runs.
   public var semihosting: (any SemihostingHandler)?
   /// A flag that the event loop's thread sets.
@@ -158,6 +162,7 @@ public final class AArch64CPU: GuestCPU {
     let fpcr = s[.fpcr]
     if system == nil {
       s.mode = AArch64Mode(context: 0, fpcr: fpcr)
+      s.mode.checksBranchTargets = checksBranchTargets
     } else {
       let level = s[.exceptionLevel]
       // CPACR_EL1.FPEN: 1 traps EL0, 0 and 2 both.

@@ -296,8 +296,8 @@ struct AArch64Translator {
       .smaddl,
       .smsubl, .umaddl, .umsubl, .smulh, .umulh:
       integer(opcode)
-    case .bCond, .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hlt, .hint, .clrex, .barrier, .isb, .sys, .msr,
-      .mrs, .br, .blr, .ret, .b, .bl, .cbz,
+    case .bCond, .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hlt, .hint, .clrex, .barrier, .isb, .sys,
+      .msr, .mrs, .br, .blr, .ret, .b, .bl, .cbz,
       .cbnz, .tbz, .tbnz:
       control(opcode)
     case .vectorStructures, .vectorElement, .stxr, .ldxr, .stxp, .ldxp, .casp, .cas, .stlr, .ldar,

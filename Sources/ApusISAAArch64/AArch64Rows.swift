@@ -6,7 +6,7 @@ public enum AArch64Feature: UInt8, CaseIterable, Sendable {
   case base
   case crc32, lse, lrcpc, rdm, aes, pmull, sha1, sha256
   case sha512, sha3, sm3, sm4, dotprod, fp16, fhm, fcma, jscvt, frintts, bf16, i8mm
-  case flagm, flagm2, lrcpc2, sb, pauth, mte
+  case flagm, flagm2, lrcpc2, sb, pauth, mte, bti
   // Registers and cache instructions, without rows of their own.
   // ssbs2: PSTATE.SSBS can be read and written, too.
   case ssbs, ssbs2, dit, dpb, dpb2, rng, pan

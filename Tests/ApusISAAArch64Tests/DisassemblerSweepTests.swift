@@ -23,7 +23,11 @@ struct DisassemblerSweepTests {
       let fields = line.split(separator: "\t", maxSplits: 2, omittingEmptySubsequences: false)
       guard fields.count == 3, fields[0].hasSuffix(":") else { continue }
       var text = String(fields[2])
-      if let comment = text.range(of: "//") { text = String(text[..<comment.lowerBound]) }
+      if let comment = zip(text.indices, text.indices.dropFirst()).first(where: {
+        text[$0] == "/" && text[$1] == "/"
+      }) {
+        text = String(text[..<comment.0])
+      }
       while text.hasSuffix(" ") || text.hasSuffix("\t") { text.removeLast() }
       result.append(text)
     }
