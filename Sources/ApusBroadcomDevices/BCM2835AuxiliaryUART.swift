@@ -41,7 +41,7 @@ public final class BCM2835AuxiliaryUART: MMIODevice {
     var status: UInt32 {
       (receiveQueue.isEmpty ? 0 : 1) | (transmitQueue.count < Self.depth ? 2 : 0) | 4
         | (hasOverrun ? 0x10 : 0) | (transmitQueue.count >= Self.depth ? 0x20 : 0)
-        | (transmitQueue.isEmpty ? 0x300 : 0) | UInt32(receiveQueue.count) << 16
+        | (transmitQueue.isEmpty ? 0x308 : 0) | UInt32(receiveQueue.count) << 16
         | UInt32(transmitQueue.count) << 24
     }
     var hasDivisorAccess: Bool { lineControl & 0x80 != 0 }

@@ -22,6 +22,9 @@ public final class BCM2835PowerManager: MMIODevice {
   }
   /// RSTC's field: 2 restarts when the watchdog has run out.
   private static let fullReset: UInt32 = 0x20
+  /// RSTS: how the machine came to start.
+  private static let powerOnReset: UInt32 = 0x1000
+  private static let watchdogReset: UInt32 = 0x20
   /// RSTS's bits of partition 63.
   private static let haltPartition: UInt32 = 0x555
   /// The watchdog counts 65536 times a second, in 20 bits.
@@ -31,7 +34,10 @@ public final class BCM2835PowerManager: MMIODevice {
     var registers = [UInt32](repeating: 0, count: Int(byteCount) / 4)
     /// When the watchdog has run out, in guest time; `nil` while it stands.
     var deadline: UInt64?
-    init() { registers[Register.control / 4] = 0x102 }
+    init() {
+      registers[Register.control / 4] = 0x102
+      registers[Register.status / 4] = BCM2835PowerManager.powerOnReset
+    }
   }
   private let state = Mutex(State())
   private let clock: GuestClock
@@ -59,7 +65,8 @@ public final class BCM2835PowerManager: MMIODevice {
   private func watchdogElapsed() {
     let halts = state.withLock { state in
       state.deadline = nil
-      state.registers[Register.status / 4] |= 0x20  // the watchdog restarted the machine
+      let status = state.registers[Register.status / 4]
+      state.registers[Register.status / 4] = status & ~Self.powerOnReset | Self.watchdogReset
       let isHalt = state.registers[Register.status / 4] & Self.haltPartition == Self.haltPartition
       if isHalt { state.registers[Register.status / 4] &= ~Self.haltPartition }
       return isHalt

@@ -144,6 +144,47 @@ def reboot():
         check(machine.wait(20) == 0, f"Ctrl-a x ended with {machine.code}")
 
 
+BARE_METAL = """00010001 80000000 80000004 00000000
+00010002 80000000 80000004 00a02082
+00010003 80000000 80000006 12005452 00005734
+00010005 80000000 80000008 00000000 3c000000
+00010006 80000000 80000008 3c000000 04000000
+00028001 80000000 80000008 00000003 00000001
+00030001 80000000 80000008 00000001 00000001
+00040003 80000000 80000008 00000280 000001e0
+00048003 80000000 80000008 00000320 00000258
+00048004 80000000 80000008 00000320 00000258
+00048005 80000000 80000004 00000020
+00040001 80000000 80000008 3c100000 001d4c00
+00040008 80000000 80000004 00000c80
+00040006 80000000 80000004 00000001
+00040009 80000000 80000008 00000000 00000000
+00100020 00001000
+0010001c 00000102
+00101114 00001f00
+00200000 00000000
+00200034 00000000
+00215054 00000060
+00215064 0000030e
+0000b200 00000000"""
+
+
+@case("bare-metal")
+def bare_metal():
+    """An ELF program with the firmware's answers, and what QEMU answers; on all cores, with semihosting."""
+    if not shutil.which("aarch64-linux-gnu-gcc"):
+        raise Skip("the cross compiler is missing; run scripts/install-deps")
+    program = temporary() / "raspi-bare"
+    subprocess.run(["aarch64-linux-gnu-gcc", "-O1", "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-mgeneral-regs-only",
+                    "-nostdlib", "-ffreestanding", "-fno-pic", "-static", "-Wl,-Ttext=0x80000,--build-id=none,-e,_start,-N,"
+                    "--no-warn-rwx-segments", "-o", program, ROOT / "Tests" / "Guests" / "aarch64" / "raspi.c"], check=True)
+    for binary in filter(None, [emulator(), shutil.which("qemu-system-aarch64")]):
+        done = subprocess.run([binary, "-M", "raspi3b", "-display", "none", "-serial", "none", "-monitor", "none", "-kernel",
+                               program, "-semihosting"], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        lines = "\n".join(line.strip() for line in done.stderr.splitlines())
+        check(done.returncode == 5 and lines == BARE_METAL, f"{binary}: {done.returncode} {lines}")
+
+
 @case("interpreter")
 def interpreter():
     with Machine(raspi("-serial", "mon:stdio", "-accel", "interpreter")) as machine:
