@@ -69,6 +69,8 @@ let package = Package(
     // Devices
     lib("ApusDevice", ["ApusMemory", "ApusCPU", "ApusHost"]),
     lib("ApusPlatformDevices", ["ApusDevice", "ApusMemory", "ApusCPU", "ApusHost", "ApusBits"]),
+    lib("ApusSemihosting", ["ApusCPU", "ApusMemory", "ApusHost"]),
+    lib("ApusBroadcomDevices", ["ApusDevice", "ApusMemory", "ApusCPU", "ApusHost", "ApusBits", "ApusBlock"]),
     lib("ApusCharDev", ["ApusDevice", "ApusHost", "ApusConfig"]),
     lib("ApusPCI", ["ApusDevice", "ApusMemory"]),
     lib("ApusVirtio", ["ApusDevice", "ApusMemory", "ApusPCI"], hot),
@@ -102,7 +104,8 @@ let package = Package(
     lib(
       "ApusBoards",
       [
-        "ApusMachine", "ApusConfig", "ApusFirmware", "ApusLoader", "ApusPlatformDevices", "ApusVirtio",
+        "ApusMachine", "ApusBits", "ApusConfig", "ApusFirmware", "ApusLoader", "ApusPlatformDevices",
+        "ApusBroadcomDevices", "ApusSemihosting", "ApusVirtio",
         "ApusVirtioDevices", "ApusPCI", "ApusNet", "ApusBlock",
         "ApusStorage", "ApusDevice", "ApusCPU", "ApusMemory", "ApusHost",
       ]),
@@ -173,6 +176,11 @@ let package = Package(
     tests(
       "ApusPlatformDevicesTests",
       ["ApusPlatformDevices", "ApusDevice", "ApusCPU", "ApusMemory", "ApusHost", "ApusBits", "ApusTestKit"]),
+    tests(
+      "ApusBroadcomDevicesTests",
+      [
+        "ApusBroadcomDevices", "ApusDevice", "ApusCPU", "ApusMemory", "ApusHost", "ApusBlock", "ApusTestKit",
+      ]),
     tests("ApusCharDevTests", ["ApusCharDev", "ApusConfig", "ApusDevice", "ApusHost"]),
     tests("ApusConfigTests", ["ApusConfig", "ApusTestKit"]),
     tests(

@@ -7,6 +7,7 @@ import ApusMachine
 import ApusMemory
 import ApusPCI
 import ApusPlatformDevices
+import ApusSemihosting
 
 /// The AArch64 `virt` machine, QEMU's in its memory map, interrupts and device tree.
 ///
@@ -42,11 +43,13 @@ public final class ArmVirtBoard: Board {
 
     let version: GIC.Version = configuration.arm.gicVersion == 3 ? .v3 : .v2
     let wires = GICWires()
+    let semihosting = Semihosting.make(configuration, machine, space: space, ram: ram)
     let vcpus = try factory.makeVCPUs(
       .init(
         count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
         accelerator: configuration.accelerators.first ?? .init("jit"),
-        arm: Self.environment(wires, version, configuration.arm.cpuDescription, machine)))
+        arm: Self.environment(wires, version, configuration.arm.cpuDescription, machine),
+        semihosting: semihosting))
     let gic = GIC(
       version: version, sharedCount: Map.sharedInterruptCount,
       outputs: vcpus.map { .init(irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1)) },
@@ -54,6 +57,7 @@ public final class ArmVirtBoard: Board {
     wires.gic = gic
     let builder = BoardBuilder(
       space: space, loop: loop, clock: clock, machine: machine, layout: Self.layout, input: { gic.input($0) })
+    if let semihosting { builder.onReset { semihosting.reset() } }
     Self.addInterruptController(
       builder, gic, memory: configuration.arm.hasTranslationService ? space.ramTable : nil)
     let serial = configuration.serials.first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()

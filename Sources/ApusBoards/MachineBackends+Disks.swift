@@ -62,18 +62,20 @@ extension MachineBackends {
     if let media = drive["media"], media != "disk" && media != "cdrom" {
       throw MachineError("\(what): media is '\(media)'; it must be disk or cdrom")
     }
-    let interface = drive["if"] ?? "virtio"
-    guard interface == "virtio" || interface == "none" else {
+    let interface = drive["if"] ?? model.driveInterface
+    let interfaces = model.driveInterface == "sd" ? ["sd", "none"] : ["virtio", "none", "pflash"]
+    guard interfaces.contains(interface) else {
       throw MachineError(
-        "\(what): "
-          + ConfigurationError.unknown("interface", interface, among: ["virtio", "none", "pflash"])
-          .description)
+        "\(what): " + ConfigurationError.unknown("interface", interface, among: interfaces).description)
     }
     let number =
       try checked { () throws(ConfigurationError) in try drive.number("index", of: what, in: 0...255) }.map {
         Int($0)
       }
-      ?? index
+      ?? (interface == "sd" ? 0 : index)
+    guard interface != "sd" || number == 0 else {
+      throw MachineError("\(what): index is \(number); machine \(model.name) has one card slot, 0")
+    }
     let id = drive["id"] ?? "\(interface)\(number)"
     let image = try openDrive(drive, what, isShared: isShared(id))
     remember(id, image)
@@ -81,8 +83,10 @@ extension MachineBackends {
     try register(id, ThreadedBlockNode(name: id, image.node, discards: discards), what)
     let ofDevice = drive.entries.filter { ["serial", "rerror", "werror"].contains($0.key) }
     guard interface == "virtio" else {
+      if interface == "sd" { try insertCard(id, what) }
       if let entry = ofDevice.first {
-        throw MachineError("\(what): \(entry.key)= goes to the -device, as the drive has if=\(interface)")
+        let place = interface == "sd" ? "is not implemented for" : "goes to the -device, as the drive has"
+        throw MachineError("\(what): \(entry.key)= \(place) if=\(interface)")
       }
       return nil
     }

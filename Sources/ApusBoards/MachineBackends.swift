@@ -18,10 +18,13 @@ public final class MachineBackends: Sendable {
     var characterDevices: [String: any CharacterBackend]
     /// MAC addresses given out.
     var cards: UInt8 = 0
+    /// The disk in the slot for memory cards.
+    var memoryCard: (any BlockNode)?
   }
   private let state: Mutex<State>
   private let pool = WorkerPool("device")
   private let vcpuCount: Int
+  let model: MachineModel
   /// Types of `-object` by id.
   private let objects: [String: String]
   /// Passphrases and TLS credentials that disks refer to.
@@ -36,7 +39,7 @@ public final class MachineBackends: Sendable {
     addedDevices: inout [MachineConfiguration.Item]
   ) throws(MachineError) {
     state = Mutex(State(characterDevices: characterDevices))
-    vcpuCount = configuration.cpuCount
+    (vcpuCount, model) = (configuration.cpuCount, configuration.model)
     self.loop = loop
     objects = try Self.objects(configuration)
     storageObjects = try Self.storageObjects(configuration)
@@ -160,6 +163,18 @@ public final class MachineBackends: Sendable {
       return true
     }
     guard isFree else { throw MachineError("\(what): the name '\(id)' is used twice") }
+  }
+
+  /// The memory card of `-sd` or `-drive if=sd`.
+  var memoryCard: (any BlockNode)? { state.withLock { $0.memoryCard } }
+
+  func insertCard(_ id: String, _ what: String) throws(MachineError) {
+    let isFree = state.withLock { state in
+      guard state.memoryCard == nil else { return false }
+      state.memoryCard = state.blockNodes[id]
+      return true
+    }
+    guard isFree else { throw MachineError("\(what): the card slot is taken by another drive") }
   }
 
   func image(_ name: String) -> OpenedImage? { state.withLock { $0.images[name] } }

@@ -7,6 +7,7 @@ import ApusMachine
 import ApusMemory
 import ApusPCI
 import ApusPlatformDevices
+import ApusSemihosting
 import ApusVirtio
 
 /// The RISC-V `virt` machine, QEMU's in its memory map, interrupts and device tree.
@@ -42,10 +43,11 @@ public final class RISCVVirtBoard: Board {
     if !configuration.dumpsGuestMemory { ram.excludeFromCoreDumps() }
     space = AddressSpace(ram: [memory.ram, memory.bootROM] + memory.flash)
 
+    let semihosting = Semihosting.make(configuration, machine, space: space, ram: ram)
     let vcpus = try factory.makeVCPUs(
       .init(
         count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
-        accelerator: configuration.accelerators.first ?? .init("jit")))
+        accelerator: configuration.accelerators.first ?? .init("jit"), semihosting: semihosting))
     plic = PLIC(
       sourceCount: Map.interruptSourceCount,
       outputs: vcpus.flatMap { [BoardBuilder.line($0, 11), BoardBuilder.line($0, 9)] })
@@ -54,6 +56,7 @@ public final class RISCVVirtBoard: Board {
       space: space, loop: loop, clock: clock, machine: machine,
       layout: Self.layout(ramByteCount: ram.byteCount),
       input: { [plic] in plic.input($0) })
+    if let semihosting { builder.onReset { semihosting.reset() } }
     let serial = configuration.serials.first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()
     Self.addCore(builder, plic, vcpus, configuration, serial)
     let banks = try builder.addFlash(memory.flash, configuration)

@@ -13,14 +13,18 @@ public struct ArmCPUEnvironment: Sendable {
   public var setPerformanceLine: @Sendable (_ cpu: Int, _ level: Bool) -> Void
   /// PSCI's SYSTEM_OFF (`false`) and SYSTEM_RESET.
   public var switchPower: @Sendable (_ isReset: Bool) -> Void
+  /// Firmware answers PSCI's calls, and CPUs but the first wait for CPU_ON. Else all begin at the start address, and the
+  /// instructions are undefined.
+  public var hasPSCI: Bool
 
   public init(
     model: String, hasRegisters: Bool, readRegister: @escaping @Sendable (Int, UInt16) -> UInt64?,
     writeRegister: @escaping @Sendable (Int, UInt16, UInt64) -> Bool,
     setTimer: @escaping @Sendable (Int, Timer, Bool) -> Void,
     setPerformanceLine: @escaping @Sendable (Int, Bool) -> Void,
-    switchPower: @escaping @Sendable (Bool) -> Void
+    switchPower: @escaping @Sendable (Bool) -> Void, hasPSCI: Bool = true
   ) {
+    self.hasPSCI = hasPSCI
     (self.model, self.hasRegisters) = (model, hasRegisters)
     (self.readRegister, self.writeRegister) = (readRegister, writeRegister)
     (self.setTimer, self.setPerformanceLine, self.switchPower) = (setTimer, setPerformanceLine, switchPower)

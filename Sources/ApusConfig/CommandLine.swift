@@ -73,7 +73,8 @@ public enum SystemCommandLine {
 
 extension CommandLineState {
   /// Fills in the defaults and checks what hangs together.
-  func finish() throws(ConfigurationError) -> MachineConfiguration {
+  mutating func finish() throws(ConfigurationError) -> MachineConfiguration {
+    try applyModel()
     var result = configuration
     if result.accelerators.isEmpty { result.accelerators = [.init("jit")] }
     var serials = serials
@@ -81,10 +82,12 @@ extension CommandLineState {
       // Without a display to show it in, the serial port is what the user sees.
       serials = [displayIsNone && !noGraphic ? "null" : "mon:stdio"]
     }
-    guard serials.count <= 1 || serials.dropFirst().allSatisfy({ $0 == "none" }) else {
-      throw ConfigurationError("-serial '\(serials[1])': machine virt has one serial port")
+    let model = result.model
+    if let extra = serials.dropFirst(model.serialCount).first(where: { $0 != "none" }) {
+      let ports = model.serialCount == 1 ? "one serial port" : "\(model.serialCount) serial ports"
+      throw ConfigurationError("-serial '\(extra)': machine \(model.name) has \(ports)")
     }
-    for (index, serial) in serials.prefix(1).enumerated() {
+    for (index, serial) in serials.prefix(model.serialCount).enumerated() {
       if serial == "none" {
         result.serials.append(nil)
       } else if serial.hasPrefix("chardev:") {

@@ -30,6 +30,11 @@ struct CommandLineState {
   var displayIsNone = false
   /// The values of `-serial`, in order.
   var serials: [String] = []
+  /// What `-machine`, `-smp`, `-m` and `-cpu` said, for the machine to judge when it is known.
+  var givenProperties: [String] = []
+  var givenCPUCount: Int?
+  var givenMemory: UInt64?
+  var hasCPU = false
   /// Set when an option asks for something else than a machine.
   var invocation: Invocation?
 }
@@ -37,11 +42,11 @@ struct CommandLineState {
 extension CommandLineOption {
   /// QEMU's options that a session may use, known but not implemented: refused by name, not as unknown.
   static let refusedNames = [
-    "global", "semihosting", "semihosting-config", "qmp", "qmp-pretty", "gdb", "s", "incoming", "loadvm",
+    "global", "qmp", "qmp-pretty", "gdb", "s", "incoming", "loadvm",
     "vnc",
     "spice", "audio", "audiodev", "usb", "usbdevice", "icount", "vga", "k", "full-screen", "snapshot", "hda",
     "hdb",
-    "hdc", "hdd", "cdrom", "fda", "fdb", "mtdblock", "sd", "virtfs", "fsdev", "net", "parallel", "mon",
+    "hdc", "hdd", "cdrom", "fda", "fdb", "mtdblock", "virtfs", "fsdev", "net", "parallel", "mon",
     "boot",
     "numa", "mem-path", "mem-prealloc", "plugin", "trace", "sandbox", "chroot", "runas", "user", "readconfig",
     "watchdog-action", "smbios", "acpitable", "tpmdev", "seed", "singlestep", "one-insn-per-tb", "action",
@@ -50,7 +55,7 @@ extension CommandLineOption {
   ]
 
   static let all: [CommandLineOption] =
-    machineOptions + bootOptions + deviceOptions + runOptions
+    machineOptions + bootOptions + semihostingOptions + deviceOptions + runOptions
     + refusedNames.map { .init(name: $0, usage: "", action: .refused) }
 
   private static let machineOptions: [CommandLineOption] = [
@@ -63,6 +68,7 @@ extension CommandLineOption {
         state.invocation = .show(isArm ? ArmConfiguration.cpuHelp : CPUConfiguration.help)
       } else if isArm {
         try state.configuration.arm.setCPU(text)
+        state.hasCPU = true
       } else {
         state.configuration.cpu = try CPUConfiguration(parsing: text)
       }
@@ -115,12 +121,25 @@ extension CommandLineOption {
     },
   ]
 
+  private static let semihostingOptions: [CommandLineOption] = [
+    .flag("semihosting", "let guest programs reach this host's files by semihosting calls") {
+      $0.configuration.semihosting = $0.configuration.semihosting ?? SemihostingConfiguration()
+    },
+    .value(
+      "semihosting-config",
+      "[enable=]on|off[,target=native|auto][,userspace=on|off][,arg=TEXT...]  the same, with arguments for the program"
+    ) { try $0.configureSemihosting($1) },
+  ]
+
   private static let deviceOptions: [CommandLineOption] = [
     .value("device", "DRIVER[,key=value...]  a device; 'help' lists them, 'DRIVER,help' its properties") {
       try $0.addDevice($1)
     },
-    .value("drive", "file=FILE,if=virtio|none|pflash,format=raw|qcow2...  a disk") { state, text in
+    .value("drive", "file=FILE,if=virtio|none|pflash|sd,format=raw|qcow2...  a disk") { state, text in
       state.configuration.drives.append(try OptionList(parsing: text))
+    },
+    .value("sd", "FILE  a memory card: the same as -drive file=FILE,if=sd") { state, text in
+      state.configuration.drives.append(OptionList([.init("file", text), .init("if", "sd")]))
     },
     .value("blockdev", "DRIVER,node-name=NAME,...  a block node") { state, text in
       state.configuration.blockDevices.append(try item(text, "driver", of: "-blockdev"))
@@ -219,7 +238,7 @@ extension CommandLineOption {
 
   private static func help(_ target: MachineConfiguration.Target) -> String {
     var text = "usage: apus-system-\(target) [options]\n\n"
-    for option in machineOptions + bootOptions + deviceOptions + runOptions {
+    for option in machineOptions + bootOptions + semihostingOptions + deviceOptions + runOptions {
       text += "-\(option.name) \(option.usage)\n"
     }
     return text

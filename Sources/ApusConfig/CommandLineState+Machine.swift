@@ -1,5 +1,4 @@
 extension CommandLineState {
-  static let machines = ["virt"]
   static let machineProperties = [
     "type", "accel", "dumpdtb", "kernel", "initrd", "append", "dtb", "firmware", "pflash0", "pflash1",
     "aclint",
@@ -8,9 +7,7 @@ extension CommandLineState {
 
   mutating func setMachine(_ text: String) throws(ConfigurationError) {
     if text == "help" || text == "?" {
-      let board =
-        configuration.target == .riscv64 ? "RISC-V VirtIO board (default)" : "AArch64 VirtIO board (default)"
-      invocation = .show("Supported machines are:\nvirt                 \(board)\n")
+      invocation = .show(MachineModel.help(configuration.target))
       return
     }
     let list = try OptionList(parsing: text, impliedKey: "type")
@@ -23,6 +20,7 @@ extension CommandLineState {
       guard known.contains(entry.key) else {
         throw .unknown("property of machine \(configuration.machine)", entry.key, among: known)
       }
+      if entry.key != "type" { givenProperties.append(entry.key) }
       let what = "-machine \(configuration.machine)"
       if isArm, try configuration.arm.setMachineProperty(entry, list, what) { continue }
       try setMachineProperty(entry, list)
@@ -35,9 +33,8 @@ extension CommandLineState {
     let what = "-machine \(configuration.machine)"
     switch entry.key {
     case "type":
-      guard Self.machines.contains(entry.value) else {
-        throw .unknown("machine", entry.value, among: Self.machines)
-      }
+      let names = MachineModel.all(of: configuration.target).map(\.name)
+      guard names.contains(entry.value) else { throw .unknown("machine", entry.value, among: names) }
       configuration.machine = entry.value
     case "accel":
       for name in entry.value.split(separator: ":") { try addAccelerator(String(name)) }
@@ -112,7 +109,7 @@ extension CommandLineState {
     let maximum = given ?? product()
     let count = cpus ?? maximum
     guard count <= 8, maximum <= 8 else {
-      throw ConfigurationError("-smp \(text): machine virt has at most 8 CPUs here")
+      throw ConfigurationError("-smp \(text): machines have at most 8 CPUs here")
     }
     guard count <= maximum else {
       throw ConfigurationError("-smp \(text): \(count) CPUs are more than maxcpus=\(maximum)")
@@ -123,7 +120,7 @@ extension CommandLineState {
         "-smp \(text): \(described.joined(separator: ",")) make \(product()) CPUs, not the \(maximum) asked for"
       )
     }
-    configuration.cpuCount = count
+    givenCPUCount = count
   }
 
   mutating func setMemory(_ text: String) throws(ConfigurationError) {
@@ -136,9 +133,9 @@ extension CommandLineState {
       throw ConfigurationError("-m '\(text)': it must be a size like 512, 512M or 2G")
     }
     guard size >= 1 << 20, size <= 1 << 40 else {
-      throw ConfigurationError("-m \(text): machine virt takes from 1M to 1T of memory")
+      throw ConfigurationError("-m \(text): machines take from 1M to 1T of memory")
     }
-    configuration.memoryByteCount = (size + 4095) & ~4095
+    givenMemory = (size + 4095) & ~4095
   }
 
   mutating func setRTC(_ text: String) throws(ConfigurationError) {

@@ -70,6 +70,9 @@ public struct MachineConfiguration: Equatable, Sendable {
   /// The ids of the char devices behind the serial ports, `nil` for none.
   public var serials: [String?] = []
 
+  /// Guest programs reach the host's files; `nil`: they do not.
+  public var semihosting: SemihostingConfiguration?
+
   public var noDefaults = false
   public var noReboot = false
   public var noShutdown = false

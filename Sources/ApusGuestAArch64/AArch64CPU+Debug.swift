@@ -112,7 +112,7 @@ extension AArch64Opcode {
   /// Whether the instruction ends in a helper that goes to the dispatcher and leaves the PC behind the instruction.
   var endsInHelper: Bool {
     switch self {
-    case .svc, .hvc, .eret, .msr, .msrImmediate, .sys, .hint, .barrier: true
+    case .svc, .hvc, .hlt, .eret, .msr, .msrImmediate, .sys, .hint, .barrier: true
     default: false
     }
   }

@@ -48,6 +48,12 @@ public final class AArch64CPU: GuestCPU {
   /// Used where the features have pointer authentication.
   let authentication: AArch64PointerAuthentication.Algorithm
   let power = AArch64Power()
+  /// Whether a page of a process's code is guarded (PROT_BTI); set before the CPU runs.
+  public var isGuarded: (UInt64) -> Bool = { _ in false }
+  /// The process has had such a page.
+  var checksBranchTargets = false
+  /// Answers `hlt #0xf000`; `nil`: the instruction is undefined. Set before the CPU runs.
+  public var semihosting: (any SemihostingHandler)?
   /// A flag that the event loop's thread sets.
   final class Flag: Sendable { let value = Atomic<Bool>(false) }
   /// A timer's deadline has passed.
@@ -109,9 +115,10 @@ public final class AArch64CPU: GuestCPU {
   /// Every CPU but the first waits for PSCI's CPU_ON.
   public func reset(entry: UInt64, arguments: [UInt64]) {
     powerUp(entry: entry, arguments: arguments)
-    guard system != nil else { return }
-    power.set(isOff: index != 0)
-    if index != 0 { engine.requestSleep() }
+    guard let system else { return }
+    let isOff = index != 0 && system.environment.hasPSCI
+    power.set(isOff: isOff)
+    if isOff { engine.requestSleep() }
   }
 
   func powerUp(entry: UInt64, arguments: [UInt64]) {
@@ -156,6 +163,7 @@ public final class AArch64CPU: GuestCPU {
     let fpcr = s[.fpcr]
     if system == nil {
       s.mode = AArch64Mode(context: 0, fpcr: fpcr)
+      s.mode.checksBranchTargets = checksBranchTargets
     } else {
       let level = s[.exceptionLevel]
       // CPACR_EL1.FPEN: 1 traps EL0, 0 and 2 both.
@@ -193,12 +201,8 @@ public final class AArch64CPU: GuestCPU {
     return translator.run(code, instructionLimit: instructionLimit)
   }
 
-  /// The row's name and the word: there is no text for operands yet.
   public func disassemble(_ bytes: UnsafePointer<UInt8>, pc: UInt64) -> String {
-    let word = UnsafeRawPointer(bytes).loadUnaligned(as: UInt32.self)
-    let digits = String(word, radix: 16)
-    return ".inst\t0x\(String(repeating: "0", count: 8 - digits.count))\(digits)"
-      + (AArch64Decoder.shared.row(word).map { "  // \($0.name)" } ?? "")
+    AArch64Disassembler.text(UnsafeRawPointer(bytes).loadUnaligned(as: UInt32.self), pc: pc)
   }
 
   public func registerText() -> String {

@@ -13,6 +13,7 @@ enum AArch64Helper: Int, CaseIterable {
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints
   case extensionVector, randomNumber, authenticate
+  case semihosting, checkGranule, checkBranch
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -72,10 +73,31 @@ enum AArch64Helper: Int, CaseIterable {
       // a: the next PC.
       IRHelper("hvc", Self.everything) { state, nextPC, _, _ in
         AArch64CPU.with(state) { cpu in
+          if cpu.system?.environment.hasPSCI == false { return cpu.trap(Syndrome.undefined) }
           cpu.s.pc = nextPC
           cpu.callFirmware()
           cpu.s.requestDispatch()
         }
+        return 0
+      }
+    case .semihosting:
+      // a: the next PC, b: the immediate.
+      IRHelper("hlt", Self.everything) { state, nextPC, immediate, _ in
+        AArch64CPU.with(state) { $0.halt(immediate, nextPC: nextPC) }
+        return 0
+      }
+    case .checkBranch:
+      // a: the target, b: bit 0 a call, bit 1 by x16 or x17.
+      IRHelper("check-branch", Self.everything) { state, target, kind, _ in
+        AArch64CPU.with(state) {
+          $0.checkBranch(to: target, isCall: kind & 1 != 0, usesLinkageRegister: kind & 2 != 0)
+        }
+        return 0
+      }
+    case .checkGranule:
+      // a: the address of a tag granule.
+      IRHelper("check-granule", Self.exits) { state, address, _, _ in
+        AArch64CPU.with(state) { cpu in if address & 15 != 0 { cpu.raise(.misaligned, address: address) } }
         return 0
       }
     case .waitForInterrupt:

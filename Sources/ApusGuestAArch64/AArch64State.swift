@@ -125,7 +125,7 @@ public enum FPCR {
   }
 }
 
-/// What translated code depends on besides the bytes: the key of a block.
+/// What translated code depends on besides the bytes: the key of a block. Bit 20: branch targets are checked.
 ///
 /// ```
 ///  14             13            12 11  10            9       8        7      6             3 2     1 0
@@ -162,6 +162,11 @@ public struct AArch64Mode: Hashable, Sendable {
   var hasKernelDebug: Bool {
     get { rawValue >> 14 & 1 != 0 }
     set { rawValue = rawValue & ~(1 << 14) | (newValue ? 1 << 14 : 0) }
+  }
+  /// Indirect branches look at their targets: there are guarded pages.
+  var checksBranchTargets: Bool {
+    get { rawValue >> 20 & 1 != 0 }
+    set { rawValue = rawValue & ~(1 << 20) | (newValue ? 1 << 20 : 0) }
   }
   public var context: UInt8 { UInt8(rawValue & 3) }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }

@@ -45,12 +45,16 @@ extension AArch64Translator {
       block.poll(pc: pc)
       let target = x(rn)
       if opcode == .blr { setX(30, constant(pc &+ 4)) }
+      if opcode != .ret { checkBranch(to: target, isCall: opcode == .blr) }
       finish(.indirect(target: target, hint: opcode == .ret ? .return : opcode == .blr ? .call : .jump))
     case .svc:
       call(.systemCall, constant(pc &+ 4), constant(UInt64(bits(5, 16))))
       finish(.dispatch)
     case .brk:
       call(.raiseBreakpoint, constant(UInt64(bits(5, 16))))
+      finish(.dispatch)
+    case .hlt:
+      call(.semihosting, constant(pc &+ 4), constant(UInt64(bits(5, 16))))
       finish(.dispatch)
     case .hvc, .smc, .eret, .msrImmediate: systemControl(opcode)
     case .hint:
@@ -73,6 +77,12 @@ extension AArch64Translator {
     case .msr: writeRegister()
     default: preconditionFailure("not a control instruction")
     }
+  }
+
+  /// An indirect branch where there may be guarded pages.
+  mutating func checkBranch(to target: IRValue, isCall: Bool) {
+    guard mode.checksBranchTargets else { return }
+    call(.checkBranch, target, constant((isCall ? 1 : 0) | (rn == 16 || rn == 17 ? 2 : 0)))
   }
 
   private mutating func branch(to target: UInt64, _ comparison: (inout Self) -> Comparison) {

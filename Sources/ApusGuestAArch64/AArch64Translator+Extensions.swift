@@ -157,6 +157,7 @@ extension AArch64Translator {
       let modifier = bits(24, 1) == 1 ? xsp(rd) : constant(0)
       let target = authenticated(x(rn), modifier, .check(key))
       if opcode == .blrAuthenticated { setX(30, constant(pc &+ 4)) }
+      checkBranch(to: target, isCall: opcode == .blrAuthenticated)
       finish(.indirect(target: target, hint: opcode == .blrAuthenticated ? .call : .jump))
     case .retAuthenticated:
       storeFlags()

@@ -13,6 +13,8 @@ extension AArch64Translator {
       switch bits(5, 3) {
       case 1 where features.contains(.ssbs2): return setStatus(12, constant(UInt64(bits(8, 4) & 1) << 12))
       case 2 where features.contains(.dit): return setStatus(24, constant(UInt64(bits(8, 4) & 1) << 24))
+      // tco: there are no checks that it could switch off.
+      case 4 where features.contains(.mte): return
       default: break
       }
     }
@@ -130,6 +132,7 @@ extension AArch64Translator {
     case .init(3, 3, 14, 0, 1), .init(3, 3, 14, 0, 2): return call(.readCounter)
     case .init(3, 3, 4, 2, 5) where features.contains(.dit): return status(24)
     case .init(3, 3, 4, 2, 6) where features.contains(.ssbs2): return status(12)
+    case .init(3, 3, 4, 2, 7) where features.contains(.mte): return constant(0)  // TCO
     case .init(3, 3, 2, 4, 0) where features.contains(.rng),
       .init(3, 3, 2, 4, 1) where features.contains(.rng):
       let value = call(.randomNumber)
@@ -162,6 +165,7 @@ extension AArch64Translator {
     case .init(3, 3, 14, 0, 0) where mode.level != 0: break
     case .init(3, 3, 4, 2, 5) where features.contains(.dit): setStatus(24, x(rd))
     case .init(3, 3, 4, 2, 6) where features.contains(.ssbs2): setStatus(12, x(rd))
+    case .init(3, 3, 4, 2, 7) where features.contains(.mte): break
     default: return false
     }
     return true
@@ -176,6 +180,11 @@ extension AArch64Translator {
     case (3, 7, 12, 1) where features.contains(.dpb), (3, 7, 13, 1) where features.contains(.dpb2):
       break  // dc cvap, cvadp
     case (3, 7, 4, 1): clearLine()
+    case (3, 7, 4, 3) where features.contains(.mte): break  // dc gva: tags alone
+    case (3, 7, 4, 4) where features.contains(.mte): clearLine()  // dc gzva
+    case (3, 7, 10, 3), (3, 7, 10, 5), (3, 7, 12, 3), (3, 7, 12, 5), (3, 7, 13, 3), (3, 7, 13, 5),
+      (3, 7, 14, 3), (3, 7, 14, 5):
+      guard features.contains(.mte) else { return undefined() }  // dc cgvac and its like
     case _ where !mode.isSystem || mode.level == 0: undefined()
     case (0, 7, 1, 0), (0, 7, 5, 0): synchronizeInstructions()  // ic ialluis, iallu
     case (0, 7, 6, 1), (0, 7, 6, 2), (0, 7, 10, 2), (0, 7, 14, 2): break  // dc ivac, isw, csw, cisw

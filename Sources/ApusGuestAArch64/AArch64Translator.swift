@@ -355,8 +355,8 @@ struct AArch64Translator {
       .smaddl,
       .smsubl, .umaddl, .umsubl, .smulh, .umulh:
       integer(opcode)
-    case .bCond, .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hint, .clrex, .barrier, .isb, .sys, .msr,
-      .mrs, .br, .blr, .ret, .b, .bl, .cbz,
+    case .bCond, .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hlt, .hint, .clrex, .barrier, .isb, .sys,
+      .msr, .mrs, .br, .blr, .ret, .b, .bl, .cbz,
       .cbnz, .tbz, .tbnz:
       control(opcode)
     case .vectorStructures, .vectorElement, .stxr, .ldxr, .stxp, .ldxp, .casp, .cas, .stlr, .ldar,
@@ -383,6 +383,7 @@ struct AArch64Translator {
     case .pointerAuthentication, .stripAuthentication, .pacga, .brAuthenticated, .blrAuthenticated,
       .retAuthenticated, .eretAuthenticated, .loadAuthenticated:
       authentication(opcode)
+    case .addTag, .irg, .gmi, .subp, .ldg, .storeTag, .stgp: memoryTagging(opcode)
     case .aese, .aesd, .aesmc, .aesimc, .pmull64, .sha1c, .sha1p, .sha1m, .sha1su0, .sha256h, .sha256h2,
       .sha256su1, .sha1h, .sha1su1, .sha256su0, .sha512h, .sha512h2, .sha512su1, .sha512su0, .rax1, .eor3,
       .bcax, .xar, .sm3ss1, .sm3tt1a, .sm3tt1b, .sm3tt2a, .sm3tt2b, .sm3partw1, .sm3partw2, .sm4ekey, .sm4e:

@@ -35,6 +35,8 @@ public final class RISCVCPU: GuestCPU {
   private var timer: EventLoop.TimerID?
   /// Physical memory protection. Without it every mode has access to everything. Set before the first reset.
   public var hasPMP = true
+  /// Answers programs' semihosting calls; `nil`: ebreak is an exception always. Set before the CPU runs.
+  public var semihosting: (any SemihostingHandler)?
   var pmpRange = PMPRange()
   /// SEIP, if software set it; the interrupt controller has its own.
   var softwarePending: UInt64 = 0

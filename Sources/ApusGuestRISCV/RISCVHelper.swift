@@ -24,8 +24,9 @@ enum RISCVHelper: Int, CaseIterable {
         return 0
       }
     case .raiseBreakpoint:
-      IRHelper("raise-breakpoint", Self.exits) { state, _, _, _ in
+      IRHelper("raise-breakpoint", Self.everything) { state, _, _, _ in
         let cpu = RISCVCPU.of(state)
+        if cpu.semihosting != nil, cpu.answerSemihosting() { return 0 }
         cpu.trap(RISCVCause.breakpoint, value: cpu.s.pc, pc: cpu.s.pc)
         return 0
       }

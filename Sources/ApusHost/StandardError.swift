@@ -4,6 +4,8 @@ import Synchronization
 
 /// Writes all of `text` to standard error.
 public func writeStandardError(_ text: String) { writeAll(2, text) }
+/// Writes all bytes to standard error.
+public func writeStandardError(_ bytes: [UInt8]) { bytes.withUnsafeBufferPointer { writeAll(2, $0) } }
 /// Writes all of `text` to standard output.
 public func writeStandardOutput(_ text: String) { writeAll(1, text) }
 
@@ -27,15 +29,17 @@ public enum HostLog {
 
 private func writeAll(_ descriptor: Int32, _ text: String) {
   var text = text
-  text.withUTF8 { bytes in
-    var offset = 0
-    while offset < bytes.count {
-      let count = write(descriptor, bytes.baseAddress! + offset, bytes.count - offset)
-      if count < 0 {
-        if errno == EINTR { continue }
-        return
-      }
-      offset += count
+  text.withUTF8 { writeAll(descriptor, $0) }
+}
+
+private func writeAll(_ descriptor: Int32, _ bytes: UnsafeBufferPointer<UInt8>) {
+  var offset = 0
+  while offset < bytes.count {
+    let count = write(descriptor, bytes.baseAddress! + offset, bytes.count - offset)
+    if count < 0 {
+      if errno == EINTR { continue }
+      return
     }
+    offset += count
   }
 }

@@ -7,7 +7,7 @@ public enum AArch64Coverage {
       let count = aarch64Rows.filter { $0.feature == one }.count
       if count > 0 { text += pad("\(one)") + "\(count)\n" }
     }
-    text += pad("mte, sve, sve2 (planned)") + "0 of \(aarch64PlannedRows.count)\n"
+    text += pad("sve, sve2 (planned)") + "0 of \(aarch64PlannedRows.count)\n"
     let all = aarch64Rows.count + aarch64PlannedRows.count
     text += pad("all") + "\(aarch64Rows.count) of \(all) rows (\(aarch64Rows.count * 1000 / all / 10) %)\n"
     return text

@@ -4,7 +4,7 @@ public enum AArch64Opcode: UInt8, CaseIterable, Sendable {
   case undefined
   case adr, adrp, addImmediate, addsImmediate, subImmediate, subsImmediate, andImmediate, orrImmediate
   case eorImmediate, andsImmediate, movn, movz, movk, sbfm, bfm, ubfm, extr, bCond, svc, hvc, smc, eret,
-    msrImmediate, brk, hint, clrex
+    msrImmediate, brk, hlt, hint, clrex
   case barrier, isb, sys, msr, mrs, br, blr, ret, b, bl, cbz, cbnz, tbz, tbnz, vectorStructures
   case vectorElement, stxr, ldxr, stxp, ldxp, casp, cas, stlr, ldar, loadLiteral, loadLiteralVector, pair
   case pairVector, ldapr, atomicMemory, loadStore, loadStoreVector, and, bic, orr, orn, eor, eon, ands
@@ -13,7 +13,7 @@ public enum AArch64Opcode: UInt8, CaseIterable, Sendable {
   case rev16, rev, rev32, clz, cls, madd, msub, smaddl, smsubl, umaddl, umsubl, smulh, umulh
   case cfinv, xaflag, axflag, rmif, setf, sb, unscaledOrdered
   case pointerAuthentication, stripAuthentication, pacga, brAuthenticated, blrAuthenticated, retAuthenticated
-  case eretAuthenticated, loadAuthenticated
+  case eretAuthenticated, loadAuthenticated, addTag, irg, gmi, subp, ldg, storeTag, stgp
   case floatToInteger, integerToFloat, fmovToGeneral, fmovFromGeneral, fixedToFloat, floatToFixed, fmov
   case fabs, fneg, fsqrt, fcvt, frint, fcmp, fmovImmediate, fccmp, fmul, fdiv, fadd, fsub, fmax, fmin
   case fmaxnm, fminnm, fnmul, fcsel, fused, vectorImmediate, vectorMiscellaneous, vectorAcross

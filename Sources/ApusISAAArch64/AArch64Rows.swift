@@ -6,7 +6,7 @@ public enum AArch64Feature: UInt8, CaseIterable, Sendable {
   case base
   case crc32, lse, lrcpc, rdm, aes, pmull, sha1, sha256
   case sha512, sha3, sm3, sm4, dotprod, fp16, fhm, fcma, jscvt, frintts, bf16, i8mm
-  case flagm, flagm2, lrcpc2, sb, pauth
+  case flagm, flagm2, lrcpc2, sb, pauth, mte, bti
   // Registers and cache instructions, without rows of their own.
   // ssbs2: PSTATE.SSBS can be read and written, too.
   case ssbs, ssbs2, dit, dpb, dpb2, rng, pan
@@ -72,6 +72,7 @@ let aarch64BaseRows: [AArch64Row] = [
   AArch64Row("11010100000iiiiiiiiiiiiiiii00010", .hvc, "hvc"),
   AArch64Row("11010100000iiiiiiiiiiiiiiii00011", .smc, "smc"),
   AArch64Row("11010100001iiiiiiiiiiiiiiii00000", .brk, "brk"),
+  AArch64Row("11010100010iiiiiiiiiiiiiiii00000", .hlt, "hlt"),
   AArch64Row("11010101000000110010iiiiiii11111", .hint, "hint"),
   AArch64Row("1101010100000iii0100iiiiiii11111", .msrImmediate, "msr"),
   AArch64Row("11010101000000110011iiii01011111", .clrex, "clrex"),

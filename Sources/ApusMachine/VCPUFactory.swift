@@ -13,12 +13,15 @@ public struct VCPUEnvironment: Sendable {
   public var accelerator: MachineConfiguration.Accelerator
   /// For AArch64 CPUs.
   public var arm: ArmCPUEnvironment?
+  /// What answers programs' semihosting calls (`-semihosting`).
+  public var semihosting: (any SemihostingHandler)?
 
   public init(
     count: Int, space: AddressSpace, clock: GuestClock, loop: EventLoop, cpu: CPUConfiguration,
-    accelerator: MachineConfiguration.Accelerator, arm: ArmCPUEnvironment? = nil
+    accelerator: MachineConfiguration.Accelerator, arm: ArmCPUEnvironment? = nil,
+    semihosting: (any SemihostingHandler)? = nil
   ) {
-    self.arm = arm
+    (self.arm, self.semihosting) = (arm, semihosting)
     (self.count, self.space, self.clock, self.loop) = (count, space, clock, loop)
     (self.cpu, self.accelerator) = (cpu, accelerator)
   }

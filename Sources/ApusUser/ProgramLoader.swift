@@ -193,9 +193,14 @@ public struct ProgramLoader {
     var image = Image(
       bias: bias, entry: header.entry &+ bias, headers: 0, headerCount: UInt64(segments.count),
       end: high &+ bias)
+    // Programs with an interpreter leave it to that.
+    let isOwn = isInterpreter || !segments.contains { $0.type == 3 }
+    let guardProtection = isOwn && wantsGuardedPages(file, segments) ? memory.guardProtection : 0
     var end: UInt64 = 0
     for segment in loads {
-      try mapSegment(file, what, segment, bias, isReserved: header.type == 3)
+      try mapSegment(
+        file, what, segment, bias, isReserved: header.type == 3,
+        protection: Self.protection(segment) | (segment.flags & 1 != 0 ? guardProtection : 0))
       end = max(end, segment.address &+ segment.memoryByteCount &+ bias)
       if segment.flags & 1 != 0, image.codeEnd == 0 {
         image.codeStart = segment.address &+ bias
@@ -220,12 +225,39 @@ public struct ProgramLoader {
     return image
   }
 
-  private func mapSegment(_ file: Int32, _ what: String, _ segment: Segment, _ bias: UInt64, isReserved: Bool)
-    throws(ProgramError)
-  {
-    let protection: Int32 =
-      (segment.flags & 4 != 0 ? PROT_READ : 0) | (segment.flags & 2 != 0 ? PROT_WRITE : 0)
+  /// Whether the image's properties (PT_GNU_PROPERTY) say that all of its code has landing pads: GNU_PROPERTY_AARCH64_FEATURE_1_AND
+  /// with its bit 0 [AAELF64 §6].
+  private func wantsGuardedPages(_ file: Int32, _ segments: [Segment]) -> Bool {
+    guard memory.guardProtection != 0, let note = segments.first(where: { $0.type == 0x6474_e553 }),
+      note.fileByteCount >= 16, note.fileByteCount <= 4096
+    else { return false }
+    var bytes = [UInt8](repeating: 0, count: Int(note.fileByteCount))
+    guard pread(file, &bytes, bytes.count, Int(note.offset)) == bytes.count else { return false }
+    func word(_ offset: Int) -> Int {
+      Int(bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: UInt32.self) })
+    }
+    // Sizes of name and description, type 5, "GNU"; then properties, each with type and size, padded to 8 bytes.
+    guard word(0) == 4, word(8) == 5, bytes[12..<16].elementsEqual([0x47, 0x4e, 0x55, 0]) else {
+      return false
+    }
+    var offset = 16
+    let end = min(bytes.count, 16 + word(4))
+    while offset + 8 <= end {
+      let (type, size) = (word(offset), word(offset + 4))
+      if type == 0xc000_0000, size >= 4, offset + 12 <= end { return word(offset + 8) & 1 != 0 }
+      offset += 8 + ((size + 7) & ~7)
+    }
+    return false
+  }
+
+  private static func protection(_ segment: Segment) -> Int32 {
+    (segment.flags & 4 != 0 ? PROT_READ : 0) | (segment.flags & 2 != 0 ? PROT_WRITE : 0)
       | (segment.flags & 1 != 0 ? PROT_EXEC : 0)
+  }
+
+  private func mapSegment(
+    _ file: Int32, _ what: String, _ segment: Segment, _ bias: UInt64, isReserved: Bool, protection: Int32
+  ) throws(ProgramError) {
     let address = segment.address &+ bias
     let page = address & ~4095
     let fileEnd = address + segment.fileByteCount

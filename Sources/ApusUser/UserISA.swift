@@ -45,6 +45,8 @@ public protocol UserISA: Sendable {
   var openFlags: GuestOpenFlags { get }
   /// `struct sigaction` has a restorer.
   var hasSignalRestorer: Bool { get }
+  /// The bit of mmap's and mprotect's protection that guards a page's branch targets (PROT_BTI); 0 if there is none.
+  var guardProtection: Int32 { get }
   var vdso: GuestVDSO { get }
   /// AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ and other entries of its own.
   var auxiliaryEntries: [(UInt64, UInt64)] { get }
@@ -92,6 +94,9 @@ public protocol UserCPU: GuestCPU {
   var userHooks: GuestUserHooks? { get set }
   /// The state of a process that begins.
   func enterUserEmulation(pc: UInt64, stackPointer: UInt64)
+  /// Where guarded pages are, and that there are some now.
+  func setGuardedPages(_ isGuarded: @escaping (UInt64) -> Bool)
+  func checkBranchTargets()
   /// The kinds of register sets (NT_PRSTATUS 1, NT_PRFPREG 2, ...) that all registers of a thread are in.
   static var registerSets: [UInt32] { get }
   /// A set in the layout of ptrace and core dumps; `nil` if there is none of the kind.
@@ -107,7 +112,14 @@ public protocol UserCPU: GuestCPU {
   func setDebuggerRegister(_ number: Int, _ bytes: [UInt8])
 }
 
+extension UserISA {
+  public var guardProtection: Int32 { 0 }
+}
+
 extension UserCPU {
+  public func setGuardedPages(_ isGuarded: @escaping (UInt64) -> Bool) {}
+  public func checkBranchTargets() {}
+
   /// All registers of the thread.
   func saveRegisters() -> [[UInt8]] { Self.registerSets.map { registerSet($0) ?? [] } }
   func restoreRegisters(_ saved: [[UInt8]]) {

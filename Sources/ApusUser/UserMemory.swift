@@ -34,6 +34,10 @@ public final class UserMemory: @unchecked Sendable {
   /// Guest addresses end here: Sv39 user space would be smaller, but the host's end is what counts.
   public static let limit: UInt64 = 1 << 47
   let addresses = AddressChoice()
+  /// The bit of a protection that guards pages; set before there are any.
+  var guardProtection: Int32 = 0
+  /// There has been a page with it.
+  private(set) var hasGuardedPages = false
 
   let lock = Monitor()
   // Guarded by `lock`. Ascending, disjoint.
@@ -77,6 +81,14 @@ public final class UserMemory: @unchecked Sendable {
   public func region(at address: UInt64) -> Region? { lock.withLock { index(address).map { regions[$0] } } }
   public func isExecutable(_ address: UInt64) -> Bool {
     lock.withLock { index(address).map { regions[$0].protection & PROT_EXEC != 0 } ?? false }
+  }
+  func isGuarded(_ address: UInt64) -> Bool {
+    lock.withLock {
+      index(address).map {
+        regions[$0].protection & guardProtection != 0 && regions[$0].protection & PROT_EXEC != 0
+      }
+        ?? false
+    }
   }
   public var all: [Region] { lock.withLock { regions } }
 
@@ -209,7 +221,8 @@ public final class UserMemory: @unchecked Sendable {
     label: Label = .none
   ) -> Int {
     // The kernel says what is wrong first: the descriptor, or that nothing is asked for.
-    guard length > 0 else { return hostMap(0, 0, protection, flags & ~MAP_FIXED, file, offset) }
+    guard length > 0 else { return hostMap(0, 0, protection & 7, flags & ~MAP_FIXED, file, offset) }
+    if protection & guardProtection != 0 { hasGuardedPages = true }
     guard length <= Self.limit, wish < Self.limit, wish & Self.pageMask == 0 || flags & MAP_FIXED == 0 else {
       return -Int(wish & Self.pageMask != 0 && flags & MAP_FIXED != 0 ? EINVAL : ENOMEM)
     }
@@ -330,7 +343,8 @@ public final class UserMemory: @unchecked Sendable {
     if length == 0 { return 0 }
     guard length < Self.limit, address < Self.limit else { return -Int(ENOMEM) }
     let end = (address + length + Self.pageMask) & ~Self.pageMask
-    let protection = protection & 7
+    let protection = protection & (7 | guardProtection)
+    if protection & guardProtection != 0 { hasGuardedPages = true }
     let result = lock.withLock { () -> Int in
       guard parts(address, end, inside: false).isEmpty else { return -Int(ENOMEM) }
       if hasSealed(address, end) { return -Int(EPERM) }

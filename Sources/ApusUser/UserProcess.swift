@@ -104,6 +104,7 @@ public final class UserProcess: @unchecked Sendable {
       logDescriptor = HostLog.moveAside()
     }
     programPath = Self.absolute(options.path, options.descriptor)
+    memory.guardProtection = isa.guardProtection
     var translate = options.translate
     translate.forks = true
     do throws(HostError) {

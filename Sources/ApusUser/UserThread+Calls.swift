@@ -216,12 +216,17 @@ extension UserThread {
     case 215: return process.memory.unmap(a.a, a.b)
     case 216: return process.memory.remap(a.a, a.b, a.c, Int32(truncatingIfNeeded: a.d), a.e)
     case 222:
-      return process.memory.map(
+      let result = process.memory.map(
         a.a, a.b, Int32(truncatingIfNeeded: a.c), Int32(truncatingIfNeeded: a.d),
         Int32(truncatingIfNeeded: a.e),
         Int(bitPattern: UInt(a.f)))
+      if process.memory.hasGuardedPages { cpu.checkBranchTargets() }
+      return result
     case 462: return process.memory.seal(a.a, a.b, a.c)
-    case 226: return process.memory.protect(a.a, a.b, Int32(truncatingIfNeeded: a.c))
+    case 226:
+      let result = process.memory.protect(a.a, a.b, Int32(truncatingIfNeeded: a.c))
+      if process.memory.hasGuardedPages { cpu.checkBranchTargets() }
+      return result
     case 220: return clone(a)
     case 221: return execute(a.a, a.b, a.c)
     case 281: return execute(a.b, a.c, a.d, directory: Int32(truncatingIfNeeded: a.a), flags: a.e)

@@ -95,6 +95,10 @@ public final class UserThread: @unchecked Sendable {
     self.vcpu = vcpu
     base = vcpu.state
     cpu = made
+    if process.memory.guardProtection != 0 {
+      cpu.setGuardedPages { [memory = process.memory] in memory.isGuarded($0) }
+      if process.memory.hasGuardedPages { cpu.checkBranchTargets() }
+    }
     vcpu.isExecutable = { [memory = process.memory] in memory.isExecutable($0) }
     vcpu.flatFault = { [unowned(unsafe) self] address, access in mayRetry(address, access) }
     vcpu.onInstructionFence = { [memory = process.memory] in memory.dropChangedCode() }

@@ -78,7 +78,7 @@ struct AArch64Tests: TestISA {
   /// exit_group(0)
   var end: [UInt32] { move(0, 0) + move(8, 94) + [0xd400_0001] }
   func text(_ bits: UInt32, pc: UInt64) -> String {
-    AArch64Decoder.shared.row(bits).map { "\($0.name)" } ?? "undefined"
+    AArch64Disassembler.text(bits, pc: pc)
   }
   func placeName(_ offset: Int) -> String {
     switch offset {
@@ -109,7 +109,7 @@ struct AArch64BlockGenerator {
   init(seed: UInt64, only: String?) {
     random = Random(seed: seed)
     let excluded: Set<AArch64Opcode> = [
-      .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hint, .br, .blr, .ret, .bl, .sys, .msr, .mrs, .isb,
+      .svc, .hvc, .smc, .eret, .msrImmediate, .brk, .hlt, .hint, .br, .blr, .ret, .bl, .sys, .msr, .mrs, .isb,
       .loadLiteral, .loadLiteralVector, .brAuthenticated, .blrAuthenticated, .retAuthenticated,
       .eretAuthenticated, .pointerAuthentication, .pacga, .loadAuthenticated,
     ]
@@ -248,6 +248,17 @@ struct AArch64BlockGenerator {
           continue
         }
         if row.opcode == .ldxp, word & 31 == word >> 10 & 31 { continue }
+      case .addTag, .irg:
+        if word & 31 == 31 { continue }
+      case .ldg, .storeTag:
+        // Without writing the base back.
+        if row.opcode == .storeTag, word >> 10 & 3 != 2 { continue }
+        addressRegister(&word)
+        word = word & ~(0x1ff << 12) | UInt32(random.below(15)) << 12
+      case .stgp:
+        if word >> 23 & 3 != 2 { continue }
+        addressRegister(&word)
+        word = word & ~(0x7f << 15) | UInt32(random.below(15)) << 15
       case .unscaledOrdered:
         addressRegister(&word)
         word = word & ~(0x1ff << 12) | UInt32(random.below(15)) << 16

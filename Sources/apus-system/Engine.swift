@@ -56,6 +56,7 @@ final class TranslatingVCPUFactory: VCPUFactory {
       }
       guard let cpu = vcpu.guest as? AArch64CPU else { throw MachineError("the engine made no AArch64 CPU") }
       cpu.connect(wake: { [unowned vcpu] in vcpu.kick() })
+      cpu.semihosting = environment.semihosting
       if options.log.items.contains(.interrupts) { cpu.onException = exceptionLog(index) }
       vcpus.append(vcpu)
     }
@@ -94,6 +95,7 @@ final class TranslatingVCPUFactory: VCPUFactory {
       }
       guard let cpu = vcpu.guest as? RISCVCPU else { throw MachineError("the engine made no RISC-V CPU") }
       cpu.hasPMP = environment.cpu.physicalMemoryProtection
+      cpu.semihosting = environment.semihosting
       cpu.wake = { [unowned vcpu] in vcpu.kick() }
       if options.log.items.contains(.interrupts) { cpu.onTrap = trapLog(index) }
       vcpus.append(vcpu)

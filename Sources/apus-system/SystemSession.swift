@@ -67,6 +67,10 @@ struct SystemSession {
       return try RISCVVirtBoard(
         configuration, loop: loop, vcpus: engine, devices: devices, characterBackends: backends
       ) { Messages.write($0) }
+    case .aarch64 where configuration.machine == "raspi3b":
+      return try RaspberryPiBoard(
+        configuration, loop: loop, vcpus: engine, devices: devices, characterBackends: backends
+      ) { Messages.write($0) }
     case .aarch64:
       return try ArmVirtBoard(
         configuration, loop: loop, vcpus: engine, devices: devices, characterBackends: backends

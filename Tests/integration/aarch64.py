@@ -52,6 +52,45 @@ def wrong_machine():
     check(done.returncode == 1 and "cortex-z99" in done.stderr, f"an unknown CPU: {done.stderr!r}")
 
 
+@case("branch-targets")
+def branch_targets():
+    """Guarded pages by mmap and mprotect, and by a program's property; the rules are the architecture's, as QEMU 7.2 has them."""
+    program = guestprograms.build("branchtargets", "branchtargets.c", "-static", target="aarch64")
+    accepted = {"nop": "", "bti": "", "bti c": "call linkage", "bti j": "jump linkage", "bti jc": "call jump linkage"}
+    kinds = [("blr", "call"), ("br", "linkage"), ("br x17", "linkage"), ("ret", None), ("br in the page", "jump"),
+             ("br x17 in the page", "linkage")]
+    lines = ["hwcap2 1"]
+    for guarded in [1, 0]:
+        lines.append(f"guarded {guarded}")
+        for kind, type_ in kinds:
+            for index, (name, takes) in enumerate(accepted.items()):
+                is_through = not guarded or type_ is None or type_ in takes.split()
+                lines.append(f"{kind} to {name}: " + ("through" if is_through else f"signal 4 code 1 at {8 * index}"))
+            lines.append(f"{kind} to brk: signal 5 code 1 at 40")
+    lines += ["mapped: signal 4 code 1 at 0", "mapped: through"]
+    for engine in [[], ["-accel", "interpreter"]]:
+        done = run(*engine, program)
+        check(done.returncode == 0 and done.stdout.splitlines() == lines, f"{engine}: {done.stdout!r} {done.stderr!r}")
+    done = run("-cpu", "cortex-a76", program)
+    check("hwcap2 0" in done.stdout and "signal 4" not in done.stdout, f"a model without BTI: {done.stdout!r}")
+    # A program whose property says that all of its code has landing pads, and one without it.
+    source = temporary() / "property.s"
+    source.write_text(""".global _start
+_start: adr x9, 1f
+  br x9
+  nop
+1: mov x0, #0
+  mov x8, #93
+  svc 0
+""")
+    for flags, code in [(["-Wl,-z,force-bti"], -4), ([], 0)]:
+        output = temporary() / "property"
+        subprocess.run(["aarch64-linux-gnu-gcc", "-nostdlib", "-static", *flags, "-o", output, source], check=True,
+                       stderr=subprocess.DEVNULL)
+        done = run(output)
+        check(done.returncode == code, f"{flags}: the program ended with {done.returncode}: {done.stderr!r}")
+
+
 THREADS = r"""
 #include <pthread.h>
 #include <setjmp.h>
@@ -268,9 +307,9 @@ def identification():
         "cortex-a53": "8fb 0 410fd034 80000000 11 0 11120 0 ff000000 0",
         "cortex-a76": "119ffb 0 414fd0b1 80000000 110011 10 100010211120 100001 ff000000 0",
         "neoverse-n1": "10119ffb 0 414fd0c1 80000000 110011 20 100010211120 100001 ff000000 0",
-        "max": "fdbffffb 16181 f0510 80000000 1000000110011 20 1021111110212120 10101110211102 ff000000 0",
-        "max,pauth=off": "3dbffffb 16181 f0510 80000000 1000000110011 20 1021111110212120 10101100211002 ff000000 0",
-        "max,pauth-impdef=off": "fdbffffb 16181 f0510 80000000 1000000110011 20 1021111110212120 10101101211012 ff000000 0",
+        "max": "fdbffffb 36181 f0510 80000000 1000000110011 121 1021111110212120 10101110211102 ff000000 0",
+        "max,pauth=off": "3dbffffb 36181 f0510 80000000 1000000110011 121 1021111110212120 10101100211002 ff000000 0",
+        "max,pauth-impdef=off": "fdbffffb 36181 f0510 80000000 1000000110011 121 1021111110212120 10101101211012 ff000000 0",
     }
     for model, values in expected.items():
         done = run("-cpu", model, program)

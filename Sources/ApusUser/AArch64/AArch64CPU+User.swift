@@ -7,6 +7,8 @@ extension AArch64CPU: UserCPU {
   private var view: AArch64State { AArch64State(state) }
   private static func bytes(_ words: [UInt64]) -> [UInt8] { words.withUnsafeBytes { Array($0) } }
 
+  public func setGuardedPages(_ isGuarded: @escaping (UInt64) -> Bool) { self.isGuarded = isGuarded }
+
   // MARK: Register sets
 
   /// `struct user_pt_regs`, `struct user_fpsimd_state`, NT_ARM_TLS.

@@ -23,6 +23,7 @@ public struct AArch64UserISA: UserISA {
   public var syscalls: SyscallTable { SyscallTable.generic([]) }
   public var openFlags: GuestOpenFlags { .arm }
   public var hasSignalRestorer: Bool { true }
+  public var guardProtection: Int32 { model.features.contains(.bti) ? 0x10 : 0 }
   public var statusLayout: GuestStat.Layout { .generic }
 
   public var vdso: GuestVDSO {
@@ -50,7 +51,7 @@ public struct AArch64UserISA: UserISA {
       (.dit, 24, "dit"), (.lrcpc2, 26, "ilrcpc"), (.flagm, 27, "flagm"), (.ssbs2, 28, "ssbs"),
       (.sb, 29, "sb"),
       (.pauth, 30, "paca"), (.pauth, 31, "pacg"), (.dpb2, 64, "dcpodp"), (.flagm2, 71, "flagm2"),
-      (.frintts, 72, "frint"), (.i8mm, 77, "i8mm"), (.bf16, 78, "bf16"), (.rng, 80, "rng"),
+      (.frintts, 72, "frint"), (.i8mm, 77, "i8mm"), (.bf16, 78, "bf16"), (.rng, 80, "rng"), (.bti, 81, "bti"),
     ]
     return all.filter { model.features.contains($0.0) }.map { ($0.1, $0.2) }
   }
