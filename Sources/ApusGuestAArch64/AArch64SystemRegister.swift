@@ -148,6 +148,15 @@ struct AArch64SystemRegister: Sendable {
     for op2 in 0...2 as ClosedRange<UInt16> {
       rows += [special(3, 14, 2, op2, reader: 0, writer: 0), special(3, 14, 3, op2, reader: 0, writer: 0)]
     }
+    // Of external debug nothing is there: OSDTRRX, MDCCINT, OSDTRTX, OSECCR, DBGPRCR, DBGCLAIMSET and CLR, DBGDTR and
+    // DBGDTRRX; what only reads is DBGAUTHSTATUS.
+    for (op1, n, m, op2) in [
+      (0, 0, 0, 2), (0, 0, 2, 0), (0, 0, 3, 2), (0, 0, 6, 2), (0, 1, 4, 4), (0, 7, 8, 6), (0, 7, 9, 6), (3, 0, 4, 0),
+      (3, 0, 5, 0),
+    ] as [(UInt16, UInt16, UInt16, UInt16)] {
+      rows.append(.init(key: .init(2, op1, n, m, op2), kind: .zero, reader: 1, writer: 1))
+    }
+    rows.append(.init(key: .init(2, 0, 7, 14, 6), kind: .zero, reader: 1, writer: 4))
     // Feature registers; those that are not there read as zero [D19.2].
     for m in 1...7 as ClosedRange<UInt16> {
       for op2 in 0...7 as ClosedRange<UInt16> { rows.append(special(0, 0, m, op2, writer: 4)) }
