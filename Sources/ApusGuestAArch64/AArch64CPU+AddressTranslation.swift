@@ -45,7 +45,9 @@ extension AArch64CPU {
     let isLargeInput = walk.format.isLong || control.granuleBits == 16 && hasLargeAddresses
     let inputBits = 64 - min(max(control.sizeOffset, isLargeInput ? 12 : 16), 39)
     var checked = virtual
-    if control.ignoresTopByte {
+    if control.ignoresTopByte,
+      access != .fetch || !control.ignoresTopByteOfData || !features.contains(.pauth)
+    {
       checked = UInt64(bitPattern: Int64(bitPattern: virtual << 8) >> 8)
       if checked != virtual { system?.cluster.hasSeenTags.store(true, ordering: .relaxed) }
     }

@@ -52,7 +52,8 @@ extension AArch64CPU {
       if level == 1, s[.hcr] & HCR.monitorCall != 0 {
         trap(Syndrome.call(Syndrome.secureMonitorCall, UInt64(word >> 5 & 0xffff)), to: 2)
       }
-    case _ where word & 0xffc0_0000 == 0xd500_0000:
+    // Not the hints, which authenticate pointers.
+    case _ where word & 0xffc0_0000 == 0xd500_0000 && word & 0xffff_f01f != 0xd503_201f:
       let key = AArch64SystemKey(rawValue: UInt16(truncatingIfNeeded: word >> 5))
       let isRead = word >> 21 & 1 != 0
       if let target = trapTarget(key, isRead: isRead, level: level) {

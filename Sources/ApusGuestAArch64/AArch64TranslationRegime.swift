@@ -57,7 +57,9 @@ struct TranslationControl {
     if isUpper { return value >> 30 & 3 == 1 ? 14 : value >> 30 & 3 == 3 ? 16 : 12 }
     return value >> 14 & 3 == 1 ? 16 : value >> 14 & 3 == 2 ? 14 : 12
   }
+  /// TBI; TBID, which came with pointer authentication, takes instructions out.
   var ignoresTopByte: Bool { value >> (isUpper ? 38 : 37) & 1 != 0 }
+  var ignoresTopByteOfData: Bool { value >> (isUpper ? 52 : 51) & 1 != 0 }
   var setsAccessed: Bool { value >> 39 & 1 != 0 }
   var setsDirty: Bool { value >> 40 & 1 != 0 }
   var ignoresHierarchy: Bool { value >> (isUpper ? 42 : 41) & 1 != 0 }
