@@ -71,7 +71,7 @@ extension AArch64CPU {
     else {
       s[.nzcv] = status & PState.condition
       s[.daif] = status & PState.daif
-      return enterException(.synchronous, to: current, syndrome: 0x0e << 26 | 1 << 25, returnTo: s.pc)
+      return enterIllegalState(current)
     }
     selectStack(level: level, selected: status & 1)
     s[.nzcv] = status & PState.condition
@@ -85,8 +85,16 @@ extension AArch64CPU {
     // EL2 may have changed what EL1's registers say.
     if current == 2, level < 2, !isHost { updateAddressSpace(ofHypervisor: false) }
     updateMode()
+    // PSTATE.IL as it was saved.
+    if status & PState.illegal != 0 { return enterIllegalState(defaultTarget) }
     engine.requestInterruptCheck()
     s.requestDispatch()
+  }
+
+  /// The next instruction is executed with PSTATE.IL, which SPSR keeps.
+  private func enterIllegalState(_ target: UInt64) {
+    enterException(.synchronous, to: target, syndrome: Syndrome.illegalState, returnTo: s.pc)
+    s[target == 2 ? .spsr2 : .spsr] |= PState.illegal
   }
 
   /// The bits of PSTATE that are in `statusBits`.
@@ -144,7 +152,9 @@ extension AArch64CPU {
   func trapFloat() {
     let level = s[.exceptionLevel]
     let isFirst = level < 2 && !isHost && Self.trapsFloat(s[.cpacr], level: level)
-    trap(Syndrome.floatTrap, to: isFirst ? defaultTarget : 2)
+    // What EL2 hears in place of EL1 is an undefined instruction.
+    let isUndefined = isFirst && level == 0 && s[.hcr] & HCR.general != 0
+    trap(isUndefined ? Syndrome.undefined : Syndrome.floatTrap, to: isFirst ? defaultTarget : 2)
   }
   /// CPACR_EL1.FPEN and its like in CPTR_EL2: 1 traps EL0, 0 and 2 all.
   static func trapsFloat(_ control: UInt64, level: UInt64) -> Bool {

@@ -133,7 +133,7 @@ extension AArch64CPU {
   }
 
   /// PMUSERENR_EL0 [D19.5.28]: EN everything, SW increments, CR the cycle counter, ER the others.
-  private func isPerformanceAccessible(_ key: AArch64SystemKey, isWrite: Bool) -> Bool {
+  func isPerformanceAccessible(_ key: AArch64SystemKey, isWrite: Bool) -> Bool {
     guard s[.exceptionLevel] == 0 else { return true }
     if performance.userAccess & 1 != 0 { return !(isWrite && key == .init(3, 3, 9, 14, 0)) && key.op1 == 3 }
     switch (key.n, key.m, key.op2) {

@@ -191,10 +191,10 @@ extension AArch64CPU {
     case (7, 1):
       guard features.hasPAN else { return 0 }
       return 2 << 20 | 1 << 12 | 2 | (hasHypervisor ? 1 << 28 | 1 << 8 | 2 << 4 : 0)
-    // ID_AA64MMFR2: E0PD, TTL hints, 52 bits of virtual address, UAO
+    // ID_AA64MMFR2: E0PD, TTL hints, EL0's traps of identification registers, 52 bits of virtual address, UAO
     case (7, 2):
       guard features.hasPAN else { return 0 }
-      return 1 << 60 | (features.hasRangeInvalidation ? 1 << 48 : 0) | (hasLargeAddresses ? 1 << 16 : 0) | 1 << 4
+      return 1 << 60 | (features.hasRangeInvalidation ? 1 << 48 | 1 << 36 : 0) | (hasLargeAddresses ? 1 << 16 : 0) | 1 << 4
     default: return 0
     }
   }
@@ -204,7 +204,7 @@ extension AArch64FeatureSet {
   /// Armv8.1's: privileged access never, hardware management of accessed and dirty flags.
   var hasPAN: Bool { contains(.pan) }
   var hasHardwareFlags: Bool { contains(.lse) }
-  /// Armv8.4's: TLB maintenance of ranges and of the outer shareable domain.
+  /// Armv8.4's: TLB maintenance of ranges and of the outer shareable domain, and what came with it.
   var hasRangeInvalidation: Bool { contains(.flagm2) }
   /// Armv8.2's and 8.7's: 52 bits of address with each granule.
   var hasLargeAddresses: Bool { contains(.flagm2) }

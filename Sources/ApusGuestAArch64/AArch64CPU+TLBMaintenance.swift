@@ -68,7 +68,8 @@ extension AArch64CPU {
     let isStage1Only = key.op1 == 0 || key.op2 < 2
     switch walk(address, isStore ? .store : .load, context: context, isStage1Only: isStage1Only) {
     case .page(let physical, _, _, _, _):
-      s[.par] = physical & 0xf_ffff_ffff_f000 | 0x800 | 0xff << 56 | 2 << 7
+      // Normal memory, inner shareable, not secure.
+      s[.par] = physical & 0xf_ffff_ffff_f000 | 0x800 | 0xff << 56 | 1 << 9 | 3 << 7
     case .fault(let number):
       let isStage2 = number & Syndrome.isStage2 != 0
       // EL2 hears of a virtual machine's tables that are not there.

@@ -86,13 +86,13 @@ extension AArch64CPU {
 
   /// The level that an access of EL0 or EL1 is trapped to; `nil`: it is not.
   private func trapTarget(_ key: AArch64SystemKey, isRead: Bool, level: UInt64) -> UInt64? {
-    if level == 0, isTrappedFromUser(key) { return defaultTarget }
+    if level == 0, isTrappedFromUser(key, isRead: isRead) { return defaultTarget }
     guard hasHypervisor, !(level == 0 && isHost) else { return nil }
     return isTrappedToHypervisor(key, isRead: isRead, level: level) ? 2 : nil
   }
 
   /// What the level above EL0 keeps from it.
-  private func isTrappedFromUser(_ key: AArch64SystemKey) -> Bool {
+  private func isTrappedFromUser(_ key: AArch64SystemKey, isRead: Bool) -> Bool {
     let control = s[isHost ? .sctlr2 : .sctlr]
     let timers = isHost ? s[.cnthControl] : s[.cntkctl]
     func lacks(_ bit: UInt64) -> Bool { control & bit == 0 }
@@ -107,6 +107,9 @@ extension AArch64CPU {
     case (3, 3, 14, 0, 2): return timers & 2 == 0
     case (3, 3, 14, 2, _): return timers >> 9 & 1 == 0
     case (3, 3, 14, 3, _): return timers >> 8 & 1 == 0
+    case (3, 3, 9, 12...14, _), (3, 3, 14, 8...15, _): return !isPerformanceAccessible(key, isWrite: !isRead)
+    // Identification registers, since Armv8.4.
+    case (3, 0, 0, _, _), (3, 1, 0, 0, _), (3, 2, 0, 0, _): return true
     default: return false
     }
   }

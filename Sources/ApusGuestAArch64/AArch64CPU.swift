@@ -301,7 +301,7 @@ public final class AArch64CPU: GuestCPU {
       return raise(fault: UInt64(exception.rawValue), address: address, pc: s.pc)
     }
     switch exception {
-    case .breakpoint: trap(Syndrome.call(Syndrome.breakpoint, immediate))
+    case .breakpoint: trap(Syndrome.call(Syndrome.breakpoint, immediate), to: debugTarget)
     case .misaligned: enterAbort(Syndrome.fault(0x21, .load), address: address)
     default: trap(Syndrome.undefined)
     }

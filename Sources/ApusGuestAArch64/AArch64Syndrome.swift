@@ -7,6 +7,7 @@ enum Syndrome {
   static func call(_ exceptionClass: UInt64, _ immediate: UInt64) -> UInt64 {
     exceptionClass << 26 | 1 << 25 | immediate
   }
+  static let illegalState: UInt64 = 0x0e << 26 | 1 << 25
   static let waitTrap: UInt64 = 0x01 << 26 | 1 << 25 | 0x1e << 20
   static let authenticationTrap: UInt64 = 0x09 << 26 | 1 << 25
   static let systemTrap: UInt64 = 0x18

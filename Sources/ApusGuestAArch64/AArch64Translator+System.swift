@@ -12,7 +12,7 @@ extension AArch64Translator {
   mutating func checkTrapIfNeeded() { if mode.checksTraps { checkTrap() } }
   /// Before an access to a register that is there. EL0's rare ones are always looked at.
   private mutating func checkRegisterTrap(_ key: AArch64SystemKey) {
-    let isRare = mode.level == 0 && (key.op1 == 4 || key.op1 == 3 && (key.n == 14 && key.m < 8 || key.n == 4))
+    let isRare = mode.level == 0 && (key.op1 == 4 || key.op1 == 3 && [4, 9, 14].contains(key.n))
     if mode.isSystem, mode.checksTraps || isRare && key != .init(3, 3, 14, 0, 2) { checkTrap() }
   }
   private var nextPC: IRValue { constant(pc &+ 4) }
@@ -97,6 +97,8 @@ extension AArch64Translator {
     guard mode.isSystem, let register = AArch64SystemRegister.table[key],
       features.contains(register.feature), mode.level >= register.reader
     else {
+      // What identifies the CPU is trapped since Armv8.4.
+      if mode.isSystem, mode.level == 0, features.hasRangeInvalidation, key.op0 == 3, key.n == 0, key.op1 < 3 { checkTrap() }
       return undefined()
     }
     checkRegisterTrap(key)
