@@ -33,7 +33,7 @@ final class SecondLevelTLB {
     var globalGeneration: UInt32 = 1
     var localGeneration: UInt32 = 1
   }
-  private var tags: InlineArray<6, Tag> = .init(repeating: Tag())
+  private var tags: InlineArray<8, Tag> = .init(repeating: Tag())
   /// Ranges that contain all large pages seen since the last flush: for the lower and the upper half, of contexts 0 to 2,
   /// then of the others.
   private var largePages = [(low: UInt64, high: UInt64)](repeating: (.max, 0), count: 4)
@@ -119,6 +119,6 @@ final class SecondLevelTLB {
       address >= largePages[half].low && address <= largePages[half].high
     }
     let half = Int(address >> 63)
-    return contexts.bits & 7 != 0 && contains(half) || contexts.bits & 0x38 != 0 && contains(half + 2)
+    return contexts.bits & 7 != 0 && contains(half) || contexts.bits & 0xf8 != 0 && contains(half + 2)
   }
 }

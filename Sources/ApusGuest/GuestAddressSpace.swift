@@ -15,7 +15,7 @@ public struct GuestContexts: Hashable, Sendable, Sequence, IteratorProtocol {
   public var bits: UInt8
   @inlinable public init(bits: UInt8) { self.bits = bits }
   /// All of `StateHeader.contextCount`.
-  public static let all = GuestContexts(bits: 0x3f)
+  public static let all = GuestContexts(bits: 0xff)
   @inlinable
   public mutating func next() -> Int? {
     guard bits != 0 else { return nil }

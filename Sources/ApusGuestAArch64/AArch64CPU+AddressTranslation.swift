@@ -18,7 +18,7 @@ extension AArch64CPU {
     var isStage1Only: Bool
     var isUser: Bool { context == 0 || context == 5 }
     /// PAN has effect.
-    var isGuarded: Bool { context == 1 || context == 3 }
+    var isGuarded: Bool { context == 1 || context == 3 || context == 6 }
     func fault(_ status: UInt64) -> GuestTranslation { .fault(Syndrome.fault(status, access)) }
     func fault(_ kind: UInt64, level: Int) -> GuestTranslation { fault(Syndrome.status(kind, level)) }
   }

@@ -164,7 +164,7 @@ public final class AArch64CPU: GuestCPU {
     let hasHostExtensions = s[.hcr] & HCR.hostExtensions != 0
     let cptr = s[.cptr2]
     for level in 0...2 as ClosedRange<UInt64> {
-      let context: UInt32 = level == 2 ? 4 : level == 1 ? (features.hasPAN ? 2 : 1) : isHost ? 5 : 0
+      var context: UInt32 = level == 2 ? 4 : level == 1 ? (features.hasPAN ? 2 : 1) : isHost ? 5 : 0
       var trapsFloat = level < 2 && !isHost && Self.trapsFloat(s[.cpacr], level: level)
       if hasHypervisor {
         // With E2H the field is CPACR_EL1's, whose 1 is about the host's EL0.
@@ -173,9 +173,9 @@ public final class AArch64CPU: GuestCPU {
           || (hasHostExtensions
             ? Self.trapsFloat(cptr, level: level == 0 && isHost ? 0 : 1) : cptr >> 10 & 1 != 0)
       }
+      if level == 2, trapsFloat { context = 7 }
       var mode = AArch64Mode(level: UInt32(level), context: context, trapsFloat: trapsFloat)
       mode.isHost = level == 2 ? hasHostExtensions : level == 0 && isHost
-      mode.hasHostUser = level == 2 && isHost
       mode.checksTraps = needsTrapChecks(level: level)
       levelModes[Int(level)] = mode
     }

@@ -115,13 +115,14 @@ public enum FPCR {
 /// What translated code depends on besides the bytes: the key of a block.
 ///
 /// ```
-///  20    19      18           17     16        15
-/// | UAO | traps | host's EL0 | host | context | level |
+///  19    18      17     16        15
+/// | UAO | traps | host | context | level |
 ///  14             13            12 11  10            9       8        7      6             3 2     1 0
 /// | kernel debug | break points | step | float traps | level | system | soft | default NaN | RMode | context |
 /// ```
-/// Contexts of EL1&0: 0 EL0, 1 EL1, 2 EL1 without PAN; of EL2: 4; of EL2&0: 3 EL2, 4 EL2 without PAN, 5 EL0. The upper
-/// bits of level and context are bits 15 and 16.
+/// Contexts of EL1&0: 0 EL0, 1 EL1, 2 EL1 without PAN; of EL2: 4; of EL2&0: 3 EL2, 4 EL2 without PAN, 5 EL0; 6 and 7: as 3
+/// and 4, where EL2 traps floating point, which it does around a virtual machine's turn. The upper bits of level and
+/// context are bits 15 and 16.
 public struct AArch64Mode: Hashable, Sendable {
   public var rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -151,27 +152,22 @@ public struct AArch64Mode: Hashable, Sendable {
     get { bit(17) }
     set { setBit(17, newValue) }
   }
-  /// At EL2: unprivileged accesses are those of the host's EL0 (E2H and TGE).
-  var hasHostUser: Bool {
+  /// System instructions may be trapped by a control register: each asks.
+  var checksTraps: Bool {
     get { bit(18) }
     set { setBit(18, newValue) }
   }
-  /// System instructions may be trapped by a control register: each asks.
-  var checksTraps: Bool {
+  /// PSTATE.UAO: unprivileged accesses are as others.
+  var overridesUserAccess: Bool {
     get { bit(19) }
     set { setBit(19, newValue) }
   }
-  /// PSTATE.UAO: unprivileged accesses are as others.
-  var overridesUserAccess: Bool {
-    get { bit(20) }
-    set { setBit(20, newValue) }
-  }
-  /// The context of ldtr and sttr.
+  /// The context of ldtr and sttr; for hosts that is EL0's, whether or not HCR_EL2.TGE is set.
   var unprivilegedContext: UInt8 {
     switch level {
     case _ where overridesUserAccess: context
     case 1: 0
-    case 2: hasHostUser ? 5 : context
+    case 2: isHost ? 5 : context
     default: context
     }
   }

@@ -121,7 +121,7 @@ extension AArch64CPU {
   }
 
   static let guestContexts = GuestContexts(bits: 7)
-  static let hypervisorContexts = GuestContexts(bits: 0x38)
+  static let hypervisorContexts = GuestContexts(bits: 0xf8)
 
   public func canTranslate(context: Int) -> Bool {
     // While EL2 runs, or its processes, EL1's registers may be those of any virtual machine.
