@@ -41,6 +41,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private struct Invalidation {
     var page: UInt64?
     var keepGlobal: Bool
+    var contexts: GuestContexts
   }
   /// More than this at once, and everything goes.
   private static let invalidationLimit = 64
@@ -57,7 +58,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private var failure: String?
   /// A block that `dispatch` found for the run loop (stepped mode).
   private var nextBlock: UInt32 = 0
-  /// The mode that each jump cache's entries were made for.
+  /// The mode that each jump cache's entries were made for; all ones: it is empty.
   private var jumpCacheModes: [UInt32]
   // SAFETY: a word for every jump cache entry, alive as long as self; none in flat memory, where nobody reads them.
   /// The physical page of each entry's block.
@@ -65,6 +66,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// Contexts whose jump cache or first-level TLB has entries that are not global.
   private var jumpCacheIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
   private var tlbIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
+  /// Contexts whose first-level TLB has entries.
+  private var tlbIsUsed = [Bool](repeating: false, count: StateHeader.contextCount)
   /// The virtual pages that have, or had, jump cache entries; not kept in flat memory.
   private var jumpCachePages = PageSet()
   public internal(set) var counters = VCPUCounters()
@@ -174,7 +177,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private func requestInvalidation(_ one: Invalidation) {
     invalidations.withLock { list in
       if list.count >= Self.invalidationLimit {
-        list = [.init(page: nil, keepGlobal: false)]
+        list = [.init(page: nil, keepGlobal: false, contexts: .all)]
       } else {
         list.append(one)
       }
@@ -241,11 +244,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
     dropStaleStorePermissions()
     if mappingsStale.exchange(false, ordering: .acquiringAndReleasing) {
-      flushTLB(page: nil, keepGlobal: false, asid: nil)
+      flushTLB(page: nil, keepGlobal: false, contexts: .all)
     }
     if hasInvalidations.load(ordering: .sequentiallyConsistent) {
       invalidations.withLock { list in
-        for one in list { flushTLB(page: one.page, keepGlobal: one.keepGlobal, asid: nil) }
+        for one in list { flushTLB(page: one.page, keepGlobal: one.keepGlobal, contexts: one.contexts) }
         list.removeAll(keepingCapacity: true)
         hasInvalidations.store(false, ordering: .sequentiallyConsistent)
       }
@@ -397,9 +400,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// Enters a block into the jump cache of its mode.
   private func remember(_ pc: UInt64, _ mode: UInt32, _ context: Int, _ number: UInt32, _ physical: UInt64) {
     if jumpCacheModes[context] != mode {
-      // One that was never used is empty.
+      // One without a mode is empty.
       if jumpCacheModes[context] != .max { clearJumpCache(context) }
-      jumpCacheModes[context] = mode
     }
     // Flat memory has no pages that could come to mean something else.
     if memory != nil, !jumpCachePages.insert(pc >> 12) {
@@ -407,6 +409,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       clearJumpCaches()
       _ = jumpCachePages.insert(pc >> 12)
     }
+    jumpCacheModes[context] = mode
     let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
     let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
     entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
@@ -492,6 +495,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       StateHeader.jumpCache(context), StateHeader.jumpCacheEntryCount * StateHeader.jumpCacheEntryByteCount)
     state.storeBytes(of: StateHeader.noPC(0), toByteOffset: StateHeader.jumpCache(context), as: UInt64.self)
     jumpCacheIsLocal[context] = false
+    jumpCacheModes[context] = .max
   }
   private func clear(_ offset: Int, _ byteCount: Int) {
     (state + offset).initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
@@ -526,10 +530,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         of: StateHeader.noPage(0), toByteOffset: StateHeader.tlb(context) + offset, as: UInt64.self)
     }
     tlbIsLocal[context] = false
+    tlbIsUsed[context] = false
   }
   private func dropStaleStorePermissions() {
     guard storesStale.exchange(false, ordering: .acquiringAndReleasing) else { return }
-    for context in 0..<StateHeader.contextCount {
+    for context in 0..<StateHeader.contextCount where tlbIsUsed[context] {
       let entries = (state + StateHeader.tlb(context)).assumingMemoryBound(to: UInt64.self)
       for entry in 0..<StateHeader.tlbEntryCount {
         entries[entry * 4 + 1] = StateHeader.noPage(entry)
@@ -540,13 +545,13 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
 
   // MARK: GuestEngine
 
-  public func flushTLB(page: UInt64?, keepGlobal: Bool, asid: UInt64?) {
+  public func flushTLB(page: UInt64?, keepGlobal: Bool, contexts: GuestContexts) {
     guard memory != nil else { return }
     counters.tlbFlushes += 1
-    if let page, !tlb.isPartOfLargePage(page) {
+    if let page, !tlb.isPartOfLargePage(page, contexts) {
       let number = page >> 12
-      tlb.remove(page: number)
-      for context in 0..<StateHeader.contextCount {
+      tlb.remove(page: number, contexts)
+      for context in contexts where tlbIsUsed[context] {
         let index = Int(number) & (StateHeader.tlbEntryCount - 1)
         let entry = (state + StateHeader.tlb(context) + index * StateHeader.tlbEntryByteCount)
           .assumingMemoryBound(to: UInt64.self)
@@ -560,24 +565,22 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       return
     }
     counters.fullTLBFlushes += 1
-    tlb.flush(keepGlobal: keepGlobal)
-    for context in 0..<StateHeader.contextCount where !keepGlobal || tlbIsLocal[context] { clearTLB(context) }
-    for context in 0..<StateHeader.contextCount where !keepGlobal || jumpCacheIsLocal[context] {
-      revalidateJumpCache(context)
-    }
+    tlb.flush(keepGlobal: keepGlobal, contexts)
+    for context in contexts where keepGlobal ? tlbIsLocal[context] : tlbIsUsed[context] { clearTLB(context) }
+    for context in contexts where !keepGlobal || jumpCacheIsLocal[context] { revalidateJumpCache(context) }
   }
 
   public func setWatchedPages(_ pages: [UInt64]) {
     guard pages != watchedPages else { return }
     watchedPages = pages
-    flushTLB(page: nil, keepGlobal: false, asid: nil)
+    flushTLB(page: nil, keepGlobal: false, contexts: .all)
   }
 
-  public func invalidateTLB(page: UInt64?, keepGlobal: Bool, isShared: Bool) {
-    flushTLB(page: page, keepGlobal: keepGlobal, asid: nil)
+  public func invalidateTLB(page: UInt64?, keepGlobal: Bool, contexts: GuestContexts, isShared: Bool) {
+    flushTLB(page: page, keepGlobal: keepGlobal, contexts: contexts)
     guard isShared, cache.vcpus.count > 1 else { return }
     for other in cache.vcpus where other !== self {
-      other.requestInvalidation(.init(page: page, keepGlobal: keepGlobal))
+      other.requestInvalidation(.init(page: page, keepGlobal: keepGlobal, contexts: contexts))
     }
     awaitsInvalidations = true
   }
@@ -603,6 +606,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// blocks again.
   private func revalidateJumpCache(_ context: Int) {
     guard jumpCacheModes[context] != .max else { return }
+    guard guest.canTranslate(context: context) else { return clearJumpCache(context) }
     let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
     let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
     let guest = self.guest!
@@ -625,12 +629,16 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     }
   }
 
-  public func addressSpaceChanged(asid: UInt64) {
+  public func addressSpaceChanged(_ space: GuestAddressSpace, contexts: GuestContexts) {
     counters.addressSpaceSwitches += 1
-    tlb.asid = UInt32(truncatingIfNeeded: asid)
-    for context in 0..<StateHeader.contextCount {
-      if tlbIsLocal[context] { clearTLB(context) }
-      if jumpCacheIsLocal[context] { clearJumpCache(context) }
+    for context in contexts {
+      // Global entries are those of a virtual machine.
+      let isAnotherMachine = tlb.space(context).machine != space.machine
+      tlb.setSpace(space, context)
+      if isAnotherMachine ? tlbIsUsed[context] : tlbIsLocal[context] { clearTLB(context) }
+      if isAnotherMachine ? jumpCacheModes[context] != .max : jumpCacheIsLocal[context] {
+        clearJumpCache(context)
+      }
     }
   }
 
@@ -666,7 +674,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       return .fault(fault)
     case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount):
       let ram = memory!.ramRegion(GuestPhysicalAddress(physical & ~4095), 4096)
-      if byteCount > 4096 { tlb.noteLargePage(address & ~(byteCount - 1), byteCount) }
+      if byteCount > 4096 { tlb.noteLargePage(address & ~(byteCount - 1), byteCount, context) }
       let entry = tlb.insert(
         page, context, physicalPage: physical >> 12,
         host: ram.map { $0.host + Int((physical & ~4095) - $0.base.rawValue) }, ram: ram,
@@ -690,6 +698,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     slot[0] = entry.pointee.canLoad ? page : StateHeader.noPage(index)
     slot[1] = entry.pointee.canStore && !hasCode && !ram.isReadOnly ? page : StateHeader.noPage(index)
     slot[2] = UInt64(UInt(bitPattern: host))
+    tlbIsUsed[context] = true
     if !entry.pointee.isGlobal { tlbIsLocal[context] = true }
   }
 }

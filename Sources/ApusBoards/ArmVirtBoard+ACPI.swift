@@ -5,6 +5,7 @@ import ApusPlatformDevices
 struct ArmVirtACPI {
   var cpuCount: Int
   var gicVersion: GIC.Version
+  var hasVirtualization = false
   var hasTranslationService: Bool
 
   private typealias Map = ArmVirtMap
@@ -14,7 +15,7 @@ struct ArmVirtACPI {
     tables.add("DSDT", revision: 2, description)
     tables.add("FACP", revision: 6, fixed)
     tables.add("APIC", revision: 4, interruptControllers)
-    tables.add("GTDT", revision: 2, timers)
+    tables.add("GTDT", revision: hasVirtualization ? 3 : 2, timers)
     tables.add("MCFG", revision: 1, pciConfiguration)
     tables.add("SPCR", revision: 2, console)
     if hasTranslationService { tables.add("IORT", revision: 3, messageRoutes) }
@@ -26,13 +27,13 @@ struct ArmVirtACPI {
 
   // MARK: Static tables
 
-  /// FADT [§5.2.9]: hardware-reduced; PSCI by hvc.
+  /// FADT [§5.2.9]: hardware-reduced; PSCI, by hvc or smc.
   private var fixed: ACPITables.Body {
     var body = ACPITables.Body()
     body.pad(to: 112)
     body.append(1 << 20, 4)
     body.pad(to: 129)
-    body.append(3, 2)
+    body.append(hasVirtualization ? 1 : 3, 2)
     body.pad(to: 140)
     body.append(pointerTo: "DSDT")
     body.pad(to: 276)
@@ -57,7 +58,12 @@ struct ArmVirtACPI {
       body.append(UInt64(Map.performanceInterrupt), 4)
       body.append(0, 8)
       body.append(gicVersion == .v2 ? Map.gicInterface : 0, 8)
-      body.append(0, 28)
+      // Version 2's virtual and EL2's interface; the maintenance interrupt; no redistributor of its own.
+      let hasFrames = hasVirtualization && gicVersion == .v2
+      body.append(hasFrames ? Map.gicVirtual : 0, 8)
+      body.append(hasFrames ? Map.gicHypervisor : 0, 8)
+      body.append(hasVirtualization ? UInt64(Map.maintenanceInterrupt) : 0, 4)
+      body.append(0, 8)
       body.append(cpu, 8)  // MPIDR
       body.append(0, 4)
     }
@@ -86,12 +92,19 @@ struct ArmVirtACPI {
     var body = ACPITables.Body()
     body.append(.max, 8)
     body.append(0, 4)
-    for interrupt in [29, Map.physicalTimerInterrupt, Map.virtualTimerInterrupt, 26] {
+    for interrupt in [
+      29, Map.physicalTimerInterrupt, Map.virtualTimerInterrupt, Map.hypervisorTimerInterrupt,
+    ] {
       body.append(UInt64(interrupt), 4)
       body.append(4, 4)
     }
     body.append(.max, 8)
     body.append(0, 8)
+    // Revision 3: EL2's virtual timer.
+    if hasVirtualization {
+      body.append(UInt64(Map.hypervisorVirtualTimerInterrupt), 4)
+      body.append(4, 4)
+    }
     return body
   }
 

@@ -8,7 +8,7 @@ import ApusPlatformDevices
 
 /// Fills memory for a start of the AArch64 `virt` machine.
 ///
-/// A kernel is entered as its boot protocol says: the device tree's address in x0, MMU off, EL1
+/// A kernel is entered as its boot protocol says: the device tree's address in x0, MMU off, at EL1 or EL2
 /// [Linux Documentation/arch/arm64/booting.rst]. Firmware begins at address 0, in flash, and finds the device tree at the
 /// start of RAM.
 struct ArmVirtBoot: BoardBoot {
@@ -28,7 +28,8 @@ struct ArmVirtBoot: BoardBoot {
     var tree = try KernelFiles.tree(configuration) {
       ArmVirtDeviceTree(
         cpuCount: configuration.cpuCount, cpu: configuration.arm.cpuCompatible, ramByteCount: ram.byteCount,
-        gicVersion: gicVersion, hasTranslationService: hasTranslationService
+        gicVersion: gicVersion, hasVirtualization: configuration.arm.hasVirtualization,
+        hasTranslationService: hasTranslationService
       ).make()
     }
     var firmware: String?

@@ -9,6 +9,7 @@ struct ArmVirtDeviceTree {
   var cpu: String
   var ramByteCount: UInt64
   var gicVersion: GIC.Version
+  var hasVirtualization = false
   var hasTranslationService: Bool
 
   private typealias Map = ArmVirtMap
@@ -34,7 +35,7 @@ struct ArmVirtDeviceTree {
         $0.set("cpu_on", 0xc400_0003)
         $0.set("cpu_off", 0x8400_0002)
         $0.set("cpu_suspend", 0xc400_0001)
-        $0.set("method", "hvc")
+        $0.set("method", hasVirtualization ? "smc" : "hvc")
         $0.set("compatible", ["arm,psci-1.0", "arm,psci-0.2", "arm,psci"])
       })
     tree.root.add(
@@ -92,8 +93,9 @@ struct ArmVirtDeviceTree {
       .init("timer") { node in
         // GICv2 has the CPUs as bits 15 to 8.
         let mask: UInt32 = gicVersion == .v2 ? (1 << UInt32(cpuCount) - 1) << 8 : 0
-        // Secure and normal physical, virtual, EL2's physical timer.
-        node.set("interrupts", cells: [13, 14, 11, 10].flatMap { [1, $0, Self.levelHigh | mask] })
+        // Secure and normal physical, virtual, EL2's physical and virtual timer.
+        let timers: [UInt32] = [13, 14, 11, 10] + (hasVirtualization ? [12] : [])
+        node.set("interrupts", cells: timers.flatMap { [1, $0, Self.levelHigh | mask] })
         node.set("always-on")
         node.set("compatible", ["arm,armv8-timer", "arm,armv7-timer"])
       })
@@ -176,8 +178,17 @@ struct ArmVirtDeviceTree {
       $0.set("#address-cells", 2)
       $0.set("interrupt-controller")
       $0.set("#interrupt-cells", 3)
+      if hasVirtualization {
+        $0.set("interrupts", 1, UInt32(Map.maintenanceInterrupt - 16), Self.levelHigh)
+      }
       if gicVersion == .v2 {
-        $0.set("reg", wide: Map.gicDistributor, 0x10000, Map.gicInterface, 0x10000)
+        if hasVirtualization {
+          $0.set(
+            "reg", wide: Map.gicDistributor, 0x10000, Map.gicInterface, 0x10000, Map.gicHypervisor, 0x10000,
+            Map.gicVirtual, 0x10000)
+        } else {
+          $0.set("reg", wide: Map.gicDistributor, 0x10000, Map.gicInterface, 0x10000)
+        }
         $0.set("compatible", "arm,cortex-a15-gic")
         $0.add(
           .init("v2m@\(hex(Map.gicMessages))") {

@@ -48,12 +48,16 @@ public final class ArmVirtBoard: Board {
       .init(
         count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
         accelerator: configuration.accelerators.first ?? .init("jit"),
-        arm: Self.environment(wires, version, configuration.arm.cpuDescription, machine),
-        semihosting: semihosting))
+        arm: Self.environment(wires, version, configuration.arm, machine), semihosting: semihosting))
     let gic = GIC(
       version: version, sharedCount: Map.sharedInterruptCount,
-      outputs: vcpus.map { .init(irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1)) },
-      memory: configuration.arm.hasTranslationService ? space.ramTable : nil)
+      outputs: vcpus.map {
+        .init(
+          irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1), virtualIRQ: BoardBuilder.line($0, 2),
+          virtualFIQ: BoardBuilder.line($0, 3))
+      },
+      memory: configuration.arm.hasTranslationService ? space.ramTable : nil,
+      maintenanceInterrupt: configuration.arm.hasVirtualization ? Map.maintenanceInterrupt : nil)
     wires.gic = gic
     let builder = BoardBuilder(
       space: space, loop: loop, clock: clock, machine: machine, layout: Self.layout, input: { gic.input($0) })
@@ -74,6 +78,7 @@ public final class ArmVirtBoard: Board {
     if configuration.arm.hasACPI, banks.contains(0) || configuration.firmware.isFile {
       let acpi = ArmVirtACPI(
         cpuCount: configuration.cpuCount, gicVersion: version,
+        hasVirtualization: configuration.arm.hasVirtualization,
         hasTranslationService: configuration.arm.hasTranslationService)
       for file in acpi.files() {
         guard !configuration.firmwareFiles.contains(where: { $0["name"] == file.name }) else {
@@ -108,16 +113,22 @@ public final class ArmVirtBoard: Board {
   }
 
   private static func environment(
-    _ wires: GICWires, _ version: GIC.Version, _ model: String, _ machine: Machine
+    _ wires: GICWires, _ version: GIC.Version, _ arm: ArmConfiguration, _ machine: Machine
   ) -> ArmCPUEnvironment {
     ArmCPUEnvironment(
-      model: model, hasRegisters: version == .v3,
-      readRegister: { wires.gic.readRegister($0, $1) },
-      writeRegister: { wires.gic.writeRegister($0, $1, $2) },
+      model: arm.cpuDescription, hasRegisters: version == .v3, hasHypervisor: arm.hasVirtualization,
+      readRegister: { wires.gic.readRegister($0, $1, $2) },
+      writeRegister: { wires.gic.writeRegister($0, $1, $2, $3) },
       setTimer: { cpu, timer, level in
+        let interrupt =
+          switch timer {
+          case .physical: Map.physicalTimerInterrupt
+          case .virtual: Map.virtualTimerInterrupt
+          case .hypervisorPhysical: Map.hypervisorTimerInterrupt
+          case .hypervisorVirtual: Map.hypervisorVirtualTimerInterrupt
+          }
         // Resets of CPUs may come before the controller is there.
-        wires.gic?.setPrivate(
-          cpu, timer == .virtual ? Map.virtualTimerInterrupt : Map.physicalTimerInterrupt, level)
+        wires.gic?.setPrivate(cpu, interrupt, level)
       },
       setPerformanceLine: { wires.gic?.setPrivate($0, Map.performanceInterrupt, $1) },
       switchPower: { [weak machine] isReset in machine?.request(isReset ? .reset : .powerOff) })
@@ -149,6 +160,13 @@ public final class ArmVirtBoard: Board {
     case .v2:
       builder.map("gic-distributor", Map.gicDistributor, GICv2Distributor.byteCount, GICv2Distributor(gic))
       builder.map("gic-interface", Map.gicInterface, GICv2Interface.byteCount, GICv2Interface(gic))
+      if gic.maintenanceInterrupt != nil {
+        builder.map(
+          "gic-hypervisor", Map.gicHypervisor, GICv2HypervisorInterface.byteCount,
+          GICv2HypervisorInterface(gic))
+        builder.map(
+          "gic-virtual", Map.gicVirtual, GICv2VirtualInterface.byteCount, GICv2VirtualInterface(gic))
+      }
       let frame = GICv2MessageFrame(gic, first: Map.messageInterrupt.first, count: Map.messageInterrupt.count)
       builder.map("gic-messages", Map.gicMessages, GICv2MessageFrame.byteCount, frame)
       builder.message = { address, data, _ in

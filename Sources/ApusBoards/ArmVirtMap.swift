@@ -4,6 +4,9 @@ public enum ArmVirtMap {
   public static let gicDistributor: UInt64 = 0x800_0000
   public static let gicInterface: UInt64 = 0x801_0000
   public static let gicMessages: UInt64 = 0x802_0000
+  /// Version 2's interfaces for EL2 and for virtual machines (virtualization=on).
+  public static let gicHypervisor: UInt64 = 0x803_0000
+  public static let gicVirtual: UInt64 = 0x804_0000
   public static let gicTranslation: UInt64 = 0x808_0000
   public static let gicRedistributors = (base: UInt64(0x80a_0000), byteCount: UInt64(0xf6_0000))
   public static let uart: UInt64 = 0x900_0000
@@ -29,9 +32,12 @@ public enum ArmVirtMap {
   /// Of virtio slot 0; the others follow.
   public static let virtioInterrupt = 16
   public static let messageInterrupt = (first: 48, count: 64)
-  /// A CPU's own: the performance monitor, the timers.
+  /// A CPU's own: the performance monitor, the virtual interface's maintenance, the timers.
   public static let performanceInterrupt = 23
+  public static let maintenanceInterrupt = 25
+  public static let hypervisorTimerInterrupt = 26
   public static let virtualTimerInterrupt = 27
+  public static let hypervisorVirtualTimerInterrupt = 28
   public static let physicalTimerInterrupt = 30
   /// The pin of the power key.
   public static let powerKeyPin = 3

@@ -108,7 +108,8 @@ public final class RaspberryPiBoard: Board {
 
   private static func environment(_ wires: Wires, _ model: String, _ machine: Machine) -> ArmCPUEnvironment {
     ArmCPUEnvironment(
-      model: model, hasRegisters: false, readRegister: { _, _ in nil }, writeRegister: { _, _, _ in false },
+      model: model, hasRegisters: false, hasHypervisor: false, readRegister: { _, _, _ in nil },
+      writeRegister: { _, _, _, _ in false },
       setTimer: { cpu, timer, level in
         wires.local?.set(timer == .virtual ? .virtualTimer : .physicalTimer, core: cpu, level)
       },

@@ -19,6 +19,8 @@ public struct ArmConfiguration: Equatable, Sendable {
   /// 2 or 3.
   public var gicVersion = 2
   var wantsTranslationService = true
+  /// CPUs have EL2 (virtualization=on).
+  public var hasVirtualization = false
   /// Firmware gets ACPI tables.
   public var hasACPI = true
   /// Messages of PCI devices come to a GICv3's translation service.
@@ -70,7 +72,8 @@ public struct ArmConfiguration: Equatable, Sendable {
       gicVersion = version
     case "its": wantsTranslationService = try list.bool(entry.key, of: what) ?? true
     case "acpi": hasACPI = entry.value == "auto" ? true : try list.bool(entry.key, of: what) ?? true
-    case "virtualization", "secure", "mte", "ras":
+    case "virtualization": hasVirtualization = try list.bool(entry.key, of: what) ?? false
+    case "secure", "mte", "ras":
       if try list.bool(entry.key, of: what) == true {
         throw ConfigurationError("\(what): \(entry.key)=on is not implemented; leave it off")
       }

@@ -58,6 +58,9 @@ public protocol GuestCPU: AnyObject {
   /// Walks the guest's page tables, checks permissions and sets accessed and dirty bits.
   func translateAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> GuestTranslation
 
+  /// Whether the registers are those that `context` translates by, and not another virtual machine's.
+  func canTranslate(context: Int) -> Bool
+
   /// Takes the exception `fault` for an access to `address` by the instruction at `pc`: afterwards the state's PC
   /// and mode are the handler's.
   func raise(fault: UInt64, address: UInt64, pc: UInt64)
@@ -93,15 +96,15 @@ public protocol GuestEngine: AnyObject {
   func compareExchange128(
     _ address: UInt64, _ expected: inout (UInt64, UInt64), _ desired: (UInt64, UInt64), context: Int
   ) -> UInt64?
-  /// Forgets translations: all contexts, or one page of them. `keepGlobal` spares global pages.
-  func flushTLB(page: UInt64?, keepGlobal: Bool, asid: UInt64?)
+  /// Forgets translations of some contexts: all, or those of one page. `keepGlobal` spares global pages.
+  func flushTLB(page: UInt64?, keepGlobal: Bool, contexts: GuestContexts)
   /// Forgets translations as `flushTLB` does, and, if `isShared`, lets the other vCPUs forget them, too.
-  func invalidateTLB(page: UInt64?, keepGlobal: Bool, isShared: Bool)
+  func invalidateTLB(page: UInt64?, keepGlobal: Bool, contexts: GuestContexts, isShared: Bool)
   /// Waits until the other vCPUs have forgotten what this one's `invalidateTLB` told them. The helper that calls this
   /// goes to the dispatcher afterwards if the answer is true.
   func completeInvalidations() -> Bool
-  /// The address space identifier or root changed.
-  func addressSpaceChanged(asid: UInt64)
+  /// From now on these contexts belong to this address space. What is known of others is kept.
+  func addressSpaceChanged(_ space: GuestAddressSpace, contexts: GuestContexts)
   /// From now on each access to these pages (by their first addresses) asks the CPU's `watchFault`.
   func setWatchedPages(_ pages: [UInt64])
   /// Instruction memory may have changed (`fence.i`).
@@ -113,6 +116,7 @@ public protocol GuestEngine: AnyObject {
 }
 
 extension GuestCPU {
+  public func canTranslate(context: Int) -> Bool { true }
   /// For guests without watch points.
   public func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
   {

@@ -14,8 +14,15 @@ extension AArch64CPU {
   /// Whether debug exceptions of a level are enabled [D2.3].
   func canDebug(level: UInt64) -> Bool {
     guard s[.osLock] == 0, s[.osDoubleLock] == 0 else { return false }
-    return level == 0 || s[.mdscr] & MDSCR.kernelDebug != 0 && s[.daif] & 1 << 9 == 0
+    let target: UInt64 = routesDebugToHypervisor ? 2 : 1
+    return level < target
+      || level == target && s[.mdscr] & MDSCR.kernelDebug != 0 && s[.daif] & 1 << 9 == 0
   }
+  private var routesDebugToHypervisor: Bool {
+    s[.hcr] & HCR.general != 0 || s[.mdcr2] & MDCR.debugRoute != 0
+  }
+  /// The level that takes debug exceptions.
+  var debugTarget: UInt64 { max(routesDebugToHypervisor ? 2 : 1, s[.exceptionLevel]) }
 
   /// What of debug the level's blocks depend on.
   func addDebug(to mode: inout AArch64Mode) {
@@ -55,9 +62,9 @@ extension AArch64CPU {
     AArch64SystemSlot.watchPoints.map { (s[$0.value], s[$0.control]) }
   }
 
-  /// E and the privilege field, PMC or PAC: bit 1 EL1, bit 2 EL0.
+  /// E and the privilege field, PMC or PAC: bit 1 EL1, bit 2 EL0; HMC adds EL2.
   private static func isEnabled(_ control: UInt64, level: UInt64) -> Bool {
-    control & 1 != 0 && control >> (level == 0 ? 2 : 1) & 1 != 0
+    control & 1 != 0 && control >> [2, 1, 13][Int(level)] & 1 != 0
   }
 
   /// The bytes from the first to the last one that a watch point may see.
@@ -71,8 +78,8 @@ extension AArch64CPU {
   }
 
   func raiseStep() {
-    let lower = Syndrome.softwareStep + (s[.exceptionLevel] == 0 ? 0 : 1)
-    trap(lower << 26 | 1 << 25 | s[.step] | Syndrome.debug)
+    let lower = Syndrome.softwareStep + (s[.exceptionLevel] == debugTarget ? 1 : 0)
+    trap(lower << 26 | 1 << 25 | s[.step] | Syndrome.debug, to: debugTarget)
   }
 
   /// Before an instruction: takes the exception if a break point is there.
@@ -81,13 +88,14 @@ extension AArch64CPU {
     for point in breakPoints where Self.isEnabled(point.control, level: level) {
       // Only addresses are compared, and the byte address select of an A64 instruction is all ones.
       guard point.control >> 20 & 15 == 0, point.value == s.pc else { continue }
-      return trap((Syndrome.breakPoint + (level == 0 ? 0 : 1)) << 26 | 1 << 25 | Syndrome.debug)
+      let lower = Syndrome.breakPoint + (level == debugTarget ? 1 : 0)
+      return trap(lower << 26 | 1 << 25 | Syndrome.debug, to: debugTarget)
     }
   }
 
   public func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
   {
-    let level: UInt64 = context == 0 ? 0 : 1
+    let level: UInt64 = context == 0 || context == 5 ? 0 : context < 3 ? 1 : 2
     guard canDebug(level: s[.exceptionLevel]) else { return nil }
     let last = address &+ UInt64(byteCount - 1)
     for point in watchPoints where Self.isEnabled(point.control, level: level) {
@@ -112,7 +120,7 @@ extension AArch64Opcode {
   /// Whether the instruction ends in a helper that goes to the dispatcher and leaves the PC behind the instruction.
   var endsInHelper: Bool {
     switch self {
-    case .svc, .hvc, .hlt, .eret, .msr, .msrImmediate, .sys, .hint, .barrier: true
+    case .svc, .hvc, .smc, .hlt, .eret, .msr, .msrImmediate, .sys, .hint, .barrier: true
     default: false
     }
   }

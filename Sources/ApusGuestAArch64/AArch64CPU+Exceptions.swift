@@ -2,48 +2,6 @@ import ApusGuest
 import ApusIR
 import CApusHost
 
-/// Exception syndromes [Arm ARM D19.2.37].
-enum Syndrome {
-  static let undefined: UInt64 = 0x02 << 24
-  static let floatTrap: UInt64 = 0x07 << 26 | 1 << 25 | 0x1e << 20
-  static func call(_ exceptionClass: UInt64, _ immediate: UInt64) -> UInt64 {
-    exceptionClass << 26 | 1 << 25 | immediate
-  }
-  static let supervisorCall: UInt64 = 0x15
-  static let hypervisorCall: UInt64 = 0x16
-  static let secureMonitorCall: UInt64 = 0x17
-  static let breakpoint: UInt64 = 0x3c
-  // Debug exceptions from EL0; those from the same level are one more.
-  static let breakPoint: UInt64 = 0x30
-  static let softwareStep: UInt64 = 0x32
-  static let watchPoint: UInt64 = 0x34
-  static let debug: UInt64 = 0x22
-  static let misalignedPC: UInt64 = 0x22 << 26 | 1 << 25
-
-  // Fault numbers: what faulted from bit 32, and the syndrome's lower bits without the class.
-  static let isData: UInt64 = 1 << 32
-  static let isWrite: UInt64 = 1 << 6
-  static let isWatch: UInt64 = 1 << 33
-  static func fault(_ status: UInt64, _ access: GuestAccess) -> UInt64 {
-    switch access {
-    case .fetch: status
-    case .load: isData | status
-    case .store: isData | isWrite | status
-    }
-  }
-}
-
-/// SPSR_EL1's bits [C5.2.19].
-enum PState {
-  static let condition: UInt64 = 0xf000_0000
-  static let pan: UInt64 = 1 << 22
-  static let step: UInt64 = 1 << 21
-  static let illegal: UInt64 = 1 << 20
-  static let daif: UInt64 = 0x3c0
-  static let irqMask: UInt64 = 1 << 7
-  static let fiqMask: UInt64 = 1 << 6
-}
-
 extension AArch64CPU {
   // MARK: Entry and return
 
@@ -51,27 +9,47 @@ extension AArch64CPU {
     case synchronous = 0
     case irq = 0x80
     case fiq = 0x100
+    case systemError = 0x180
   }
 
-  /// Takes an exception to EL1 [D1.3]. Afterwards the state is the handler's.
-  func enterException(_ vector: Vector, syndrome: UInt64?, address: UInt64? = nil, returnTo pc: UInt64) {
-    if let syndrome { s[.esr] = syndrome }
-    if let address { s[.far] = address }
+  /// Whether the machine has EL2.
+  var hasHypervisor: Bool { system?.environment.hasHypervisor == true }
+  /// FEAT_VHE, and what came with it.
+  var hasHostExtensions: Bool { hasHypervisor && features.hasPAN }
+  var hasLargeAddresses: Bool { features.hasLargeAddresses }
+
+  /// The level that takes what EL0 and EL1 cause unless something says otherwise.
+  var defaultTarget: UInt64 {
+    let level = s[.exceptionLevel]
+    return level == 0 ? s[.hcr] & HCR.general != 0 ? 2 : 1 : level
+  }
+
+  /// Takes an exception [D1.3]. Afterwards the state is the handler's.
+  /// - Parameter target: the level that takes it, the current one at least.
+  func enterException(
+    _ vector: Vector, to target: UInt64, syndrome: UInt64?, address: UInt64? = nil, returnTo pc: UInt64
+  ) {
+    let isHypervisor = target == 2
+    if let syndrome { s[isHypervisor ? .esr2 : .esr] = syndrome }
+    if let address { s[isHypervisor ? .far2 : .far] = address }
     onException?(vector.rawValue, syndrome ?? 0, address ?? 0, pc)
     let level = s[.exceptionLevel]
     if performance.isRunning { countPerformance() }
     let usesOwnStack = s[.stackSelect]
-    s[.elr] = pc
-    s[.spsr] =
-      s.nzcv | s[.daif] | s[.pan] | s[.statusBits] | s[.step] & PState.step | level << 2 | usesOwnStack
+    s[isHypervisor ? .elr2 : .elr] = pc
+    s[isHypervisor ? .spsr2 : .spsr] =
+      s.nzcv | s[.daif] | s[.pan] | s[.uao] | s[.statusBits] | s[.step] & PState.step | level << 2
+      | usesOwnStack
     s[.step] = 0
-    // SSBS becomes SCTLR_EL1.DSSBS.
-    s[.statusBits] = features.contains(.ssbs) ? s[.sctlr] >> 44 & 1 << 12 : 0
-    selectStack(level: 1, selected: 1)
+    s[.uao] = 0
+    // SSBS becomes SCTLR_ELx.DSSBS.
+    let control = s[isHypervisor ? .sctlr2 : .sctlr]
+    s[.statusBits] = features.contains(.ssbs) ? control >> 44 & 1 << 12 : 0
+    selectStack(level: target, selected: 1)
     s[.daif] = PState.daif
-    if features.hasPAN, s[.sctlr] >> 23 & 1 == 0 { s[.pan] = PState.pan }
-    let origin: UInt64 = level == 0 ? 0x400 : usesOwnStack != 0 ? 0x200 : 0
-    s.pc = s[.vbar] &+ origin &+ vector.rawValue
+    if features.hasPAN, control >> 23 & 1 == 0, !isHypervisor || isHost { s[.pan] = PState.pan }
+    let origin: UInt64 = level < target ? 0x400 : usesOwnStack != 0 ? 0x200 : 0
+    s.pc = s[isHypervisor ? .vbar2 : .vbar] &+ origin &+ vector.rawValue
     forgetReservation()
     updateMode()
     s.requestDispatch()
@@ -79,28 +57,44 @@ extension AArch64CPU {
 
   /// eret.
   func returnFromException() {
-    let status = s[.spsr]
-    s.pc = s[.elr]
+    let current = s[.exceptionLevel]
+    let status = s[current == 2 ? .spsr2 : .spsr]
+    s.pc = s[current == 2 ? .elr2 : .elr]
     forgetReservation()
-    // AArch32, higher levels and EL0 with a stack pointer that it does not have [D1.4.4].
+    // AArch32, higher levels, EL0 with a stack pointer that it does not have, EL1 where EL2 has its place [D1.4.4].
     let level = status >> 2 & 3
     if performance.isRunning { countPerformance() }
-    let couldStep = canDebug(level: s[.exceptionLevel])
+    let couldStep = canDebug(level: current)
     s[.step] = 0
-    guard status & 0x12 == 0, level <= 1, level == 1 || status & 1 == 0 else {
+    guard status & 0x12 == 0, level <= current, level != 0 || status & 1 == 0,
+      level != 1 || s[.hcr] & HCR.general == 0
+    else {
       s.nzcv = status & PState.condition
       s[.daif] = status & PState.daif
-      return enterException(.synchronous, syndrome: 0x0e << 26 | 1 << 25, returnTo: s.pc)
+      return enterIllegalState(current)
     }
     selectStack(level: level, selected: status & 1)
     s.nzcv = status & PState.condition
     s[.daif] = status & PState.daif
-    if features.hasPAN { s[.pan] = status & PState.pan }
+    if features.hasPAN {
+      s[.pan] = status & PState.pan
+      s[.uao] = status & PState.userAccessOverride
+    }
     s[.statusBits] = status & statusMask
     if s[.mdscr] & MDSCR.step != 0, !couldStep, canDebug(level: level) { s[.step] = status & PState.step }
+    // EL2 may have changed what EL1's registers say.
+    if current == 2, level < 2, !isHost { updateAddressSpace(ofHypervisor: false) }
     updateMode()
+    // PSTATE.IL as it was saved.
+    if status & PState.illegal != 0 { return enterIllegalState(defaultTarget) }
     engine.requestInterruptCheck()
     s.requestDispatch()
+  }
+
+  /// The next instruction is executed with PSTATE.IL, which SPSR keeps.
+  private func enterIllegalState(_ target: UInt64) {
+    enterException(.synchronous, to: target, syndrome: Syndrome.illegalState, returnTo: s.pc)
+    s[target == 2 ? .spsr2 : .spsr] |= PState.illegal
   }
 
   /// The bits of PSTATE that are in `statusBits`.
@@ -114,30 +108,58 @@ extension AArch64CPU {
 
   /// Makes another stack pointer the current one.
   func selectStack(level: UInt64, selected: UInt64) {
-    let wasOwn = s[.stackSelect] != 0
-    let isOwn = selected != 0
-    if wasOwn != isOwn {
-      s[wasOwn ? AArch64SystemSlot.spEL1 : .spEL0] = s[x: 31]
-      s[x: 31] = s[isOwn ? AArch64SystemSlot.spEL1 : .spEL0]
+    let old = stackSlot(level: s[.exceptionLevel], selected: s[.stackSelect])
+    let new = stackSlot(level: level, selected: selected)
+    if old != new {
+      s[old] = s[x: 31]
+      s[x: 31] = s[new]
     }
     s[.exceptionLevel] = level
     s[.stackSelect] = selected
   }
 
+  private func stackSlot(level: UInt64, selected: UInt64) -> AArch64SystemSlot {
+    selected == 0 ? .spEL0 : level == 2 ? .spEL2 : .spEL1
+  }
+
   // MARK: Causes
 
   /// The instruction at the PC causes an exception with this syndrome.
-  func trap(_ syndrome: UInt64, address: UInt64? = nil) {
-    enterException(.synchronous, syndrome: syndrome, address: address, returnTo: s.pc)
+  func trap(_ syndrome: UInt64, address: UInt64? = nil, to target: UInt64? = nil) {
+    enterException(
+      .synchronous, to: target ?? defaultTarget, syndrome: syndrome, address: address, returnTo: s.pc)
   }
 
   /// An access's fault number as an exception.
   func enterAbort(_ fault: UInt64, address: UInt64) {
-    let isSame = s[.exceptionLevel] != 0
-    let lower: UInt64 =
-      fault & Syndrome.isWatch != 0 ? Syndrome.watchPoint : fault & Syndrome.isData != 0 ? 0x24 : 0x20
-    let exceptionClass = lower + (isSame ? 1 : 0)
-    trap(exceptionClass << 26 | 1 << 25 | fault & 0x1ff_ffff, address: address)
+    let isWatch = fault & Syndrome.isWatch != 0
+    let level = s[.exceptionLevel]
+    var target = isWatch ? debugTarget : defaultTarget
+    var syndrome = fault & Syndrome.lowerBits
+    if fault & Syndrome.isStage2 != 0 {
+      target = 2
+      s[.hpfar] = (fault >> 20) << 4
+      if fault & (Syndrome.isData | Syndrome.isWalk) == Syndrome.isData { syndrome |= instructionSyndrome() }
+    } else if fault & 0x3f == Syndrome.external, level < 2, s[.hcr] & HCR.externalAborts != 0 {
+      target = 2
+    }
+    let lower: UInt64 = isWatch ? Syndrome.watchPoint : fault & Syndrome.isData != 0 ? 0x24 : 0x20
+    let exceptionClass = lower + (target == level ? 1 : 0)
+    trap(exceptionClass << 26 | 1 << 25 | syndrome, address: address, to: target)
+  }
+
+  /// The float instruction at the PC is one that CPACR_EL1 or CPTR_EL2 traps [D1.3.5].
+  func trapFloat() {
+    let level = s[.exceptionLevel]
+    let isFirst = level < 2 && !isHost && Self.trapsFloat(s[.cpacr], level: level)
+    // What EL2 hears in place of EL1 is an undefined instruction.
+    let isUndefined = isFirst && level == 0 && s[.hcr] & HCR.general != 0
+    trap(isUndefined ? Syndrome.undefined : Syndrome.floatTrap, to: isFirst ? defaultTarget : 2)
+  }
+  /// CPACR_EL1.FPEN and its like in CPTR_EL2: 1 traps EL0, 0 and 2 all.
+  static func trapsFloat(_ control: UInt64, level: UInt64) -> Bool {
+    let field = control >> 20 & 3
+    return field & 1 == 0 || field == 1 && level == 0
   }
 
   // MARK: Interrupts
@@ -157,14 +179,42 @@ extension AArch64CPU {
     }
     let lines = apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset)
     if lines == 0 { return false }
-    if lines & 2 != 0, s[.daif] & PState.fiqMask == 0 {
-      enterException(.fiq, syndrome: nil, returnTo: s.pc)
-      return true
+    return takeInterrupt(lines)
+  }
+
+  /// Physical interrupts go to EL2 if HCR_EL2 says so, whatever the lower levels mask; virtual ones to EL1 [D1.3.6].
+  private func takeInterrupt(_ lines: UInt64) -> Bool {
+    let level = s[.exceptionLevel]
+    let daif = s[.daif]
+    let hcr = s[.hcr]
+    func take(_ vector: Vector, _ physical: UInt64, _ virtual: UInt64, route: UInt64, mask: UInt64) -> Bool {
+      if lines & physical != 0 {
+        let target: UInt64 = hcr & (route | HCR.general) != 0 ? 2 : 1
+        // Masks of lower levels do not keep EL2's away, and EL2 takes none of EL1's.
+        if level < target && target == 2 || level <= target && daif & mask == 0 {
+          enterException(vector, to: target, syndrome: nil, returnTo: s.pc)
+          return true
+        }
+      }
+      if lines & virtual != 0, level < 2, daif & mask == 0, hcr & (route | HCR.general) == route {
+        if vector == .systemError { setVirtualLines(hcr & ~HCR.virtualError) }
+        enterException(
+          vector, to: 1, syndrome: vector == .systemError ? Syndrome.systemError : nil, returnTo: s.pc)
+        return true
+      }
+      return false
     }
-    if lines & 1 != 0, s[.daif] & PState.irqMask == 0 {
-      enterException(.irq, syndrome: nil, returnTo: s.pc)
-      return true
-    }
-    return false
+    return take(.systemError, 0, 1 << 6, route: HCR.error, mask: PState.errorMask)
+      || take(.fiq, 2, 1 << 3 | 1 << 5, route: HCR.fiq, mask: PState.fiqMask)
+      || take(.irq, 1, 1 << 2 | 1 << 4, route: HCR.irq, mask: PState.irqMask)
+  }
+
+  /// HCR_EL2's VI, VF and VSE are lines, too.
+  func setVirtualLines(_ hcr: UInt64) {
+    s[.hcr] = hcr
+    let lines = state + AArch64SystemSlot.interruptLines.offset
+    _ = apus_fetch_and64(lines, ~(7 << 4))
+    let bits = (hcr >> 7 & 1) << 4 | (hcr >> 6 & 1) << 5 | (hcr >> 8 & 1) << 6
+    if bits != 0 { _ = apus_fetch_or64(lines, bits) }
   }
 }

@@ -19,6 +19,8 @@ struct PerformanceMonitor {
   }
   static let implementedBits: UInt64 = 1 << UInt64(cycleCounter) | (1 << UInt64(counterCount) - 1)
 
+  /// EL2 is there, which counters leave out unless their NSH (bit 27) says otherwise.
+  var hasHypervisor = false
   /// PMCR_EL0's E, D and LC.
   var control: UInt64 = 0
   var enabled: UInt64 = 0
@@ -37,7 +39,9 @@ struct PerformanceMonitor {
 
   func bit(_ index: Int) -> UInt64 { 1 << UInt64(index == Self.counterCount ? Self.cycleCounter : index) }
   private func isCounting(_ index: Int, level: UInt64) -> Bool {
-    control & 1 != 0 && enabled & bit(index) != 0 && counters[index].type >> (level == 0 ? 30 : 31) & 1 == 0
+    guard control & 1 != 0, enabled & bit(index) != 0 else { return false }
+    let type = counters[index].type
+    return level == 2 ? type >> 27 & 1 != 0 : type >> (level == 0 ? 30 : 31) & 1 == 0
   }
   private func countsCycles(_ index: Int) -> Bool {
     index == Self.counterCount || counters[index].type & 0x3ff == Event.cycles
@@ -129,7 +133,7 @@ extension AArch64CPU {
   }
 
   /// PMUSERENR_EL0 [D19.5.28]: EN everything, SW increments, CR the cycle counter, ER the others.
-  private func isPerformanceAccessible(_ key: AArch64SystemKey, isWrite: Bool) -> Bool {
+  func isPerformanceAccessible(_ key: AArch64SystemKey, isWrite: Bool) -> Bool {
     guard s[.exceptionLevel] == 0 else { return true }
     if performance.userAccess & 1 != 0 { return !(isWrite && key == .init(3, 3, 9, 14, 0)) && key.op1 == 3 }
     switch (key.n, key.m, key.op2) {
@@ -174,9 +178,10 @@ extension AArch64CPU {
     countPerformance()
     let bits = value & PerformanceMonitor.implementedBits
     func setType(_ index: Int) {
-      // Event, and the filters P and U.
+      // Event, and the filters P, U and NSH.
+      let filters: UInt64 = performance.hasHypervisor ? 0xc800_0000 : 0xc000_0000
       performance.counters[index].type =
-        value & (index == PerformanceMonitor.counterCount ? 0xc000_0000 : 0xc000_03ff)
+        value & (index == PerformanceMonitor.counterCount ? filters : filters | 0x3ff)
     }
     switch (key.op1, key.n, key.m, key.op2) {
     case (3, 9, 12, 0): performance.writeControl(value)

@@ -63,8 +63,14 @@ extension AArch64CPU {
     )
   }
 
-  /// SCTLR_EL1.EnIA, EnIB, EnDA and EnDB; processes have all.
-  private func isEnabled(_ key: AArch64PointerAuthentication.Key) -> Bool {
+  /// Whether EL2's registers hold for the current level.
+  private var usesHypervisorControls: Bool {
+    let level = s[.exceptionLevel]
+    return level == 2 || level == 0 && isHost
+  }
+
+  /// SCTLR_ELx.EnIA, EnIB, EnDA and EnDB; processes have all.
+  func isEnabled(_ key: AArch64PointerAuthentication.Key) -> Bool {
     guard system != nil else { return true }
     let bit: UInt64 =
       switch key {
@@ -74,7 +80,7 @@ extension AArch64CPU {
       case .dataB: 13
       case .generic: 64  // always
       }
-    return bit == 64 || s[.sctlr] >> bit & 1 != 0
+    return bit == 64 || s[usesHypervisorControls ? .sctlr2 : .sctlr] >> bit & 1 != 0
   }
 
   /// Carries a request out; the new pointer.
@@ -85,7 +91,9 @@ extension AArch64CPU {
     if request == .generic { return code(pointer, modifier, key) & ~0xffff_ffff }
     guard isEnabled(key) || request.action == 2 else { return pointer }
     // Linux: 48 bits and the top byte ignored for processes, whatever they point to.
-    let tcr = system == nil ? 16 | 16 << 16 | 1 << 37 : s[.tcr]
+    let tcr =
+      system == nil
+      ? 16 | 16 << 16 | 1 << 37 : usesHypervisorControls ? regime(3).control : s[.tcr]
     let isData = key == .dataA || key == .dataB
     func ignoresTop(_ isUpper: Bool) -> Bool {
       // TBI0 and TBI1; TBID0 and TBID1 take instructions out.

@@ -7,10 +7,10 @@ import ApusMemory
 import CApusHost
 import Synchronization
 
-/// One AArch64 CPU: EL0 and EL1, A64 [Arm ARM].
+/// One AArch64 CPU: EL0, EL1 and perhaps EL2, A64 [Arm ARM].
 ///
 /// Runs on its vCPU's thread; `setInterrupt` may be called from any. In user-mode emulation exceptions go to the hooks.
-/// Not modelled: EL2 and EL3, AArch32.
+/// Not modelled: EL3, AArch32.
 public final class AArch64CPU: GuestCPU {
   /// CNTFRQ_EL0: 62.5 MHz.
   public static let counterFrequency: UInt64 = 62_500_000
@@ -58,8 +58,12 @@ public final class AArch64CPU: GuestCPU {
   final class Flag: Sendable { let value = Atomic<Bool>(false) }
   /// A timer's deadline has passed.
   let dueFlag = Flag()
-  /// The host's timers of the physical and the virtual timer.
-  var scheduled: [EventLoop.TimerID?] = [nil, nil]
+  /// The host's timers of the guest's.
+  var scheduled = [EventLoop.TimerID?](repeating: nil, count: ArmCPUEnvironment.Timer.allCases.count)
+  /// What control registers make of each level's mode.
+  private var levelModes: InlineArray<3, AArch64Mode> = .init(repeating: AArch64Mode(rawValue: 0))
+  /// What the engine was told last, of EL1&0 and of EL2's regimes.
+  var addressSpaces: InlineArray<2, GuestAddressSpace> = .init(repeating: GuestAddressSpace())
   var performance = PerformanceMonitor()
   var performanceTimer: EventLoop.TimerID?
   /// Called, on any thread, when the CPU must look for interrupts. Set before the CPU runs.
@@ -123,12 +127,14 @@ public final class AArch64CPU: GuestCPU {
 
   func powerUp(entry: UInt64, arguments: [UInt64]) {
     // The levels of the inputs stay.
+    setVirtualLines(0)
     for slot in AArch64SystemSlot.allCases where slot != .interruptLines { s[slot] = 0 }
     setProcessKeys()
-    s[.exceptionLevel] = system == nil ? 0 : 1
+    s[.exceptionLevel] = system == nil ? 0 : hasHypervisor ? 2 : 1
     s[.stackSelect] = system == nil ? 0 : 1
     s[.daif] = system == nil ? 0 : PState.daif
     s[.sctlr] = 0x30d0_0800
+    if hasHypervisor { resetHypervisor() }
     for number in 0..<32 {
       s[x: number] = 0
       s[v: number] = AArch64Vector()
@@ -139,12 +145,14 @@ public final class AArch64CPU: GuestCPU {
     state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
     s.fpsr = 0
     for (index, value) in arguments.prefix(8).enumerated() { s[x: index] = value }
-    updateMode()
+    controlsChanged()
     updateTimers()
     performance = PerformanceMonitor()
+    performance.hasHypervisor = hasHypervisor
     updatePerformanceMonitor()
-    engine.addressSpaceChanged(asid: 0)
-    engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
+    addressSpaces = .init(repeating: GuestAddressSpace())
+    engine.addressSpaceChanged(GuestAddressSpace(), contexts: .all)
+    engine.flushTLB(page: nil, keepGlobal: false, contexts: .all)
   }
 
   /// Puts the CPU in the state of a process of user-mode emulation.
@@ -158,6 +166,30 @@ public final class AArch64CPU: GuestCPU {
     updateMode()
   }
 
+  /// A control register changed that modes depend on: those of all levels.
+  func controlsChanged() {
+    guard system != nil else { return updateMode() }
+    let hasHostExtensions = s[.hcr] & HCR.hostExtensions != 0
+    let cptr = s[.cptr2]
+    for level in 0...2 as ClosedRange<UInt64> {
+      var context: UInt32 = level == 2 ? 4 : level == 1 ? (features.hasPAN ? 2 : 1) : isHost ? 5 : 0
+      var trapsFloat = level < 2 && !isHost && Self.trapsFloat(s[.cpacr], level: level)
+      if hasHypervisor {
+        // With E2H the field is CPACR_EL1's, whose 1 is about the host's EL0.
+        trapsFloat =
+          trapsFloat
+          || (hasHostExtensions
+            ? Self.trapsFloat(cptr, level: level == 0 && isHost ? 0 : 1) : cptr >> 10 & 1 != 0)
+      }
+      if level == 2, trapsFloat { context = 7 }
+      var mode = AArch64Mode(level: UInt32(level), context: context, trapsFloat: trapsFloat)
+      mode.isHost = level == 2 ? hasHostExtensions : level == 0 && isHost
+      mode.checksTraps = needsTrapChecks(level: level)
+      levelModes[Int(level)] = mode
+    }
+    updateMode()
+  }
+
   /// Computes the block key from the state.
   func updateMode() {
     let fpcr = s[.fpcr]
@@ -166,11 +198,11 @@ public final class AArch64CPU: GuestCPU {
       s.mode.checksBranchTargets = checksBranchTargets
     } else {
       let level = s[.exceptionLevel]
-      // CPACR_EL1.FPEN: 1 traps EL0, 0 and 2 both.
-      let trap = s[.cpacr] >> 20 & 3
-      var mode = AArch64Mode(
-        level: UInt32(level), hasPAN: s[.pan] != 0 || !features.hasPAN, fpcr: fpcr,
-        trapsFloat: trap & 1 == 0 || trap == 1 && level == 0)
+      var mode = levelModes[Int(level)]
+      // PAN's context is the one before.
+      if s[.pan] != 0, level == 1 || mode.isHost, level != 0 { mode.setContext(UInt32(mode.context) - 1) }
+      mode.rawValue |= AArch64Mode(context: 0, fpcr: fpcr).rawValue
+      if s[.uao] != 0 { mode.overridesUserAccess = true }
       if s[.mdscr] != 0 { addDebug(to: &mode) }
       s.mode = mode
     }
@@ -197,7 +229,8 @@ public final class AArch64CPU: GuestCPU {
       return .block
     }
     var translator = AArch64Translator(
-      block: block, mode: AArch64Mode(rawValue: mode), features: features, helpers: helpers, pc: pc)
+      block: block, mode: AArch64Mode(rawValue: mode), features: features, helpers: helpers,
+      hasHypervisor: hasHypervisor, pc: pc)
     return translator.run(code, instructionLimit: instructionLimit)
   }
 
@@ -273,7 +306,7 @@ public final class AArch64CPU: GuestCPU {
       return raise(fault: UInt64(exception.rawValue), address: address, pc: s.pc)
     }
     switch exception {
-    case .breakpoint: trap(Syndrome.call(Syndrome.breakpoint, immediate))
+    case .breakpoint: trap(Syndrome.call(Syndrome.breakpoint, immediate), to: debugTarget)
     case .misaligned: enterAbort(Syndrome.fault(0x21, .load), address: address)
     default: trap(Syndrome.undefined)
     }

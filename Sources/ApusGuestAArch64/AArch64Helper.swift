@@ -11,7 +11,7 @@ enum AArch64Helper: Int, CaseIterable {
   case softFloat, softCompare, vector, interleave, deinterleave
   case raiseFloatTrap, exceptionReturn, firmwareCall, waitForInterrupt, readSystem, writeSystem
   case invalidateTLB, completeInvalidations, translateAddress
-  case raiseStep, checkBreakPoints
+  case raiseStep, checkBreakPoints, checkTrap, hypervisorCall
   case extensionVector, randomNumber, authenticate
   case semihosting, checkGranule, checkBranch
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
@@ -47,7 +47,7 @@ enum AArch64Helper: Int, CaseIterable {
       }
     case .raiseFloatTrap:
       IRHelper("raise-float-trap", Self.exits) { state, _, _, _ in
-        AArch64CPU.with(state) { $0.trap(Syndrome.floatTrap) }
+        AArch64CPU.with(state) { $0.trapFloat() }
         return 0
       }
     case .systemCall:
@@ -71,7 +71,7 @@ enum AArch64Helper: Int, CaseIterable {
       }
     case .firmwareCall:
       // a: the next PC.
-      IRHelper("hvc", Self.everything) { state, nextPC, _, _ in
+      IRHelper("firmware-call", Self.everything) { state, nextPC, _, _ in
         AArch64CPU.with(state) { cpu in
           if cpu.system?.environment.hasPSCI == false { return cpu.trap(Syndrome.undefined) }
           cpu.s.pc = nextPC
@@ -98,6 +98,24 @@ enum AArch64Helper: Int, CaseIterable {
       // a: the address of a tag granule.
       IRHelper("check-granule", Self.exits) { state, address, _, _ in
         AArch64CPU.with(state) { cpu in if address & 15 != 0 { cpu.raise(.misaligned, address: address) } }
+        return 0
+      }
+    case .hypervisorCall:
+      // a: the next PC, b: the immediate.
+      IRHelper("hvc-el2", Self.everything) { state, nextPC, immediate, _ in
+        AArch64CPU.with(state) { cpu in
+          guard cpu.s[.hcr] & HCR.disablesCall == 0 else { return cpu.trap(Syndrome.undefined) }
+          cpu.s.pc = nextPC
+          cpu.trap(Syndrome.call(Syndrome.hypervisorCall, immediate), to: 2)
+        }
+        return 0
+      }
+    case .checkTrap:
+      // a: the encoding, b: the request of an instruction that authenticates pointers.
+      IRHelper("check-trap", Self.exits) { state, word, request, _ in
+        AArch64CPU.with(state) {
+          $0.checkTrap(UInt32(truncatingIfNeeded: word), .init(rawValue: UInt8(truncatingIfNeeded: request)))
+        }
         return 0
       }
     case .waitForInterrupt:
@@ -151,10 +169,14 @@ enum AArch64Helper: Int, CaseIterable {
         return 0
       }
     case .translateAddress:
-      // a: the address, b: 0 load or 1 store, c: the level.
-      IRHelper("at", [.readsState, .writesState]) { state, address, isStore, level in
-        AArch64CPU.with(state) {
-          $0.translateToRegister(address, isStore != 0 ? .store : .load, level: level)
+      // a: the key, b: the address, c: the next PC.
+      IRHelper("at", Self.everything) { state, key, address, nextPC in
+        AArch64CPU.with(state) { cpu in
+          let pc = cpu.s.pc
+          cpu.translateToRegister(.init(rawValue: UInt16(truncatingIfNeeded: key)), address)
+          // A fault of stage 2 leads elsewhere.
+          if cpu.s.pc == pc { cpu.s.pc = nextPC }
+          cpu.s.requestDispatch()
         }
         return 0
       }
@@ -196,7 +218,10 @@ enum AArch64Helper: Int, CaseIterable {
         return 0
       }
     case .readCounter:
-      IRHelper("read-counter", [.varies]) { state, _, _, _ in AArch64CPU.with(state) { $0.counter() } }
+      // a: 1 for the virtual counter. The level and offsets lie in the state at every instruction's end.
+      IRHelper("read-counter", [.varies]) { state, isVirtual, _, _ in
+        AArch64CPU.with(state) { isVirtual != 0 ? $0.virtualCounter() : $0.counter() }
+      }
     case .crc32:
       // a: the sum so far, b: the data, c: 2-bit size and bit 2 for the Castagnoli polynomial.
       IRHelper("crc32", []) { _, sum, data, kind in

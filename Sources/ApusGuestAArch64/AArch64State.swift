@@ -128,10 +128,14 @@ public enum FPCR {
 /// What translated code depends on besides the bytes: the key of a block. Bit 20: branch targets are checked.
 ///
 /// ```
+///  19    18      17     16        15
+/// | UAO | traps | host | context | level |
 ///  14             13            12 11  10            9       8        7      6             3 2     1 0
 /// | kernel debug | break points | step | float traps | level | system | soft | default NaN | RMode | context |
 /// ```
-/// Contexts: 0 EL0, 1 EL1, 2 EL1 without PAN.
+/// Contexts of EL1&0: 0 EL0, 1 EL1, 2 EL1 without PAN; of EL2: 4; of EL2&0: 3 EL2, 4 EL2 without PAN, 5 EL0; 6 and 7: as 3
+/// and 4, where EL2 traps floating point, which it does around a virtual machine's turn. The upper bits of level and
+/// context are bits 15 and 16.
 public struct AArch64Mode: Hashable, Sendable {
   public var rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -142,10 +146,43 @@ public struct AArch64Mode: Hashable, Sendable {
       | (fpcr >> 24 & 1 != 0 ? 1 << 7 : 0)
   }
   /// For system emulation.
-  /// - Parameter trapsFloat: CPACR_EL1 keeps this level from floating point.
-  init(level: UInt32, hasPAN: Bool, fpcr: UInt64, trapsFloat: Bool) {
-    self.init(context: level == 0 ? 0 : hasPAN ? 1 : 2, fpcr: fpcr)
-    rawValue |= 1 << 8 | level << 9 | (trapsFloat ? 1 << 10 : 0)
+  /// - Parameters:
+  ///   - level: 0 to 2.
+  ///   - trapsFloat: CPACR_EL1 or CPTR_EL2 keeps this level from floating point.
+  init(level: UInt32, context: UInt32, trapsFloat: Bool) {
+    rawValue = 1 << 8 | (level & 1) << 9 | (level >> 1) << 15 | (trapsFloat ? 1 << 10 : 0)
+    setContext(context)
+  }
+  mutating func setContext(_ context: UInt32) {
+    rawValue = rawValue & ~(3 | 1 << 16) | context & 3 | (context >> 2) << 16
+  }
+  private func bit(_ number: UInt32) -> Bool { rawValue >> number & 1 != 0 }
+  private mutating func setBit(_ number: UInt32, _ value: Bool) {
+    rawValue = rawValue & ~(1 << number) | (value ? 1 << number : 0)
+  }
+  /// HCR_EL2.E2H at EL2, with TGE at EL0: names of EL1's registers mean EL2's.
+  var isHost: Bool {
+    get { bit(17) }
+    set { setBit(17, newValue) }
+  }
+  /// System instructions may be trapped by a control register: each asks.
+  var checksTraps: Bool {
+    get { bit(18) }
+    set { setBit(18, newValue) }
+  }
+  /// PSTATE.UAO: unprivileged accesses are as others.
+  var overridesUserAccess: Bool {
+    get { bit(19) }
+    set { setBit(19, newValue) }
+  }
+  /// The context of ldtr and sttr; for hosts that is EL0's, whether or not HCR_EL2.TGE is set.
+  var unprivilegedContext: UInt8 {
+    switch level {
+    case _ where overridesUserAccess: context
+    case 1: 0
+    case 2: isHost ? 5 : context
+    default: context
+    }
   }
   /// A single step: none, to be made, made.
   enum Step: UInt32 { case none, active, pending }
@@ -168,10 +205,10 @@ public struct AArch64Mode: Hashable, Sendable {
     get { rawValue >> 20 & 1 != 0 }
     set { rawValue = rawValue & ~(1 << 20) | (newValue ? 1 << 20 : 0) }
   }
-  public var context: UInt8 { UInt8(rawValue & 3) }
+  public var context: UInt8 { UInt8(rawValue & 3 | (rawValue >> 16 & 1) << 2) }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }
-  /// 0 or 1; 0 in user-mode emulation.
-  var level: UInt8 { UInt8(rawValue >> 9 & 1) }
+  /// 0 to 2; 0 in user-mode emulation.
+  var level: UInt8 { UInt8(rawValue >> 9 & 1 | (rawValue >> 15 & 1) << 1) }
   var trapsFloat: Bool { rawValue >> 10 & 1 != 0 }
   var rounding: IRRounding { [.nearestEven, .up, .down, .towardZero][Int(rawValue >> 2 & 3)] }
   var isDefaultNaN: Bool { rawValue >> 6 & 1 != 0 }

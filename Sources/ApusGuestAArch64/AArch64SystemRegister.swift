@@ -3,11 +3,11 @@ import ApusISAAArch64
 
 /// What only system emulation keeps in the state, a u64 each, behind the registers that processes see.
 public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
-  /// PSTATE: the exception level (0 or 1), SP (0 SP_EL0, 1 the level's own), D A I F as bits 9 to 6, PAN as bit 22,
-  /// SS as bit 21; when that is clear `step` is the syndrome of the step that was made.
-  case exceptionLevel, stackSelect, daif, pan, step
+  /// PSTATE: the exception level (0 to 2), SP (0 SP_EL0, 1 the level's own), D A I F as bits 9 to 6, PAN as bit 22, UAO as
+  /// bit 23, SS as bit 21; when that is clear `step` is the syndrome of the step that was made.
+  case exceptionLevel, stackSelect, daif, pan, uao, step
   /// The stack pointers that are not in use.
-  case spEL0, spEL1
+  case spEL0, spEL1, spEL2
   case sctlr, actlr, cpacr, ttbr0, ttbr1, tcr, mair, amair, contextID, vbar, esr, far, afsr0, afsr1, par
   case elr, spsr, tpidr1, csselr
   case cntkctl, cntpControl, cntpCompare, cntvControl, cntvCompare
@@ -20,7 +20,14 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   case statusBits
   /// Keys of pointer authentication.
   case apiaLow, apiaHigh, apibLow, apibHigh, apdaLow, apdaHigh, apdbLow, apdbHigh, apgaLow, apgaHigh
-  /// Levels of the interrupt inputs: bit 0 IRQ, bit 1 FIQ. Written by any thread.
+  // EL2's.
+  case hcr, mdcr2, cptr2, hstr, hacr, sctlr2, actlr2, ttbr0EL2, ttbr1EL2, tcr2, vttbr, vtcr, mair2, amair2, contextID2
+  case vbar2, esr2, far2, hpfar, afsr02, afsr12, elr2, spsr2, tpidr2, vpidr, vmpidr
+  case cntvOffset, cnthControl, cnthpControl, cnthpCompare, cnthvControl, cnthvCompare
+  /// ICC_SRE_EL2.Enable, and ICH_HCR_EL2 where its traps are looked for.
+  case interfaceEnable, virtualInterface
+  /// Levels of the interrupt inputs: bit 0 IRQ, bit 1 FIQ, bits 2 and 3 the virtual ones; bits 4 to 6 HCR_EL2's VI, VF and
+  /// VSE. Written by any thread.
   case interruptLines
 
   public var offset: Int { 1856 + rawValue * 8 }
@@ -59,7 +66,7 @@ struct AArch64SystemKey: Hashable, Sendable {
   var op2: UInt16 { rawValue & 7 }
 }
 
-/// A system register that EL1 has [Arm ARM D19].
+/// A system register [Arm ARM D19]; EL2's are in `hypervisorRows`.
 struct AArch64SystemRegister: Sendable {
   enum Kind: Sendable {
     /// Plain state: reads and writes are inline.
@@ -78,15 +85,17 @@ struct AArch64SystemRegister: Sendable {
   /// What it belongs to.
   var feature = AArch64Feature.base
 
-  private static func slot(
+  /// op1 4 is EL2's.
+  static func slot(
     _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, _ slot: AArch64SystemSlot,
     _ feature: AArch64Feature = .base, writable: UInt64 = .max, op0: UInt16 = 3
   ) -> Self {
-    .init(
-      key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: 1, writer: 1,
+    let level: UInt8 = op1 == 4 ? 2 : 1
+    return .init(
+      key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: level, writer: level,
       feature: feature)
   }
-  private static func special(
+  static func special(
     _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, reader: UInt8 = 1, writer: UInt8 = 1,
     op0: UInt16 = 3
   ) -> Self {
@@ -109,7 +118,7 @@ struct AArch64SystemRegister: Sendable {
       slot(0, 1, 0, 1, .actlr), slot(0, 5, 1, 0, .afsr0), slot(0, 5, 1, 1, .afsr1),
       slot(0, 5, 2, 0, .esr), slot(0, 6, 0, 0, .far), slot(0, 7, 4, 0, .par),
       slot(0, 10, 2, 0, .mair), slot(0, 10, 3, 0, .amair), slot(0, 12, 0, 0, .vbar, writable: ~0x7ff),
-      slot(0, 13, 0, 1, .contextID), slot(0, 13, 0, 4, .tpidr1), slot(0, 14, 1, 0, .cntkctl),
+      slot(0, 13, 0, 1, .contextID), slot(0, 13, 0, 4, .tpidr1), 
       slot(0, 4, 0, 0, .spsr), slot(0, 4, 0, 1, .elr),
       slot(2, 0, 0, 0, .csselr, writable: 15),
       // MDSCR_EL1, OSDLR_EL1
@@ -126,16 +135,28 @@ struct AArch64SystemRegister: Sendable {
       special(0, 1, 0, 0), special(0, 1, 0, 2), special(0, 2, 0, 0), special(0, 2, 0, 1), special(0, 2, 0, 2),
       // SP_EL0, SPSel, CurrentEL, PAN, DAIF
       special(0, 4, 1, 0), special(0, 4, 2, 0), special(0, 4, 2, 2, writer: 4), special(0, 4, 2, 3),
-      special(3, 4, 2, 1),
+      special(3, 4, 2, 1, reader: 0, writer: 0),
+      // UAO, CNTKCTL
+      special(0, 4, 2, 4), special(0, 14, 1, 0),
       // ISR, RVBAR, CCSIDR, CLIDR, AIDR
       special(0, 12, 1, 0, writer: 4), special(0, 12, 0, 1, writer: 4), special(1, 0, 0, 0, writer: 4),
       special(1, 0, 0, 1, writer: 4), special(1, 0, 0, 7, writer: 4),
       // MIDR, MPIDR, REVIDR
       special(0, 0, 0, 0, writer: 4), special(0, 0, 0, 5, writer: 4), special(0, 0, 0, 6, writer: 4),
-      // CNTP_TVAL, CTL, CVAL; CNTV_*
-      special(3, 14, 2, 0), special(3, 14, 2, 1), special(3, 14, 2, 2), special(3, 14, 3, 0),
-      special(3, 14, 3, 1), special(3, 14, 3, 2),
     ]
+    // CNTP_TVAL, CTL, CVAL; CNTV_*
+    for op2 in 0...2 as ClosedRange<UInt16> {
+      rows += [special(3, 14, 2, op2, reader: 0, writer: 0), special(3, 14, 3, op2, reader: 0, writer: 0)]
+    }
+    // Of external debug nothing is there: OSDTRRX, MDCCINT, OSDTRTX, OSECCR, DBGPRCR, DBGCLAIMSET and CLR, DBGDTR and
+    // DBGDTRRX; what only reads is DBGAUTHSTATUS.
+    for (op1, n, m, op2) in [
+      (0, 0, 0, 2), (0, 0, 2, 0), (0, 0, 3, 2), (0, 0, 6, 2), (0, 1, 4, 4), (0, 7, 8, 6), (0, 7, 9, 6), (3, 0, 4, 0),
+      (3, 0, 5, 0),
+    ] as [(UInt16, UInt16, UInt16, UInt16)] {
+      rows.append(.init(key: .init(2, op1, n, m, op2), kind: .zero, reader: 1, writer: 1))
+    }
+    rows.append(.init(key: .init(2, 0, 7, 14, 6), kind: .zero, reader: 1, writer: 4))
     // Feature registers; those that are not there read as zero [D19.2].
     for m in 1...7 as ClosedRange<UInt16> {
       for op2 in 0...7 as ClosedRange<UInt16> { rows.append(special(0, 0, m, op2, writer: 4)) }
@@ -164,6 +185,6 @@ struct AArch64SystemRegister: Sendable {
         special(0, 12, 8, op2), special(0, 12, 9, op2), special(0, 12, 11, op2), special(0, 12, 12, op2),
       ]
     }
-    return rows
+    return rows + hypervisorRows
   }
 }

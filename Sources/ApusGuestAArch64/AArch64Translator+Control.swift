@@ -59,6 +59,7 @@ extension AArch64Translator {
     case .hvc, .smc, .eret, .msrImmediate: systemControl(opcode)
     case .hint:
       if authenticationHint(bits(5, 7)) { break }
+      if mode.isSystem, mode.checksTraps, [2, 3].contains(bits(5, 7)) { checkTrap() }
       // wfi. nop, yield, wfe and sev do nothing; neither do pointer authentication and branch targets, which are not there.
       guard bits(5, 7) == 3, mode.isSystem else { break }
       if mode.level == 0 { break }  // SCTLR_EL1.nTWI is taken to be 1

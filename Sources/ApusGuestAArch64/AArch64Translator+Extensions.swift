@@ -126,7 +126,10 @@ extension AArch64Translator {
   private mutating func authenticated(
     _ pointer: IRValue, _ modifier: IRValue, _ request: AArch64PointerAuthentication.Request
   ) -> IRValue {
-    call(.authenticate, pointer, modifier, constant(UInt64(request.rawValue)))
+    let number = constant(UInt64(request.rawValue))
+    // EL2 may want to know of uses, not of `xpac`.
+    if mode.isSystem, mode.checksTraps, request.action != 2 { call(.checkTrap, constant(UInt64(word)), number) }
+    return call(.authenticate, pointer, modifier, number)
   }
 
   mutating func authentication(_ opcode: AArch64Opcode) {
@@ -167,7 +170,7 @@ extension AArch64Translator {
     default:  // eretaa, eretab
       guard mode.isSystem, mode.level != 0 else { return undefined() }
       let key: Key = bits(10, 1) == 1 ? .instructionB : .instructionA
-      let elr = AArch64SystemSlot.elr.offset
+      let elr = (mode.level == 2 ? AArch64SystemSlot.elr2 : .elr).offset
       block.set64(elr, authenticated(block.get64(elr), xsp(31), .check(key)))
       systemControl(.eret)
     }

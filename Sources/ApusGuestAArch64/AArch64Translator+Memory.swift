@@ -52,7 +52,8 @@ extension AArch64Translator {
   private func memory(_ place: Place) -> IRMemoryOperand {
     place.isUnprivileged
       ? IRMemoryOperand(
-        displacement: Int32(truncatingIfNeeded: place.displacement), context: 0, ordered: false,
+        displacement: Int32(truncatingIfNeeded: place.displacement), context: mode.unprivilegedContext,
+        ordered: false,
         operation: .exchange)
       : memory(place.displacement)
   }

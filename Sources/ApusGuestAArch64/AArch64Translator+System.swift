@@ -5,6 +5,16 @@ import ApusISAAArch64
 
 extension AArch64Translator {
   private var key: AArch64SystemKey { .init(rawValue: UInt16(bits(5, 16))) }
+
+  /// A control register may trap the instruction at hand.
+  mutating func checkTrap() { call(.checkTrap, constant(UInt64(word))) }
+  /// The same for what EL0 has by default: blocks of a mode that asks.
+  mutating func checkTrapIfNeeded() { if mode.checksTraps { checkTrap() } }
+  /// Before an access to a register that is there. EL0's rare ones are always looked at.
+  private mutating func checkRegisterTrap(_ key: AArch64SystemKey) {
+    let isRare = mode.level == 0 && (key.op1 == 4 || key.op1 == 3 && [4, 9, 14].contains(key.n))
+    if mode.isSystem, mode.checksTraps || isRare && key != .init(3, 3, 14, 0, 2) { checkTrap() }
+  }
   private var nextPC: IRValue { constant(pc &+ 4) }
 
   mutating func systemControl(_ opcode: AArch64Opcode) {
@@ -18,13 +28,22 @@ extension AArch64Translator {
       default: break
       }
     }
+    // EL0 may have the interrupt masks.
+    if opcode == .msrImmediate, mode.isSystem, mode.level == 0, bits(16, 3) == 3, bits(5, 3) >= 6 {
+      checkTrap()
+      return writeImmediate()
+    }
     guard mode.isSystem, mode.level != 0 else { return undefined() }
     switch opcode {
-    case .hvc:
+    // The firmware answers hvc in place of EL2, and smc in place of EL3.
+    case .hvc where hasHypervisor:
+      call(.hypervisorCall, nextPC, constant(UInt64(bits(5, 16))))
+      finish(.dispatch)
+    case .smc where !hasHypervisor: undefined()
+    case .hvc, .smc:
+      if mode.checksTraps { checkTrap() }
       call(.firmwareCall, nextPC)
       finish(.dispatch)
-    // There is no EL3.
-    case .smc: undefined()
     case .eret:
       call(.exceptionReturn)
       finish(.dispatch)
@@ -41,6 +60,7 @@ extension AArch64Translator {
       setInterruptMask(block.binary(.andNot64, interruptMask, constant(value << 6)), mayUnmask: true)
     case (0, 5): writeSpecial(.init(3, 0, 4, 2, 0), constant(value & 1))
     case (0, 4) where features.hasPAN: writeSpecial(.init(3, 0, 4, 2, 3), constant((value & 1) << 22))
+    case (0, 3) where features.hasPAN: writeSpecial(.init(3, 0, 4, 2, 4), constant((value & 1) << 23))
     default: undefined()
     }
   }
@@ -65,7 +85,11 @@ extension AArch64Translator {
   // MARK: Registers
 
   mutating func readRegister() {
-    if let value = userRegister() { return setX(rd, value) }
+    guard let key = key.resolved(level: mode.level, host: mode.isHost) else { return undefined() }
+    if isUserRegister {
+      if mode.isSystem { checkUserRegister() }
+      if let value = userRegister() { return setX(rd, value) }
+    }
     // Linux shows what identifies the CPU to processes (HWCAP_CPUID).
     if !mode.isSystem, key.op0 == 3, key.op1 == 0, key.n == 0,
       (4...7).contains(key.m) || key.m == 0 && [0, 5, 6].contains(key.op2)
@@ -75,8 +99,11 @@ extension AArch64Translator {
     guard mode.isSystem, let register = AArch64SystemRegister.table[key],
       features.contains(register.feature), mode.level >= register.reader
     else {
+      // What identifies the CPU is trapped since Armv8.4.
+      if mode.isSystem, mode.level == 0, features.hasRangeInvalidation, key.op0 == 3, key.n == 0, key.op1 < 3 { checkTrap() }
       return undefined()
     }
+    checkRegisterTrap(key)
     switch register.kind {
     case .slot(let slot, _), .guarded(let slot, _): setX(rd, block.get64(slot.offset))
     case .zero: setX(rd, constant(0))
@@ -90,12 +117,14 @@ extension AArch64Translator {
   }
 
   mutating func writeRegister() {
+    guard let key = key.resolved(level: mode.level, host: mode.isHost) else { return undefined() }
     if writeUserRegister() { return }
     guard mode.isSystem, let register = AArch64SystemRegister.table[key],
       features.contains(register.feature), mode.level >= register.writer
     else {
       return undefined()
     }
+    checkRegisterTrap(key)
     switch register.kind {
     case .slot(let slot, let writable):
       block.set64(
@@ -116,6 +145,17 @@ extension AArch64Translator {
     finish(.dispatch)
   }
 
+  /// Whether the key may be one that `userRegister` knows.
+  private var isUserRegister: Bool { key.op0 == 3 && key.op1 == 3 }
+  /// CTR and the counters can be kept from EL0, and from EL1.
+  private mutating func checkUserRegister() {
+    switch key {
+    case .init(3, 3, 14, 0, 0), .init(3, 3, 14, 0, 1): if mode.level == 0 || mode.checksTraps { checkTrap() }
+    case .init(3, 3, 0, 0, 1), .init(3, 3, 14, 0, 2): checkTrapIfNeeded()
+    default: break
+    }
+  }
+
   /// A register that EL0 may read.
   private mutating func userRegister() -> IRValue? {
     switch key {
@@ -129,7 +169,8 @@ extension AArch64Translator {
     // DCZID_EL0: dc zva clears 64 bytes.
     case .init(3, 3, 0, 0, 7): return constant(4)
     case .init(3, 3, 14, 0, 0): return constant(AArch64CPU.counterFrequency)
-    case .init(3, 3, 14, 0, 1), .init(3, 3, 14, 0, 2): return call(.readCounter)
+    case .init(3, 3, 14, 0, 1), .init(3, 3, 14, 0, 2):
+      return call(.readCounter, constant(UInt64(key.op2 >> 1)))
     case .init(3, 3, 4, 2, 5) where features.contains(.dit): return status(24)
     case .init(3, 3, 4, 2, 6) where features.contains(.ssbs2): return status(12)
     case .init(3, 3, 4, 2, 7) where features.contains(.mte): return constant(0)  // TCO
@@ -162,7 +203,7 @@ extension AArch64Translator {
     case .init(3, 3, 13, 0, 2): block.set64(AArch64State.Field.tpidr.offset, x(rd))
     case .init(3, 3, 13, 0, 3) where mode.level != 0: block.set64(AArch64State.Field.tpidrro.offset, x(rd))
     // CNTFRQ_EL0 belongs to the highest level, which sets what it is.
-    case .init(3, 3, 14, 0, 0) where mode.level != 0: break
+    case .init(3, 3, 14, 0, 0) where mode.level == (hasHypervisor ? 2 : 1): break
     case .init(3, 3, 4, 2, 5) where features.contains(.dit): setStatus(24, x(rd))
     case .init(3, 3, 4, 2, 6) where features.contains(.ssbs2): setStatus(12, x(rd))
     case .init(3, 3, 4, 2, 7) where features.contains(.mte): break
@@ -174,6 +215,7 @@ extension AArch64Translator {
   // MARK: Caches, TLBs and address translation
 
   mutating func system() {
+    if mode.isSystem { checkTrapIfNeeded() }
     switch (key.op1, key.n, key.m, key.op2) {
     case (3, 7, 5, 1): synchronizeInstructions()  // ic ivau
     case (3, 7, 10, 1), (3, 7, 11, 1), (3, 7, 14, 1): break  // dc cvac, cvau, civac: caches are coherent
@@ -188,14 +230,36 @@ extension AArch64Translator {
     case _ where !mode.isSystem || mode.level == 0: undefined()
     case (0, 7, 1, 0), (0, 7, 5, 0): synchronizeInstructions()  // ic ialluis, iallu
     case (0, 7, 6, 1), (0, 7, 6, 2), (0, 7, 10, 2), (0, 7, 14, 2): break  // dc ivac, isw, csw, cisw
-    case (0, 7, 8, 0...3):  // at s1e1r, s1e1w, s1e0r, s1e0w
-      call(.translateAddress, x(rd), constant(UInt64(key.op2 & 1)), constant(key.op2 < 2 ? 1 : 0))
-    case (0, 8, 3, 0...7), (0, 8, 7, 0...7):
-      guard ![4, 6].contains(key.op2) else { return undefined() }
+    case (0, 7, 8, 0...3): translateAddress()  // at s1e1r, s1e1w, s1e0r, s1e0w
+    case (0, 7, 9, 0...1) where features.hasPAN: translateAddress()  // at s1e1rp, s1e1wp
+    case (4, 7, 8, 0...1) where mode.level == 2, (4, 7, 8, 4...7) where mode.level == 2: translateAddress()
+    case _ where key.n == 8 && isInvalidation:
       call(.invalidateTLB, constant(UInt64(key.rawValue)), x(rd), nextPC)
       finish(.dispatch)
     default: undefined()
     }
+  }
+
+  private mutating func translateAddress() {
+    call(.translateAddress, constant(UInt64(key.rawValue)), x(rd), nextPC)
+    finish(.dispatch)
+  }
+
+  /// Whether the key is a tlbi that is there.
+  private var isInvalidation: Bool {
+    guard key.op1 == 0 || key.op1 == 4 && mode.level == 2 else { return false }
+    let later = features.hasRangeInvalidation
+    switch key.m {
+    // Stage 2's: by inner shareable domain; this CPU's and the outer domain's.
+    case 0 where key.op1 == 4: return [1, 5].contains(key.op2) || later && [2, 6].contains(key.op2)
+    case 4 where key.op1 == 4: return [1, 5].contains(key.op2) || later
+    case 3, 7: break
+    case 1: if !later { return false }
+    // Ranges.
+    case 2, 5, 6: return later && (key.op1 == 0 ? key.op2 & 1 != 0 : key.op2 & 3 == 1)
+    default: return false
+    }
+    return key.op1 == 0 ? ![4, 6].contains(key.op2) : [0, 1, 4, 5, 6].contains(key.op2)
   }
 
   private mutating func synchronizeInstructions() {

@@ -26,6 +26,8 @@ struct AArch64Translator {
   let mode: AArch64Mode
   let features: AArch64FeatureSet
   let helpers: [IRHelper]
+  /// The machine has EL2.
+  let hasHypervisor: Bool
   /// The PC of the instruction at hand, and its encoding.
   var pc: UInt64
   var word: UInt32 = 0
@@ -37,8 +39,12 @@ struct AArch64Translator {
   /// The branch that need not look for requests: the instruction before it did.
   var polledBranch: UInt64?
 
-  init(block: IRBlock, mode: AArch64Mode, features: AArch64FeatureSet, helpers: [IRHelper], pc: UInt64) {
+  init(
+    block: IRBlock, mode: AArch64Mode, features: AArch64FeatureSet, helpers: [IRHelper],
+    hasHypervisor: Bool, pc: UInt64
+  ) {
     (self.block, self.mode, self.features, self.helpers, self.pc) = (block, mode, features, helpers, pc)
+    self.hasHypervisor = hasHypervisor
   }
 
   mutating func run(_ code: GuestCodeWindow, instructionLimit: Int) -> GuestTranslationResult {

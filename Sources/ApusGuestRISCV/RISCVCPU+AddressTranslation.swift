@@ -28,6 +28,10 @@ extension RISCVCPU {
     }
   }
 
+  static let contexts = GuestContexts(bits: 0xf)
+  /// Those that satp is for.
+  static let pagedContexts = GuestContexts(bits: 7)
+
   /// Contexts: 0 user, 1 supervisor, 2 supervisor with SUM, 3 machine.
   public func translateAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> GuestTranslation {
     let satp = s[.satp]

@@ -1,3 +1,4 @@
+import ApusGuest
 import ApusHost
 import ApusIR
 import ApusISARISCV
@@ -152,7 +153,7 @@ extension RISCVCPU {
       if extensions.contains(.svadu) { mask |= 1 << 61 }
       s[.menvcfg] = value & mask
       rearmTimer()
-      engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
+      engine.flushTLB(page: nil, keepGlobal: false, contexts: Self.contexts)
     case .mcountinhibit: s[.mcountinhibit] = value & 5
     case .sscratch: s[.sscratch] = value
     case .mscratch: s[.mscratch] = value
@@ -190,7 +191,7 @@ extension RISCVCPU {
     if new & MStatus.fs == MStatus.fs { new |= MStatus.sd }
     if new & MStatus.mpp == 2 << 11 { new = new & ~MStatus.mpp | old & MStatus.mpp }  // 2 is reserved
     s[.mstatus] = new
-    if (old ^ new) & MStatus.mxr != 0 { engine.flushTLB(page: nil, keepGlobal: false, asid: nil) }
+    if (old ^ new) & MStatus.mxr != 0 { engine.flushTLB(page: nil, keepGlobal: false, contexts: Self.contexts) }
     updateMode()
     engine.requestInterruptCheck()
   }
@@ -217,7 +218,9 @@ extension RISCVCPU {
     }
     if s[.satp] == value { return }
     s[.satp] = value
-    engine.addressSpaceChanged(asid: value >> 44 & 0xffff | (value >> 60) << 16)
+    engine.addressSpaceChanged(
+      GuestAddressSpace(identifier: UInt32(value >> 44 & 0xffff | (value >> 60) << 16)),
+      contexts: Self.pagedContexts)
   }
 
   private var misa: UInt64 {
@@ -258,7 +261,7 @@ extension RISCVCPU {
       of: value & ((1 << 54) - 1), toByteOffset: RISCVState.Field.pmpaddr0.offset + index * 8, as: UInt64.self
     )
     pmpRange = PMPRange()
-    engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
+    engine.flushTLB(page: nil, keepGlobal: false, contexts: Self.contexts)
   }
 
   private func writePMPConfiguration(_ field: RISCVState.Field, _ first: Int, _ value: UInt64) {
@@ -273,6 +276,6 @@ extension RISCVCPU {
     }
     s[field] = result
     pmpRange = PMPRange()
-    engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
+    engine.flushTLB(page: nil, keepGlobal: false, contexts: Self.contexts)
   }
 }

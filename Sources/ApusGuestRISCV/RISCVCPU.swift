@@ -110,8 +110,8 @@ public final class RISCVCPU: GuestCPU {
     for (index, value) in arguments.prefix(8).enumerated() { s[x: 10 + index] = value }
     cancelTimer()
     updateMode()
-    engine.addressSpaceChanged(asid: 0)
-    engine.flushTLB(page: nil, keepGlobal: false, asid: nil)
+    engine.addressSpaceChanged(GuestAddressSpace(), contexts: Self.contexts)
+    engine.flushTLB(page: nil, keepGlobal: false, contexts: Self.contexts)
   }
 
   /// Puts the CPU in the state of a process of user-mode emulation.

@@ -104,8 +104,7 @@ enum RISCVHelper: Int, CaseIterable {
         let rs1 = Int(word >> 15 & 31)
         let rs2 = Int(word >> 20 & 31)
         cpu.engine.flushTLB(
-          page: rs1 == 0 ? nil : cpu.s[x: rs1], keepGlobal: rs2 != 0,
-          asid: rs2 == 0 ? nil : cpu.s[x: rs2] & 0xffff)
+          page: rs1 == 0 ? nil : cpu.s[x: rs1], keepGlobal: rs2 != 0, contexts: RISCVCPU.contexts)
         cpu.s.pc = nextPC
         cpu.s.requestDispatch()
         return 0

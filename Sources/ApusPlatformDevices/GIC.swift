@@ -16,7 +16,14 @@ public final class GIC: Sendable {
   public struct Outputs: Sendable {
     public var irq: InterruptLine
     public var fiq: InterruptLine
-    public init(irq: InterruptLine, fiq: InterruptLine) { (self.irq, self.fiq) = (irq, fiq) }
+    public var virtualIRQ: InterruptLine
+    public var virtualFIQ: InterruptLine
+    public init(
+      irq: InterruptLine, fiq: InterruptLine, virtualIRQ: InterruptLine = InterruptLine { _ in },
+      virtualFIQ: InterruptLine = InterruptLine { _ in }
+    ) {
+      (self.irq, self.fiq, self.virtualIRQ, self.virtualFIQ) = (irq, fiq, virtualIRQ, virtualFIQ)
+    }
   }
 
   public let version: Version
@@ -25,11 +32,19 @@ public final class GIC: Sendable {
   public let sharedCount: Int
   /// Where tables of LPIs lie; `nil` without a translation service.
   let memory: GuestRAMTable?
+  /// Of CPUs with EL2, the private interrupt that tells it of its virtual interface.
+  public let maintenanceInterrupt: Int?
   private let state: Mutex<GICState>
   private let outputs: [Outputs]
 
-  /// - Parameter memory: for LPIs, of version 3; outlives the controller.
-  public init(version: Version, sharedCount: Int, outputs: [Outputs], memory: GuestRAMTable? = nil) {
+  /// - Parameters:
+  ///   - memory: for LPIs, of version 3; outlives the controller.
+  ///   - maintenanceInterrupt: there are virtual interfaces, which signal this private interrupt.
+  public init(
+    version: Version, sharedCount: Int, outputs: [Outputs], memory: GuestRAMTable? = nil,
+    maintenanceInterrupt: Int? = nil
+  ) {
+    self.maintenanceInterrupt = maintenanceInterrupt
     (self.version, self.sharedCount, self.outputs, self.memory) = (version, sharedCount, outputs, memory)
     cpuCount = outputs.count
     state = Mutex(GICState(cpuCount: outputs.count, sharedCount: sharedCount))
@@ -46,6 +61,8 @@ public final class GIC: Sendable {
         (state.interfaces[cpu].irq, state.interfaces[cpu].fiq) = (
           old.interfaces[cpu].irq, old.interfaces[cpu].fiq
         )
+        (state.virtual[cpu].irq, state.virtual[cpu].fiq) = (old.virtual[cpu].irq, old.virtual[cpu].fiq)
+        state.virtual[cpu].maintenance = old.virtual[cpu].maintenance
       }
     }
   }
@@ -76,6 +93,7 @@ public final class GIC: Sendable {
     state.withLock { state in
       let result = body(&state)
       for cpu in 0..<cpuCount {
+        if let maintenanceInterrupt { updateVirtual(cpu, &state, maintenanceInterrupt) }
         let signalled = state.signalled(cpu)
         let isFIQ = signalled?.group == 0 && (version == .v3 || state.interfaces[cpu].signalsFIQ)
         let irq = signalled != nil && !isFIQ
@@ -89,6 +107,25 @@ public final class GIC: Sendable {
         }
       }
       return result
+    }
+  }
+
+  private func updateVirtual(_ cpu: Int, _ state: inout GICState, _ maintenanceInterrupt: Int) {
+    let group = state.virtual[cpu].signalled.map { state.virtual[cpu].lists[$0].group }
+    let fiq = group == 0 && (version == .v3 || state.virtual[cpu].signalsFIQ)
+    let irq = group != nil && !fiq
+    if irq != state.virtual[cpu].irq {
+      state.virtual[cpu].irq = irq
+      outputs[cpu].virtualIRQ.set(irq)
+    }
+    if fiq != state.virtual[cpu].fiq {
+      state.virtual[cpu].fiq = fiq
+      outputs[cpu].virtualFIQ.set(fiq)
+    }
+    let maintenance = state.virtual[cpu].maintenanceStatus != 0
+    if maintenance != state.virtual[cpu].maintenance {
+      state.virtual[cpu].maintenance = maintenance
+      state.setLevel(cpu, maintenanceInterrupt, maintenance)
     }
   }
 

@@ -70,6 +70,7 @@ struct GICState {
   /// Version 3's GICR_WAKER.ProcessorSleep.
   var isAsleep: [Bool]
   var interfaces: [Interface]
+  var virtual: [GICVirtualInterface]
 
   init(cpuCount: Int, sharedCount: Int) {
     (self.cpuCount, self.sharedCount) = (cpuCount, sharedCount)
@@ -83,6 +84,7 @@ struct GICState {
     lpis = Array(repeating: LPIs(), count: cpuCount)
     isAsleep = Array(repeating: true, count: cpuCount)
     interfaces = Array(repeating: Interface(), count: cpuCount)
+    virtual = Array(repeating: GICVirtualInterface(), count: cpuCount)
   }
 
   // MARK: What is pending

@@ -1,3 +1,4 @@
+import ApusCPU
 import ApusDevice
 import ApusMemory
 
@@ -144,8 +145,12 @@ extension GIC {
   }
 
   /// - Parameter register: op0 to op2 in 16 bits. `nil`: there is none.
-  public func readRegister(_ cpu: Int, _ register: UInt16) -> UInt64? {
+  public func readRegister(
+    _ cpu: Int, _ register: UInt16, _ interface: ArmCPUEnvironment.Interface = .physical
+  ) -> UInt64? {
     guard version == .v3 else { return nil }
+    if register >> 11 & 7 == 4 { return readHypervisorRegister(cpu, register) }
+    if interface == .virtual { return readVirtualRegister(cpu, register) }
     switch register {
     case Self.key(4, 6, 0): return read { UInt64($0.interfaces[cpu].priorityMask) }
     case Self.key(12, 8, 0): return UInt64(change { $0.acknowledge(cpu, group: 0) } & 0xff_ffff)
@@ -169,8 +174,12 @@ extension GIC {
   }
 
   /// False: there is none.
-  public func writeRegister(_ cpu: Int, _ register: UInt16, _ value: UInt64) -> Bool {
+  public func writeRegister(
+    _ cpu: Int, _ register: UInt16, _ value: UInt64, _ interface: ArmCPUEnvironment.Interface = .physical
+  ) -> Bool {
     guard version == .v3 else { return false }
+    if register >> 11 & 7 == 4 { return writeHypervisorRegister(cpu, register, value) }
+    if interface == .virtual { return writeVirtualRegister(cpu, register, value) }
     return change { state in
       switch register {
       case Self.key(4, 6, 0):

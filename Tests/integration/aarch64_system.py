@@ -119,6 +119,42 @@ def debug_registers():
         power_off(machine)
 
 
+@case("virtualization")
+def virtualization():
+    """Kernels that start at EL2 and make KVM ready there, on both controllers, with and without virtual host extensions."""
+    for cpus, controller, model, kvm in [("1", "2", "max", "VHE mode"), ("4", "2", "cortex-a57", "Hyp mode"),
+                                         ("1", "3", "cortex-a72", "Hyp mode"), ("4", "3", "max", "VHE mode")]:
+        with Machine(linux("-machine", f"virtualization=on,gic-version={controller}", "-smp", cpus, "-cpu", model)) as machine:
+            machine.prompt()
+            log = machine.command("dmesg | grep -E 'started at|kvm|psci:'")
+            check("All CPU(s) started at EL2" in log and f"{kvm} initialized successfully" in log,
+                  f"{model}, {cpus} CPUs, GICv{controller}: {log!r}")
+            check(machine.command("nproc").strip() == cpus, "CPUs are missing")
+            check(machine.command("cat /proc/device-tree/psci/method").strip("\0\r\n ") == "smc", "PSCI is not called by smc")
+            check(machine.command("ls /dev/kvm").strip() == "/dev/kvm", "there is no /dev/kvm")
+            power_off(machine)
+
+
+@case("hypervisor-registers")
+def hypervisor_registers():
+    """What EL2's controls trap, stage 2's faults with their syndromes, and `at`, on the bare machine. The sum is that of QEMU
+    7.2's lines; where QEMU does otherwise than the manual the program does not ask."""
+    compiler = shutil.which("aarch64-linux-gnu-gcc")
+    if not compiler:
+        raise Skip("the cross compiler is missing; run scripts/install-deps")
+    program = temporary() / "hypervisor"
+    subprocess.run([compiler, "-O1", "-march=armv8-a", "-mgeneral-regs-only", "-nostdlib", "-ffreestanding", "-fno-pic",
+                    "-static", "-Wl,-Ttext=0x40400000,--build-id=none,-e,_start", "-o", program,
+                    ROOT / "Tests" / "Guests" / "aarch64" / "hypervisor.c"], check=True)
+    for options in [[], ["-accel", "interpreter"]]:
+        done = subprocess.run([emulator(), "-M", "virt,virtualization=on", "-cpu", "max", "-m", "256", "-nographic", "-monitor",
+                               "none", "-serial", "stdio", "-kernel", program, *options], stdin=subprocess.DEVNULL,
+                              capture_output=True, timeout=60)
+        lines = done.stdout.replace(b"\r", b"")
+        check(hashlib.sha256(lines).hexdigest().startswith("9058cfb083a20d5c"),
+              f"{options}: {len(lines.splitlines())} lines, {lines[-200:]!r} {done.stderr!r}")
+
+
 @case("interpreter")
 def interpreter():
     # All the way to a shell takes a minute: the first seconds have page tables, exceptions and the interrupt controller.
@@ -280,6 +316,7 @@ def bad_input():
     small = temporary() / "small"
     small.write_bytes(b"\x7fELF")
     table = [(["-M", "virt,gic-version=5"], "gic-version"), (["-M", "virt,secure=on"], "secure"),
+             (["-M", "virt,virtualization=maybe"], "virtualization"),
              (["-M", "raspi9"], "raspi9"), (["-cpu", "cortex-a99"], "cortex-a99"),
              (["-cpu", "max,sve=on"], "sve"), (["-cpu", "max,pauth=maybe"], "maybe"), (["-cpu", "cortex-a53,pauth=on"], "pauth"), (["-kernel", small], "ELF"),
              (["-kernel", ROOT / "Package.swift", "-initrd", "/nosuch"], "/nosuch"), (["-smp", "9"], "8"),

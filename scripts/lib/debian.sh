@@ -4,6 +4,7 @@
 #   apus_cache                                  prints the cache directory, made if missing
 #   debian_fetch SUITE ARCH PACKAGE...          downloads packages; prints the .deb files' paths, one a line
 #   debian_depends SUITE ARCH PACKAGE PATTERN   the first dependency of PACKAGE that matches PATTERN (a grep -E)
+#   debian_fetch_all SUITE ARCH PACKAGE...      as debian_fetch, with all that the packages depend on
 #   debian_extract FILE.deb DIRECTORY           unpacks a package
 
 apus_cache() {
@@ -74,4 +75,15 @@ debian_depends() {
 debian_extract() {
   mkdir -p "$2"
   dpkg-deb --extract "$1" "$2"
+}
+
+# Downloads packages with all that they depend on; prints the .deb files' paths.
+debian_fetch_all() {
+  local suite=$1 arch=$2 name directory
+  shift 2
+  debian_update "$suite" "$arch" || return 1
+  directory=$(apus_cache)/apt/$suite-$arch/archives
+  debian_apt "$suite" "$arch" apt-get -q -y --no-install-recommends --download-only install "$@" >&2 || return 1
+  debian_apt "$suite" "$arch" apt-get -y --no-install-recommends --print-uris --reinstall -o Dir::Cache::archives=/nonexistent \
+    install "$@" 2>/dev/null | awk '/^\x27/ {print $2}' | while read -r name; do printf '%s\n' "$directory/$name"; done
 }
