@@ -11,7 +11,7 @@ import ApusSemihosting
 
 /// The Raspberry Pi 3 B: a BCM2837 with four Cortex-A53, QEMU's `raspi3b`.
 ///
-/// Built on the main thread; then `machine.run()`. Not modelled: USB and with it Ethernet, HDMI, the SDHCI controller with the
+/// Built on the main thread; then `machine.run()`. Not modelled: USB and with it Ethernet, HDMI, the
 /// wireless module, I2C, SPI, PWM and audio; their registers read as 0. The GPU's firmware is the mailbox's answers.
 public final class RaspberryPiBoard: Board {
   private typealias Map = RaspberryPiMap

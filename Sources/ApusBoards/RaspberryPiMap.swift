@@ -20,6 +20,7 @@ public enum RaspberryPiMap {
   public static let sdHost = peripherals.base + 0x20_2000
   public static let thermometer = peripherals.base + 0x21_2000
   public static let auxiliary = peripherals.base + 0x21_5000
+  public static let emmc = peripherals.base + 0x30_0000
   public static let localInterrupts: UInt64 = 0x4000_0000
 
   // Inputs of the interrupt controller.
@@ -33,6 +34,7 @@ public enum RaspberryPiMap {
   public static let gpioInterrupt = 49
   public static let sdHostInterrupt = 56
   public static let uartInterrupt = 57
+  public static let emmcInterrupt = 62
   public static let mailboxInterrupt = 65
 
   /// The SD host's number among the peripherals that pace DMA.

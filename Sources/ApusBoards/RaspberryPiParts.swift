@@ -18,6 +18,7 @@ final class RaspberryPiParts {
   private let input: (Int) -> InterruptLine
   private(set) var resets: [@Sendable () -> Void] = []
   private let dma: BCM2835DMA
+  private let gpio: BCM2835GPIO
 
   init(
     space: AddressSpace, loop: EventLoop, clock: GuestClock, input: @escaping (Int) -> InterruptLine,
@@ -31,6 +32,7 @@ final class RaspberryPiParts {
       return own < Map.sharedDMAInterrupt ? input(own) : shared.input(channel)
     }
     dma = BCM2835DMA(lines, space, loop, base: Map.dma)
+    gpio = BCM2835GPIO((0..<4).map { input(Map.gpioInterrupt + $0) })
   }
 
   func onReset(_ body: @escaping @Sendable () -> Void) { resets.append(body) }
@@ -63,7 +65,7 @@ final class RaspberryPiParts {
     map("rng", Map.random, BCM2835RandomNumbers.byteCount, random) { random.reset() }
     let thermometer = BCM2835Thermometer()
     map("thermal", Map.thermometer, BCM2835Thermometer.byteCount, thermometer) { thermometer.reset() }
-    let gpio = BCM2835GPIO((0..<4).map { input(Map.gpioInterrupt + $0) })
+    let gpio = gpio
     map("gpio", Map.gpio, BCM2835GPIO.byteCount, gpio) { gpio.reset() }
     let uart = PL011(input(Map.uartInterrupt), serials[0])
     map("pl011", Map.uart, PL011.byteCount, uart) { uart.reset() }
@@ -97,6 +99,12 @@ final class RaspberryPiParts {
     let host = BCM2835SDHost(input(Map.sdHostInterrupt), card: card) { dma.wake() }
     dma.connect(Map.sdHostRequest) { [weak host] in host?.readyByteCount ?? 0 }
     map("sdhost", Map.sdHost, BCM2835SDHost.byteCount, host) { host.reset() }
+    // The other controller has the card's pins (48 to 53) unless they are SDHOST's, or its own are the wireless module's.
+    let gpio = gpio
+    let other = ArasanSDHost(input(Map.emmcInterrupt), card: card) {
+      gpio.function(of: 48) != 4 && gpio.function(of: 34) != 7
+    }
+    map("emmc", Map.emmc, ArasanSDHost.byteCount, other) { other.reset() }
   }
 
   /// Puts a device that does nothing wherever the window has none.

@@ -39,6 +39,11 @@ public final class BCM2835GPIO: MMIODevice {
     self.lines = lines
   }
 
+  /// The function that the guest chose for a pin: 0 input, 1 output, 4 to 7 alternatives 0 to 3, 3 and 2 alternatives 4 and 5.
+  public func function(of pin: Int) -> UInt32 {
+    state.withLock { $0.functions[pin / 10] >> UInt32(3 * (pin % 10)) & 7 }
+  }
+
   public func reset() { change { $0 = State() } }
 
   private func change(_ body: (inout State) -> Void) {

@@ -55,7 +55,7 @@ public final class SDCard: Sendable {
   }
   let state = Mutex(State())
   let node: any BlockNode
-  private let becameReady = Mutex<(@Sendable () -> Void)?>(nil)
+  private let becameReady = Mutex<[@Sendable () -> Void]>([])
 
   /// `nil` if the node's size is none that a card can have: a power of two from 1 MiB to 2 TiB.
   public init?(_ node: any BlockNode) {
@@ -64,8 +64,8 @@ public final class SDCard: Sendable {
     self.node = node
   }
 
-  /// Installs what is called, on the node's thread, when the card is not busy any more.
-  func onReady(_ body: @escaping @Sendable () -> Void) { becameReady.withLock { $0 = body } }
+  /// Adds to what is called, on the node's thread, when the card is not busy any more.
+  func onReady(_ body: @escaping @Sendable () -> Void) { becameReady.withLock { $0.append(body) } }
 
   /// Power off and on.
   public func reset() {
@@ -98,7 +98,8 @@ public final class SDCard: Sendable {
       state.requests.removeFirst()
       return state.requests.first
     }
-    if let next { next() } else { becameReady.withLock { $0 }?() }
+    guard next == nil else { return next?() ?? () }
+    for body in becameReady.withLock({ $0 }) { body() }
   }
 
   func note(_ bit: UInt32) { state.withLock { $0.status |= bit } }

@@ -281,3 +281,109 @@ import Testing
     identify()
   }
 }
+
+/// The other controller, with a card of 4 MiB.
+@Suite struct ArasanTests {
+  let wire = Wire()
+  let host: ArasanSDHost
+
+  init() throws {
+    let node = ThreadedBlockNode(name: "card", MemoryNode(byteCount: 4 << 20), discards: false)
+    let card = try #require(SDCard(node))
+    host = ArasanSDHost(wire.line, card: card) { true }
+    write(0x34, 0x7fff_003b)
+    write(0x38, 0x7fff_003b)
+  }
+  func write(_ offset: UInt64, _ value: UInt64) { host.writeMMIO(offset: offset, byteCount: 4, value: value) }
+  func read(_ offset: UInt64) -> UInt64 { host.readMMIO(offset: offset, byteCount: 4) }
+  /// Waits for a bit of the interrupt status, and clears it.
+  func expect(_ bit: UInt64) {
+    for _ in 0..<50000 where read(0x30) & bit == 0 { usleep(200) }
+    #expect(read(0x30) & bit != 0)
+    write(0x30, bit)
+  }
+  /// - Parameter mode: transfer mode and response type, in CMDTM's bits.
+  func command(_ index: UInt64, _ argument: UInt64 = 0, _ mode: UInt64 = 0x2_0000) -> UInt64 {
+    write(8, argument)
+    write(0xc, index << 24 | mode)
+    expect(1)
+    return read(0x10)
+  }
+  func identify() {
+    _ = command(0, 0, 0)
+    #expect(command(8, 0x1aa) == 0x1aa)
+    _ = command(55)
+    #expect(command(41, 0x40ff_8000) == 0x80ff_8000)
+    _ = command(2, 0, 0x1_0000)
+    #expect(read(0x1c) == 0xaa_4150)
+    _ = command(3)
+    _ = command(7, 0x4567_0000)
+  }
+
+  @Test func blocks() {
+    #expect(read(0x24) & 0x1_0000 != 0 && read(0xfc) >> 16 == 0x9902)
+    write(0x2c, 1)
+    #expect(read(0x2c) & 2 != 0)
+    identify()
+    // Two blocks with CMD23 by itself, then with CMD12.
+    for (mode, seed) in [(0x22_002a, 0x10), (0x22_0026, 0x20)] as [(UInt64, UInt64)] {
+      write(4, 2 << 16 | 512)
+      write(0, 2)
+      _ = command(25, 512, mode)
+      #expect(wire.level)
+      expect(0x10)
+      for word in 0..<256 as Range<UInt64> { write(0x20, word << 8 | seed) }
+      expect(2)
+      _ = command(18, 512, mode | 0x10)
+      expect(0x20)
+      #expect((0..<256).allSatisfy { read(0x20) == $0 << 8 | seed })
+      expect(2)
+      #expect(command(13, 0x4567_0000) >> 9 & 15 == 4)
+    }
+    // No answer.
+    write(0x30, 0xffff_ffff)
+    write(0xc, 60 << 24 | 0x2_0000)
+    #expect(read(0x30) == 0x1_8000 && wire.level)
+    write(0x30, 0x1_0000)
+    #expect(read(0x30) == 0 && !wire.level)
+    write(0x2c, 0x0100_0000)
+    #expect(read(0x34) == 0)
+  }
+
+  @Test(arguments: 1...2 as ClosedRange<UInt64>) func fuzz(seed: UInt64) {
+    var random = SeededGenerator(seed: seed)
+    for _ in 0..<fuzzRounds(4000) {
+      switch random.below(5) {
+      case 0:
+        let index: UInt64 = random.pick([
+          0, 2, 3, 6, 7, 8, 12, 13, 17, 18, 23, 24, 25, 32, 33, 38, 41, 51, 55, random.next() % 64,
+        ])
+        let argument: UInt64 = random.pick([
+          0x4567_0000, 0x1aa, 0x40ff_8000, 512 * (random.next() % 8200), random.next(),
+        ])
+        write(8, argument)
+        write(0xc, index << 24 | random.next() & 0x3b_003e)
+      case 1: write(4, random.pick([512, 2 << 16 | 512, random.next()]))
+      case 2: for _ in 0..<random.below(300) { write(0x20, random.next()) }
+      case 3: for _ in 0..<random.below(300) { _ = read(0x20) }
+      default:
+        let byteCount = random.pick([1, 2, 4, 8])
+        host.writeMMIO(offset: random.next() % 0x140, byteCount: byteCount, value: random.next())
+        _ = host.readMMIO(offset: random.next() % 0x140, byteCount: byteCount)
+      }
+      if random.below(300) == 0 { host.reset() }
+    }
+    host.reset()
+    write(0x34, 0x7fff_003b)
+    for _ in 0..<50000 {
+      write(8, 0)
+      write(0xc, 0)
+      write(8, 0x1aa)
+      write(0x30, 0xffff_ffff)
+      write(0xc, 8 << 24 | 0x2_0000)
+      if read(0x30) & 1 != 0 { break }
+      usleep(200)
+    }
+    identify()
+  }
+}

@@ -131,6 +131,33 @@ def large_card():
         check(machine.wait(30) == 0, f"poweroff ended with {machine.code}")
 
 
+@case("second-controller")
+def second_controller():
+    """The card at the SDHCI controller: a device tree without SDHOST and the wireless module. With them it finds no card."""
+    other = temporary() / "emmc.dtb"
+    shutil.copy(tree(), other)
+    node = "/soc/mmc@7e300000"
+    for name in ["pinctrl-0", "pinctrl-names", "mmc-pwrseq", "non-removable"]:
+        subprocess.run(["fdtput", "-d", other, node, name], check=True)
+    subprocess.run(["fdtput", "-r", other, node + "/wifi@1"], check=True)
+    subprocess.run(["fdtput", "-t", "s", other, "/soc/mmc@7e202000", "status", "disabled"], check=True)
+    path = card("emmc.img")
+    with Machine(raspi("-serial", "mon:stdio", "-sd", path, "-dtb", other)) as machine:
+        with_drivers(machine, "sdhci_iproc", "bcm2835_wdt", "vfat", "nls_cp437", "nls_ascii")
+        machine.command("for i in $(seq 50); do [ -b /dev/mmcblk0p1 ] && break; sleep 0.1; done")
+        machine.command("mount -t vfat -o iocharset=ascii /dev/mmcblk0p1 /mnt && cat /mnt/hello.txt | grep 'from the host'")
+        machine.command("dd if=/dev/urandom of=/mnt/big.bin bs=64k count=40 2>/dev/null && md5sum </mnt/big.bin >/tmp/sum && "
+                        "umount /mnt && echo 3 >/proc/sys/vm/drop_caches", 60)
+        machine.command("mount -t vfat -o iocharset=ascii /dev/mmcblk0p1 /mnt && md5sum </mnt/big.bin | cmp - /tmp/sum && umount /mnt", 60)
+        machine.send("poweroff -f\r")
+        check(machine.wait(30) == 0, f"poweroff ended with {machine.code}")
+    with Machine(raspi("-serial", "mon:stdio", "-sd", path)) as machine:
+        with_drivers(machine, "bcm2835", "sdhci_iproc")
+        machine.command("for i in $(seq 50); do [ -b /dev/mmcblk0 ] && break; sleep 0.1; done; sleep 1")
+        check(machine.command("ls /sys/block | grep -c mmcblk").strip() == "1", "the card is there twice")
+        machine.command("ls -l /sys/block/mmcblk0 | grep 3f202000")
+
+
 @case("reboot")
 def reboot():
     with Machine(raspi("-serial", "mon:stdio")) as machine:
