@@ -33,7 +33,8 @@ extension AArch64CPU {
     let walk = Walk(
       regime: regime, control: control,
       format: DescriptorFormat(
-        granuleBits: control.granuleBits, isLong: control.isLong && hasLargeAddresses && control.granuleBits != 16,
+        granuleBits: control.granuleBits,
+        isLong: control.isLong && hasLargeAddresses && control.granuleBits != 16,
         hasLargeAddresses: hasLargeAddresses), virtual: virtual, access: access, context: context,
       isStage1Only: isStage1Only)
     let addressBits: UInt64 = hasLargeAddresses ? 52 : 48
