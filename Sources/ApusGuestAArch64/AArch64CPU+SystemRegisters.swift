@@ -141,7 +141,9 @@ extension AArch64CPU {
     case (0, 5): return 1 << 31
     // CSV2, CSV3 and the interrupt controller's registers are not a process's business.
     case (4, 0): return featureRegister(key) & 0x000f_0000_00ff_00ff
-    case (4, 1), (6, 0), (6, 1): return featureRegister(key)
+    case (4, 1), (6, 1): return featureRegister(key)
+    // Neither is TLB maintenance.
+    case (6, 0): return featureRegister(key) & ~(0xf << 56)
     // The debug architecture.
     case (5, 0): return 6
     // No granule of 4 or 64 KiB to speak of.
