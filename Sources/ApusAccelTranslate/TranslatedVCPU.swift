@@ -95,7 +95,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.hostMXCSR, as: UInt32.self)
     state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
     X86Emitter.initializeConstants(state)
-    for context in 0..<StateHeader.contextCount {
+    for context in 0..<contextCount {
       // The rest of fresh memory is zero, which is empty.
       state.storeBytes(of: StateHeader.noPC(0), toByteOffset: StateHeader.jumpCache(context), as: UInt64.self)
       for offset in [0, 8] {
@@ -110,6 +110,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     jumpCachePhysicalPages.deallocate()
     jumpCachePages.deallocate()
   }
+
+  /// Flat memory has one context.
+  private var contextCount: Int { memory == nil ? 1 : StateHeader.contextCount }
 
   /// Calls `body` with the vCPU whose state this is; for the runtime functions.
   @inline(__always)
@@ -150,7 +153,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// a moment before.
   func forgetJump(to pc: UInt64) {
     let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
-    for context in 0..<StateHeader.contextCount {
+    for context in 0..<contextCount {
       let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
       if apus_load_relaxed64(entry) == pc { apus_store_relaxed64(entry, StateHeader.noPC(index)) }
     }

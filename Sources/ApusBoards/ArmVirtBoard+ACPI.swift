@@ -6,6 +6,7 @@ struct ArmVirtACPI {
   var cpuCount: Int
   var gicVersion: GIC.Version
   var hasVirtualization = false
+  var hasHypervisorVirtualTimer = false
   var hasTranslationService: Bool
 
   private typealias Map = ArmVirtMap
@@ -15,7 +16,7 @@ struct ArmVirtACPI {
     tables.add("DSDT", revision: 2, description)
     tables.add("FACP", revision: 6, fixed)
     tables.add("APIC", revision: 4, interruptControllers)
-    tables.add("GTDT", revision: hasVirtualization ? 3 : 2, timers)
+    tables.add("GTDT", revision: hasHypervisorVirtualTimer ? 3 : 2, timers)
     tables.add("MCFG", revision: 1, pciConfiguration)
     tables.add("SPCR", revision: 2, console)
     if hasTranslationService { tables.add("IORT", revision: 3, messageRoutes) }
@@ -101,7 +102,7 @@ struct ArmVirtACPI {
     body.append(.max, 8)
     body.append(0, 8)
     // Revision 3: EL2's virtual timer.
-    if hasVirtualization {
+    if hasHypervisorVirtualTimer {
       body.append(UInt64(Map.hypervisorVirtualTimerInterrupt), 4)
       body.append(4, 4)
     }

@@ -29,6 +29,7 @@ struct ArmVirtBoot: BoardBoot {
       ArmVirtDeviceTree(
         cpuCount: configuration.cpuCount, cpu: configuration.arm.cpuCompatible, ramByteCount: ram.byteCount,
         gicVersion: gicVersion, hasVirtualization: configuration.arm.hasVirtualization,
+        hasHypervisorVirtualTimer: configuration.arm.hasHypervisorVirtualTimer,
         hasTranslationService: hasTranslationService
       ).make()
     }

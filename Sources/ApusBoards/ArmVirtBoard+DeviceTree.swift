@@ -10,6 +10,7 @@ struct ArmVirtDeviceTree {
   var ramByteCount: UInt64
   var gicVersion: GIC.Version
   var hasVirtualization = false
+  var hasHypervisorVirtualTimer = false
   var hasTranslationService: Bool
 
   private typealias Map = ArmVirtMap
@@ -94,7 +95,7 @@ struct ArmVirtDeviceTree {
         // GICv2 has the CPUs as bits 15 to 8.
         let mask: UInt32 = gicVersion == .v2 ? (1 << UInt32(cpuCount) - 1) << 8 : 0
         // Secure and normal physical, virtual, EL2's physical and virtual timer.
-        let timers: [UInt32] = [13, 14, 11, 10] + (hasVirtualization ? [12] : [])
+        let timers: [UInt32] = [13, 14, 11, 10] + (hasHypervisorVirtualTimer ? [12] : [])
         node.set("interrupts", cells: timers.flatMap { [1, $0, Self.levelHigh | mask] })
         node.set("always-on")
         node.set("compatible", ["arm,armv8-timer", "arm,armv7-timer"])

@@ -79,6 +79,7 @@ public final class ArmVirtBoard: Board {
       let acpi = ArmVirtACPI(
         cpuCount: configuration.cpuCount, gicVersion: version,
         hasVirtualization: configuration.arm.hasVirtualization,
+        hasHypervisorVirtualTimer: configuration.arm.hasHypervisorVirtualTimer,
         hasTranslationService: configuration.arm.hasTranslationService)
       for file in acpi.files() {
         guard !configuration.firmwareFiles.contains(where: { $0["name"] == file.name }) else {

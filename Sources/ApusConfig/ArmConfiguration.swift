@@ -21,6 +21,10 @@ public struct ArmConfiguration: Equatable, Sendable {
   var wantsTranslationService = true
   /// CPUs have EL2 (virtualization=on).
   public var hasVirtualization = false
+  /// Its virtual timer is there, which came with Armv8.1.
+  public var hasHypervisorVirtualTimer: Bool {
+    hasVirtualization && !["cortex-a53", "cortex-a57", "cortex-a72"].contains(cpuModel)
+  }
   /// Firmware gets ACPI tables.
   public var hasACPI = true
   /// Messages of PCI devices come to a GICv3's translation service.

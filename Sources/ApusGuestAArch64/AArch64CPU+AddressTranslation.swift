@@ -33,7 +33,8 @@ extension AArch64CPU {
     let walk = Walk(
       regime: regime, control: control,
       format: DescriptorFormat(
-        granuleBits: control.granuleBits, isLong: control.isLong && hasLargeAddresses && control.granuleBits != 16,
+        granuleBits: control.granuleBits,
+        isLong: control.isLong && hasLargeAddresses && control.granuleBits != 16,
         hasLargeAddresses: hasLargeAddresses), virtual: virtual, access: access, context: context,
       isStage1Only: isStage1Only)
     let addressBits: UInt64 = hasLargeAddresses ? 52 : 48
@@ -43,7 +44,8 @@ extension AArch64CPU {
         walk, physical: virtual, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096)
     }
     let isLargeInput = walk.format.isLong || control.granuleBits == 16 && hasLargeAddresses
-    let inputBits = 64 - min(max(control.sizeOffset, isLargeInput ? 12 : 16), 39)
+    let inputBits =
+      64 - min(max(control.sizeOffset, control.smallestSizeOffset(hasLargeAddresses)), 39)
     var checked = virtual
     if control.ignoresTopByte,
       access != .fetch || !control.ignoresTopByteOfData || !features.contains(.pauth)

@@ -52,7 +52,8 @@ extension AArch64CPU {
       controlsChanged()
     case (1, 1, 2):
       s[.cptr2] =
-        s[.hcr] & HCR.hostExtensions != 0 ? value & (3 << 20 | 1 << 31) : value & (1 << 31 | 1 << 10) | fixedTraps
+        s[.hcr] & HCR.hostExtensions != 0
+        ? value & (3 << 20 | 1 << 31) : value & (1 << 31 | 1 << 10) | fixedTraps
       controlsChanged()
     case (2, 0, 0):
       s[.ttbr0EL2] = value
@@ -83,7 +84,9 @@ extension AArch64CPU {
       s[.interfaceEnable] = value >> 3 & 1
       controlsChanged()
     case (12, _, _):
-      guard system?.environment.writeRegister(index, key.rawValue, value, .physical) ?? false else { return false }
+      guard system?.environment.writeRegister(index, key.rawValue, value, .physical) ?? false else {
+        return false
+      }
       if (key.m, key.op2) == (11, 0) { s[.virtualInterface] = value }
       engine.requestInterruptCheck()
     default: return false

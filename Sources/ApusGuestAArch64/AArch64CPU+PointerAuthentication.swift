@@ -104,7 +104,8 @@ extension AArch64CPU {
     let ignoresTop = ignoresTop(isUpper)
     /// The extension's bits for an address of the upper or the lower half; bit 55 says which one it is.
     func extensionField(_ isUpper: Bool) -> UInt64 {
-      let bottom = 64 - min(max(tcr >> (isUpper ? 16 : 0) & 63, 16), 39)
+      let control = TranslationControl(value: tcr, isUpper: isUpper)
+      let bottom = 64 - min(max(control.sizeOffset, control.smallestSizeOffset(hasLargeAddresses)), 39)
       return (ignoresTop ? (1 << 56) - 1 : UInt64.max) & ~((1 << bottom) - 1)
     }
     switch request.action {

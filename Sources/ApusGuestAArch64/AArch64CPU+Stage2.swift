@@ -58,7 +58,9 @@ extension AArch64CPU {
     guard inputBits > format.shift(level) else { return fault(Syndrome.translation, 0) }
     // Up to 16 tables may lie one behind the other in the first level.
     var indexBits = inputBits - format.shift(level)
-    guard address >> inputBits == 0, indexBits <= format.stride + 4 else { return fault(Syndrome.translation, 0) }
+    guard address >> inputBits == 0, indexBits <= format.stride + 4 else {
+      return fault(Syndrome.translation, 0)
+    }
     var table = s[.vttbr] & 0xffff_ffff_fffe
     if isLarge { table = table & ~0x3f | (s[.vttbr] >> 2 & 15) << 48 }
     table &= ~((8 << indexBits) - 1)

@@ -141,7 +141,9 @@ extension AArch64CPU {
     case (0, 5): return 1 << 31
     // CSV2, CSV3 and the interrupt controller's registers are not a process's business.
     case (4, 0): return featureRegister(key) & 0x000f_0000_00ff_00ff
-    case (4, 1), (6, 0), (6, 1): return featureRegister(key)
+    case (4, 1), (6, 1): return featureRegister(key)
+    // Neither is TLB maintenance.
+    case (6, 0): return featureRegister(key) & ~(0xf << 56)
     // The debug architecture.
     case (5, 0): return 6
     // No granule of 4 or 64 KiB to speak of.
@@ -173,7 +175,8 @@ extension AArch64CPU {
     case (5, 0): return 3 << 20 | 5 << 12 | 1 << 8 | (hasHostExtensions ? 7 : 6)
     // ID_AA64ISAR0
     case (6, 0):
-      return has(.rng) << 60 | (features.hasRangeInvalidation ? 2 << 56 : 0) | max(has(.flagm), has(.flagm2, 2)) << 52 | has(.fhm) << 48 | has(.dotprod) << 44
+      return has(.rng) << 60 | (features.hasRangeInvalidation ? 2 << 56 : 0) | max(
+        has(.flagm), has(.flagm2, 2)) << 52 | has(.fhm) << 48 | has(.dotprod) << 44
         | has(.sm4) << 40 | has(.sm3) << 36 | has(.sha3) << 32 | has(.rdm) << 28 | has(.lse, 2) << 20
         | has(.crc32) << 16 | max(has(.sha256), has(.sha512, 2)) << 12 | has(.sha1) << 8
         | max(has(.aes), has(.pmull, 2)) << 4
@@ -196,7 +199,8 @@ extension AArch64CPU {
     // ID_AA64MMFR2: E0PD, TTL hints, EL0's traps of identification registers, 52 bits of virtual address, UAO
     case (7, 2):
       guard features.hasPAN else { return 0 }
-      return 1 << 60 | (features.hasRangeInvalidation ? 1 << 48 | 1 << 36 : 0) | (hasLargeAddresses ? 1 << 16 : 0) | 1 << 4
+      return 1 << 60 | (features.hasRangeInvalidation ? 1 << 48 | 1 << 36 : 0)
+        | (hasLargeAddresses ? 1 << 16 : 0) | 1 << 4
     default: return 0
     }
   }

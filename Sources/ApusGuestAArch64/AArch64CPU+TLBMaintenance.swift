@@ -75,7 +75,8 @@ extension AArch64CPU {
       // EL2 hears of a virtual machine's tables that are not there.
       if isStage2, level == 1 { return enterAbort(number & ~Syndrome.isWrite, address: address) }
       s[.par] =
-        1 | (number & 63) << 1 | 0x800 | (isStage2 ? 1 << 9 : 0) | (number & Syndrome.isWalk != 0 ? 1 << 8 : 0)
+        1 | (number & 63) << 1 | 0x800 | (isStage2 ? 1 << 9 : 0)
+        | (number & Syndrome.isWalk != 0 ? 1 << 8 : 0)
     }
   }
 }

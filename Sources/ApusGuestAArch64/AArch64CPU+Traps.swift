@@ -28,9 +28,10 @@ extension AArch64CPU {
       if isHost { return false }
     }
     guard hasHypervisor else { return false }
-    let hasAuthentication = features.contains(.pauth) && s[.hcr] & HCR.authenticationBits != HCR.authenticationBits
+    let hasAuthentication =
+      features.contains(.pauth) && s[.hcr] & HCR.authenticationBits != HCR.authenticationBits
     return s[.hcr] & HCR.traps != 0 || hasAuthentication || s[.cptr2] >> 31 & 1 != 0
-      || s[.mdcr2] & MDCR.traps != 0 || !permitsPhysicalTimer || !permitsPhysicalCounter 
+      || s[.mdcr2] & MDCR.traps != 0 || !permitsPhysicalTimer || !permitsPhysicalCounter
       || s[.interfaceEnable] == 0 && system?.environment.hasRegisters == true
   }
 
@@ -81,7 +82,8 @@ extension AArch64CPU {
     }
     // Op0, Op2, Op1, CRn, Rt, CRm, direction.
     return Syndrome.systemTrap << 26 | 1 << 25 | field(19, 2, at: 20) | field(5, 3, at: 17)
-      | field(16, 3, at: 14) | field(12, 4, at: 10) | field(0, 5, at: 5) | field(8, 4, at: 1) | field(21, 1, at: 0)
+      | field(16, 3, at: 14) | field(12, 4, at: 10) | field(0, 5, at: 5) | field(8, 4, at: 1)
+      | field(21, 1, at: 0)
   }
 
   /// The level that an access of EL0 or EL1 is trapped to; `nil`: it is not.
@@ -194,7 +196,8 @@ extension AArch64CPU {
       if isSigned { isWide = operation == 2 }
       isOrdered = true
     // ldar, stlr, ldapr
-    case _ where word & 0x3fa0_0000 == 0x0880_0000, _ where word & 0x3fff_fc00 == 0x38bf_c000: isOrdered = true
+    case _ where word & 0x3fa0_0000 == 0x0880_0000, _ where word & 0x3fff_fc00 == 0x38bf_c000:
+      isOrdered = true
     default: return 0
     }
     return 1 << 24 | size << 22 | (isSigned ? 1 << 21 : 0) | UInt64(word & 31) << 16 | (isWide ? 1 << 15 : 0)

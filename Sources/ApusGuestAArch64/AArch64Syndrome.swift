@@ -53,7 +53,8 @@ enum Syndrome {
 
   /// What stage 2 was to translate: an address of stage 1's tables, or stage 1's result.
   enum Stage2Part { case walk, output }
-  static func stage2(_ status: UInt64, _ part: Stage2Part, _ access: GuestAccess, _ address: UInt64) -> UInt64 {
+  static func stage2(_ status: UInt64, _ part: Stage2Part, _ access: GuestAccess, _ address: UInt64) -> UInt64
+  {
     fault(status, access) | isStage2 | (part == .walk ? isWalk : 0) | (address >> 12) << 20
   }
 }
@@ -114,6 +115,8 @@ enum HCR {
   static let writable: UInt64 = (1 << 34 - 1) & ~(1 << 20) | 1 << 37 | 1 << 38 | addressTranslation
   /// What is looked for at system instructions of EL1 and EL0.
   static let traps =
-    wait | waitForEvent | identification1 | identification2 | identification3 | monitorCall | auxiliary | setWay
-    | coherency | unification | tlb | writesTranslation | zero | readsTranslation | addressTranslation | irq | fiq
+    wait | waitForEvent | identification1 | identification2 | identification3 | monitorCall | auxiliary
+    | setWay
+    | coherency | unification | tlb | writesTranslation | zero | readsTranslation | addressTranslation | irq
+    | fiq
 }

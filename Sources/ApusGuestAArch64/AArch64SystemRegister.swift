@@ -21,7 +21,8 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   /// Keys of pointer authentication.
   case apiaLow, apiaHigh, apibLow, apibHigh, apdaLow, apdaHigh, apdbLow, apdbHigh, apgaLow, apgaHigh
   // EL2's.
-  case hcr, mdcr2, cptr2, hstr, hacr, sctlr2, actlr2, ttbr0EL2, ttbr1EL2, tcr2, vttbr, vtcr, mair2, amair2, contextID2
+  case hcr, mdcr2, cptr2, hstr, hacr, sctlr2, actlr2, ttbr0EL2, ttbr1EL2, tcr2, vttbr, vtcr, mair2, amair2,
+    contextID2
   case vbar2, esr2, far2, hpfar, afsr02, afsr12, elr2, spsr2, tpidr2, vpidr, vmpidr
   case cntvOffset, cnthControl, cnthpControl, cnthpCompare, cnthvControl, cnthvCompare
   /// ICC_SRE_EL2.Enable, and ICH_HCR_EL2 where its traps are looked for.
@@ -118,7 +119,7 @@ struct AArch64SystemRegister: Sendable {
       slot(0, 1, 0, 1, .actlr), slot(0, 5, 1, 0, .afsr0), slot(0, 5, 1, 1, .afsr1),
       slot(0, 5, 2, 0, .esr), slot(0, 6, 0, 0, .far), slot(0, 7, 4, 0, .par),
       slot(0, 10, 2, 0, .mair), slot(0, 10, 3, 0, .amair), slot(0, 12, 0, 0, .vbar, writable: ~0x7ff),
-      slot(0, 13, 0, 1, .contextID), slot(0, 13, 0, 4, .tpidr1), 
+      slot(0, 13, 0, 1, .contextID), slot(0, 13, 0, 4, .tpidr1),
       slot(0, 4, 0, 0, .spsr), slot(0, 4, 0, 1, .elr),
       slot(2, 0, 0, 0, .csselr, writable: 15),
       // MDSCR_EL1, OSDLR_EL1
@@ -151,7 +152,8 @@ struct AArch64SystemRegister: Sendable {
     // Of external debug nothing is there: OSDTRRX, MDCCINT, OSDTRTX, OSECCR, DBGPRCR, DBGCLAIMSET and CLR, DBGDTR and
     // DBGDTRRX; what only reads is DBGAUTHSTATUS.
     for (op1, n, m, op2) in [
-      (0, 0, 0, 2), (0, 0, 2, 0), (0, 0, 3, 2), (0, 0, 6, 2), (0, 1, 4, 4), (0, 7, 8, 6), (0, 7, 9, 6), (3, 0, 4, 0),
+      (0, 0, 0, 2), (0, 0, 2, 0), (0, 0, 3, 2), (0, 0, 6, 2), (0, 1, 4, 4), (0, 7, 8, 6), (0, 7, 9, 6),
+      (3, 0, 4, 0),
       (3, 0, 5, 0),
     ] as [(UInt16, UInt16, UInt16, UInt16)] {
       rows.append(.init(key: .init(2, op1, n, m, op2), kind: .zero, reader: 1, writer: 1))

@@ -64,6 +64,10 @@ struct TranslationControl {
   var setsDirty: Bool { value >> 40 & 1 != 0 }
   var ignoresHierarchy: Bool { value >> (isUpper ? 42 : 41) & 1 != 0 }
   var isLong: Bool { value >> 59 & 1 != 0 }
+  /// 52 bits of input address where DS or the granule allow that, 48 otherwise.
+  func smallestSizeOffset(_ hasLargeAddresses: Bool) -> UInt64 {
+    hasLargeAddresses && (granuleBits == 16 || isLong) ? 12 : 16
+  }
   /// IPS: the bits of output addresses.
   var outputBits: UInt64 { Self.outputBits(value >> 32 & 7) }
   static func outputBits(_ field: UInt64) -> UInt64 { [32, 36, 40, 42, 44, 48, 52, 52][Int(field)] }

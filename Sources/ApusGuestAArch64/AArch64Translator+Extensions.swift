@@ -128,7 +128,9 @@ extension AArch64Translator {
   ) -> IRValue {
     let number = constant(UInt64(request.rawValue))
     // EL2 may want to know of uses, not of `xpac`.
-    if mode.isSystem, mode.checksTraps, request.action != 2 { call(.checkTrap, constant(UInt64(word)), number) }
+    if mode.isSystem, mode.checksTraps, request.action != 2 {
+      call(.checkTrap, constant(UInt64(word)), number)
+    }
     return call(.authenticate, pointer, modifier, number)
   }
 

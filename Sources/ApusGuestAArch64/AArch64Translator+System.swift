@@ -100,7 +100,10 @@ extension AArch64Translator {
       features.contains(register.feature), mode.level >= register.reader
     else {
       // What identifies the CPU is trapped since Armv8.4.
-      if mode.isSystem, mode.level == 0, features.hasRangeInvalidation, key.op0 == 3, key.n == 0, key.op1 < 3 { checkTrap() }
+      if mode.isSystem, mode.level == 0, features.hasRangeInvalidation, key.op0 == 3, key.n == 0, key.op1 < 3
+      {
+        checkTrap()
+      }
       return undefined()
     }
     checkRegisterTrap(key)

@@ -191,7 +191,9 @@ extension RISCVCPU {
     if new & MStatus.fs == MStatus.fs { new |= MStatus.sd }
     if new & MStatus.mpp == 2 << 11 { new = new & ~MStatus.mpp | old & MStatus.mpp }  // 2 is reserved
     s[.mstatus] = new
-    if (old ^ new) & MStatus.mxr != 0 { engine.flushTLB(page: nil, keepGlobal: false, contexts: Self.contexts) }
+    if (old ^ new) & MStatus.mxr != 0 {
+      engine.flushTLB(page: nil, keepGlobal: false, contexts: Self.contexts)
+    }
     updateMode()
     engine.requestInterruptCheck()
   }

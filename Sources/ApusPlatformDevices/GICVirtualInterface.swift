@@ -138,7 +138,9 @@ struct GICVirtualInterface {
   }
   /// What `acknowledge` would give.
   func pendingNumber(group: Int?) -> UInt64 {
-    guard let index = signalled, group == nil || lists[index].group == group else { return UInt64(GICState.spurious) }
+    guard let index = signalled, group == nil || lists[index].group == group else {
+      return UInt64(GICState.spurious)
+    }
     return group == nil && lists[index].group == 1 && !acknowledgesBoth ? 1022 : UInt64(lists[index].number)
   }
 

@@ -18,8 +18,12 @@ extension GICVirtualInterface.ListRegister {
 }
 
 extension GIC {
-  private static func hypervisor(_ m: UInt16, _ op2: UInt16) -> UInt16 { 3 << 14 | 4 << 11 | 12 << 7 | m << 3 | op2 }
-  private static func key(_ n: UInt16, _ m: UInt16, _ op2: UInt16) -> UInt16 { 3 << 14 | n << 7 | m << 3 | op2 }
+  private static func hypervisor(_ m: UInt16, _ op2: UInt16) -> UInt16 {
+    3 << 14 | 4 << 11 | 12 << 7 | m << 3 | op2
+  }
+  private static func key(_ n: UInt16, _ m: UInt16, _ op2: UInt16) -> UInt16 {
+    3 << 14 | n << 7 | m << 3 | op2
+  }
   /// The number of a list register; `nil`: none of them.
   private static func list(_ register: UInt16) -> Int? {
     let first = hypervisor(12, 0)
@@ -81,7 +85,8 @@ extension GIC {
       case Self.key(12, 12, 2): return interface.pendingNumber(group: 1)
       case Self.key(12, 8, 3): return UInt64(interface.binaryPoint[0])
       case Self.key(12, 12, 3):
-        return UInt64(interface.sharesBinaryPoint ? min(7, interface.binaryPoint[0] + 1) : interface.binaryPoint[1])
+        return UInt64(
+          interface.sharesBinaryPoint ? min(7, interface.binaryPoint[0] + 1) : interface.binaryPoint[1])
       case Self.key(12, 8, 4): return UInt64(interface.activePriorities[0])
       case Self.key(12, 9, 0): return UInt64(interface.activePriorities[1])
       case Self.key(12, 11, 3): return UInt64(interface.runningPriority)
@@ -104,7 +109,8 @@ extension GIC {
       case Self.key(12, 12, 1): state.endVirtual(cpu, number, group: 1)
       case Self.key(12, 11, 1): if state.virtual[cpu].splitsEnd { state.deactivateVirtual(cpu, number) }
       case Self.key(12, 8, 3): state.virtual[cpu].setBinaryPoint(0, value)
-      case Self.key(12, 12, 3): if !state.virtual[cpu].sharesBinaryPoint { state.virtual[cpu].setBinaryPoint(1, value) }
+      case Self.key(12, 12, 3):
+        if !state.virtual[cpu].sharesBinaryPoint { state.virtual[cpu].setBinaryPoint(1, value) }
       case Self.key(12, 8, 4): state.virtual[cpu].activePriorities[0] = UInt32(truncatingIfNeeded: value)
       case Self.key(12, 9, 0): state.virtual[cpu].activePriorities[1] = UInt32(truncatingIfNeeded: value)
       case Self.key(12, 12, 4):

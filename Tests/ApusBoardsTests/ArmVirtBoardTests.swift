@@ -45,8 +45,26 @@ import Testing
       tree.root["intc@8000000"]?.cells("reg") == [0, 0x800_0000, 0, 0x10000, 0, 0x80a_0000, 0, 0xf6_0000])
   }
 
+  /// What QEMU's machine has with EL2: smc, EL2's timers, and the interfaces for virtual machines.
+  @Test func virtualization() throws {
+    let machine = try board(["-M", "virt,virtualization=on"])
+    let tree = try DeviceTree(parsing: try machine.deviceTreeBlob())
+    #expect(tree.root["psci"]?.string("method") == "smc")
+    #expect(tree.root["intc@8000000"]?.cells("interrupts") == [1, 9, 4])
+    #expect(tree.root["intc@8000000"]?.cells("reg")?.count == 16)
+    #expect(tree.root["timer"]?.cells("interrupts")?.count == 15)
+    for address in [0x803_0004, 0x804_0004] as [UInt64] {
+      #expect(machine.space.load(.init(address), 4) != nil, "nothing at 0x\(String(address, radix: 16))")
+    }
+    // The virtual timer of EL2 came with virtual host extensions.
+    let first = try board(["-M", "virt,virtualization=on,gic-version=3", "-cpu", "cortex-a57"])
+    let firstTree = try DeviceTree(parsing: try first.deviceTreeBlob())
+    #expect(firstTree.root["timer"]?.cells("interrupts")?.count == 12)
+    #expect(firstTree.root["intc@8000000"]?.cells("reg")?.count == 8)
+  }
+
   @Test(arguments: [
-    (["-M", "virt,gic-version=4"], "gic-version"), (["-M", "virt,virtualization=on"], "virtualization=on"),
+    (["-M", "virt,gic-version=4"], "gic-version"), (["-M", "virt,virtualization=maybe"], "virtualization"),
     (["-M", "virt,secure=on"], "secure=on"), (["-M", "virt,aia=none"], "aia"), (["-cpu", "rv64"], "rv64"),
     (["-cpu", "max,sve=on"], "sve"), (["-M", "virt,highmem=off"], "highmem"),
   ]) func refuses(arguments: [String], says: String) {

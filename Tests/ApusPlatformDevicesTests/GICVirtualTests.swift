@@ -30,7 +30,9 @@ import Testing
 
   @Test func version3SignalsAndEnds() {
     let gic = gic(.v3)
-    func write(_ register: UInt16, _ value: UInt64) { #expect(gic.writeRegister(0, register, value, .virtual)) }
+    func write(_ register: UInt16, _ value: UInt64) {
+      #expect(gic.writeRegister(0, register, value, .virtual))
+    }
     func read(_ register: UInt16) -> UInt64? { gic.readRegister(0, register, .virtual) }
     #expect(read(hypervisor(11, 1)).map { $0 & 31 } == 3)
     write(hypervisor(11, 7), 0xf8 << 24 | 2)
@@ -155,7 +157,9 @@ import Testing
     for _ in 0..<fuzzRounds(20000) {
       let value = random.next() & random.pick([.max, 0xffff_ffff, 0xf000_00ff_0000_ffff, 0x201f, 3])
       if version == 2 {
-        let offset: UInt64 = random.pick([0, 4, 8, 0xc, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0xd0, 0xf0, 0x100, 0x104, 0x1000])
+        let offset: UInt64 = random.pick([
+          0, 4, 8, 0xc, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0xd0, 0xf0, 0x100, 0x104, 0x1000,
+        ])
         let device: any MMIODevice = random.below(2) == 0 ? control : machine
         if random.below(2) == 0 {
           _ = device.readMMIO(offset: offset, byteCount: 4)
