@@ -568,7 +568,8 @@ public struct X86Assembler: @unchecked Sendable {
     let reg = to.rawValue
     let indexNumber = memory.index?.rawValue ?? 0
     bytes.append(
-      (reg & 8 == 0 ? 0x80 : 0) | (indexNumber & 8 == 0 ? 0x40 : 0) | (memory.base.rawValue & 8 == 0 ? 0x20 : 0)
+      (reg & 8 == 0 ? 0x80 : 0) | (indexNumber & 8 == 0 ? 0x40 : 0)
+        | (memory.base.rawValue & 8 == 0 ? 0x20 : 0)
         | map)
     bytes.append((~a.rawValue & 15) << 3 | prefix)
     bytes.append(opcode)

@@ -85,9 +85,12 @@ struct AArch64Translator {
   /// the two.
   private mutating func pollEarly(_ opcode: AArch64Opcode, next: UInt32) {
     // b.cond with a negative offset.
-    guard next & 0xff80_0010 == 0x5480_0000, next & 15 < 14, areFlagsStored, mode.step == .none else { return }
+    guard next & 0xff80_0010 == 0x5480_0000, next & 15 < 14, areFlagsStored, mode.step == .none else {
+      return
+    }
     switch opcode {
-    case .subsImmediate, .subs, .subsExtended, .addsImmediate, .adds, .addsExtended, .andsImmediate, .ands, .bics,
+    case .subsImmediate, .subs, .subsExtended, .addsImmediate, .adds, .addsExtended, .andsImmediate, .ands,
+      .bics,
       .fcmp:
       block.poll(pc: pc)
       polledBranch = pc &+ 4

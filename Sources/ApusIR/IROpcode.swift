@@ -137,7 +137,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
       .signExtend8, .signExtend16,
       .zeroExtend8, .zeroExtend16, .truncate32, .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32,
       .load64,
-      .loadF32, .loadF64, .loadV128, .storeV128, .loadLinked32, .loadLinked64, .moveI64ToF32, .moveI64ToF64, .convertS64ToF32,
+      .loadF32, .loadF64, .loadV128, .storeV128, .loadLinked32, .loadLinked64, .moveI64ToF32, .moveI64ToF64,
+      .convertS64ToF32,
       .convertU64ToF32, .convertS64ToF64, .convertU64ToF64, .flagsLogic, .flagsUnpack, .convertS32ToF32,
       .convertU32ToF32, .convertS32ToF64, .convertU32ToF64:
       return (.i64, .none, .none)

@@ -51,8 +51,10 @@ public final class IREvaluator {
       case .getFloatFlags: values[index] = UInt64(Self.floatFlags(state))
       case .setFloatFlags: Self.setFloatFlags(state, values[Int(i.a)])
       case .setFloatFlagsIfNaNF32:
-        let (b, c) = (Float(bitPattern: UInt32(truncatingIfNeeded: values[Int(i.b)])),
-          Float(bitPattern: UInt32(truncatingIfNeeded: values[Int(i.c)])))
+        let (b, c) = (
+          Float(bitPattern: UInt32(truncatingIfNeeded: values[Int(i.b)])),
+          Float(bitPattern: UInt32(truncatingIfNeeded: values[Int(i.c)]))
+        )
         if b.isNaN || c.isNaN { Self.setFloatFlags(state, values[Int(i.a)]) }
       case .setFloatFlagsIfNaNF64:
         let (b, c) = (Double(bitPattern: values[Int(i.b)]), Double(bitPattern: values[Int(i.c)]))

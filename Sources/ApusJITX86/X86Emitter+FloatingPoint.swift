@@ -169,7 +169,8 @@ extension X86Emitter {
     let b = useVector(i.b)
     let bitCount = double ? 64 : 32
     // The bits above come from the first source. Which NaN wins does not matter here.
-    let swaps = (opcode == 0x58 || opcode == 0x59) && !isClear(a, above: bitCount) && isClear(b, above: bitCount)
+    let swaps =
+      (opcode == 0x58 || opcode == 0x59) && !isClear(a, above: bitCount) && isClear(b, above: bitCount)
     let (first, second) = swaps ? (b, a) : (a, b)
     let isClear = isClear(first, above: bitCount)
     let propagates = propagatesNaN(i)

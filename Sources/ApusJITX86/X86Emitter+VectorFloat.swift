@@ -52,7 +52,8 @@ extension X86Emitter {
   /// Whether a and b are left alone.
   private static func keepsOperands(_ operation: IRVectorFloatOperation) -> Bool {
     switch operation {
-    case .add, .subtract, .multiply, .divide, .squareRoot, .multiplyAdd, .multiplySubtract, .minimum, .maximum,
+    case .add, .subtract, .multiply, .divide, .squareRoot, .multiplyAdd, .multiplySubtract, .minimum,
+      .maximum,
       .minimumNumber, .maximumNumber, .equal, .greaterOrEqual, .greater, .lessOrEqual, .less, .addPairs,
       .toSigned, .roundToIntegral, .roundToIntegralExact:
       true

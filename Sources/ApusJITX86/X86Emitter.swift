@@ -236,7 +236,9 @@ public final class X86Emitter {
       let instruction = ir[index]
       if values[index].lastUse != 0 || traits[Int(instruction.opcode.rawValue)] & Self.hasEffect != 0 {
         // Moves alone leave the flags as they are.
-        if comparison != nil, traits[Int(instruction.opcode.rawValue)] & Self.keepsFlags == 0 { comparison = nil }
+        if comparison != nil, traits[Int(instruction.opcode.rawValue)] & Self.keepsFlags == 0 {
+          comparison = nil
+        }
         emit(instruction)
       }
       locked = 0

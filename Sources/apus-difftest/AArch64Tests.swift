@@ -118,7 +118,8 @@ struct AArch64BlockGenerator {
         && Self.matches($0, only)
     }
     let aboutFlags: Set<AArch64Opcode> = [
-      .bCond, .cbz, .cbnz, .tbz, .tbnz, .subsImmediate, .subs, .subsExtended, .addsImmediate, .adds, .andsImmediate,
+      .bCond, .cbz, .cbnz, .tbz, .tbnz, .subsImmediate, .subs, .subsExtended, .addsImmediate, .adds,
+      .andsImmediate,
       .ands, .bics, .ccmp, .ccmn, .csel, .csinc, .fcmp, .fccmp, .fcsel,
     ]
     flagRows = rows.filter { aboutFlags.contains($0.opcode) }
