@@ -108,10 +108,16 @@ public final class RaspberryPiBoard: Board {
 
   private static func environment(_ wires: Wires, _ model: String, _ machine: Machine) -> ArmCPUEnvironment {
     ArmCPUEnvironment(
-      model: model, hasRegisters: false, hasHypervisor: false, readRegister: { _, _, _ in nil },
+      model: model, hasRegisters: false, hasHypervisor: true, readRegister: { _, _, _ in nil },
       writeRegister: { _, _, _, _ in false },
       setTimer: { cpu, timer, level in
-        wires.local?.set(timer == .virtual ? .virtualTimer : .physicalTimer, core: cpu, level)
+        switch timer {
+        case .physical: wires.local?.set(.physicalTimer, core: cpu, level)
+        case .virtual: wires.local?.set(.virtualTimer, core: cpu, level)
+        case .hypervisorPhysical: wires.local?.set(.hypervisorTimer, core: cpu, level)
+        // A Cortex-A53 has none.
+        case .hypervisorVirtual: break
+        }
       },
       setPerformanceLine: { wires.local?.set(.performance, core: $0, $1) },
       switchPower: { [weak machine] isReset in machine?.request(isReset ? .reset : .powerOff) },

@@ -46,15 +46,13 @@ extension UserThread {
   private func wouldWriteProgram(_ path: UInt64, from directory: UInt64, flags: UInt64) -> Bool {
     // O_WRONLY, O_RDWR, O_TRUNC, but not O_EXCL, which wants a new file, nor O_PATH, which opens nothing.
     flags & 0x203 != 0 && flags & 0x20_0080 == 0
-      && RunningPrograms.contains(
-        path, from: Int32(truncatingIfNeeded: directory), machine: process.isa.machine)
+      && RunningPrograms.contains(path, from: Int32(truncatingIfNeeded: directory))
   }
 
   func truncate(_ a: CallArguments) -> Int {
     withPath(a.a) { path in
       // AT_FDCWD. A length that cannot be is refused first.
-      if Int64(bitPattern: a.b) >= 0, RunningPrograms.contains(path, from: -100, machine: process.isa.machine)
-      {
+      if Int64(bitPattern: a.b) >= 0, RunningPrograms.contains(path, from: -100) {
         return -Int(ETXTBSY)
       }
       return direct(76, CallArguments(a: path, b: a.b, c: 0, d: 0, e: 0, f: 0))
