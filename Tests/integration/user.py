@@ -653,5 +653,39 @@ def many():
     check(all(good), f"{good.count(False)} of {len(good)} failed")
 
 
+FLAGS = r"""
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+int main(void) {
+  static const uint64_t values[] = {0, 0x3ff0000000000000, 0xbff8000000000000, 0x7ff8000000000000, 0x7ff0000000000001, 1};
+  int wrong = 0;
+  for (int i = 0; i < 6; i++)
+    for (int j = 0; j < 6; j++)
+      for (unsigned long flags = 0; flags < 32; flags++) {
+        double x, y;
+        unsigned long less, after, raised;
+        memcpy(&x, values + i, 8);
+        memcpy(&y, values + j, 8);
+        __asm__ volatile("fsflags %3\nfrflags t0\nflt.d %0, %4, %5\nfsflags t0\nfrflags %1\n"
+                         "frflags t0\nfle.d t1, %4, %5\nfrflags %2\nfsflags t0"
+                         : "=&r"(less), "=&r"(after), "=&r"(raised) : "r"(flags), "f"(x), "f"(y) : "t0", "t1");
+        int isNaN = x != x || y != y;
+        if (after != flags || less != (!isNaN && x < y) || raised != (flags | (isNaN ? 16 : 0))) wrong++;
+      }
+  printf("%d\n", wrong);
+}
+"""
+
+
+@case("flags-put-back")
+def flags_put_back():
+    """A comparison between frflags and fsflags leaves no flag, whatever it compared; one without raises invalid."""
+    program = build("flags", FLAGS, "-O1", "-static")
+    for options in [], ["-accel", "interpreter"]:
+        done = run(*options, program)
+        check(done.stdout == "0\n", f"{options}: {done.stdout!r} wrong, {done.stderr!r}")
+
+
 if __name__ == "__main__":
     main()
