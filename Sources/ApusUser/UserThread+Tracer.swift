@@ -211,7 +211,9 @@ extension UserThread {
     return withUnsafeMutablePointer(to: &record.sets) { raw in
       raw.withMemoryRebound(to: apus_trace_set.self, capacity: 4) { sets in
         guard
-          let index = (0..<Int(record.set_count)).first(where: { UInt64(sets[$0].kind) == a.c & 0xffff_ffff })
+          let index = (0..<Int(record.set_count)).first(where: { UInt64(sets[$0].kind) == a.c & 0xffff_ffff }
+          ),
+          sets[index].byte_count > 0
         else {
           return -Int(EINVAL)
         }

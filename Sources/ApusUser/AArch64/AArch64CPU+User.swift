@@ -11,8 +11,8 @@ extension AArch64CPU: UserCPU {
 
   // MARK: Register sets
 
-  /// `struct user_pt_regs`, `struct user_fpsimd_state`, NT_ARM_TLS.
-  public static var registerSets: [UInt32] { [1, 2, 0x401] }
+  /// `struct user_pt_regs`, `struct user_fpsimd_state`, NT_ARM_TLS, NT_ARM_PAC_MASK.
+  public static var registerSets: [UInt32] { [1, 2, 0x401, 0x406] }
 
   public func registerSet(_ kind: UInt32) -> [UInt8]? {
     let view = view
@@ -22,6 +22,8 @@ extension AArch64CPU: UserCPU {
       let vectors = (0..<32).flatMap { [view[v: $0].low, view[v: $0].high] }
       return Self.bytes(vectors + [view.fpsr | view[.fpcr] << 32, 0])
     case 0x401: return Self.bytes([view[.tpidr]])
+    // The bits of a code in pointers to data and to instructions, below the top byte; debuggers take them out.
+    case 0x406 where features.contains(.pauth): return Self.bytes([0x7f << 48, 0x7f << 48])
     default: return nil
     }
   }
