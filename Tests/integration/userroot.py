@@ -19,7 +19,7 @@ CACHE = pathlib.Path(os.environ.get("APUS_CACHE", pathlib.Path.home() / ".cache"
 SOURCES = pathlib.Path(__file__).resolve().parents[2]
 NAMESPACE = pathlib.Path(__file__).with_name("namespace.py")
 BASE = "ca-certificates,gcc,libc6-dev,openssl,perl,python3,sqlite3"
-MORE = "build-essential git golang-go nodejs gdb strace bzip2 xz-utils curl file"
+MORE = "build-essential netbase git golang-go nodejs gdb strace bzip2 xz-utils curl file"
 # Mounts of its own, gone with the last process. Arguments: the root, the emulator, the guest, how programs start, the command.
 SCRIPT = """
 set -e
