@@ -535,7 +535,6 @@ public struct X86Assembler: @unchecked Sendable {
   public mutating func loadWhole(_ to: X86Vector, _ memory: X86Memory) { sse(0, 0x10, to, memory) }
   public mutating func storeWhole(_ memory: X86Memory, _ from: X86Vector) { sse(0, 0x11, from, memory) }
   /// movhps: the upper 64 bits.
-  public mutating func loadUpper(_ to: X86Vector, _ memory: X86Memory) { sse(0, 0x16, to, memory) }
   public mutating func storeUpper(_ memory: X86Memory, _ from: X86Vector) { sse(0, 0x17, from, memory) }
   /// An AVX instruction on 128 bits with prefix 66: to = a op b. map: 1 0F, 2 0F38.
   public mutating func avx(_ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, map: UInt8 = 1) {
