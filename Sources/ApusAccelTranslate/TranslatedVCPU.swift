@@ -676,7 +676,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       }
       return .fault(fault)
     case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount):
-      let ram = memory!.ramRegion(GuestPhysicalAddress(physical & ~4095), 4096)
+      let ram = memory!.ramRegion(GuestPhysicalAddress(physical & ~4095), 4096, forCPU: true)
       if byteCount > 4096 { tlb.noteLargePage(address & ~(byteCount - 1), byteCount, context) }
       let entry = tlb.insert(
         page, context, physicalPage: physical >> 12,
