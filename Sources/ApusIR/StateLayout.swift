@@ -48,7 +48,7 @@ public enum StateHeader {
   public static let spill = 448
 
   /// Number of translation contexts (privilege levels) with a TLB and a jump cache of their own.
-  public static let contextCount = 8
+  public static let contextCount = 9
   /// Jump cache entries: {guest PC, code address}, indexed by PC bits 1 up.
   public static let jumpCacheEntryCount = 8192
   public static let jumpCacheEntryByteCount = 16
