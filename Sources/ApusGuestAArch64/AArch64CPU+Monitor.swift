@@ -1,5 +1,7 @@
 import ApusCPU
 import ApusGuest
+import ApusHost
+import ApusIR
 import ApusISAAArch64
 
 // EL3: its registers, and what it keeps from the levels below [Arm ARM D1.3, D19.2].
@@ -76,6 +78,17 @@ extension AArch64CPU {
   private var monitorWritable: UInt64 {
     SCR.writable | (hasHypervisor ? SCR.hypervisorCall : 0)
       | (features.contains(.pauth) ? SCR.authenticationBits : 0)
+  }
+
+  /// EL3's `wfe`: firmware's CPUs wait so until it is their turn. Other CPUs' events are not kept: a millisecond is one. Where
+  /// there is a reservation somebody waits for another CPU's store, which is soon.
+  func waitForEvent() {
+    let isReserved =
+      state.load(fromByteOffset: StateHeader.monitorAddress, as: UInt64.self) != StateHeader.noAddress
+    defer { hasEvent = false }
+    guard !hasEvent, !isReserved else { return }
+    eventDeadline = HostClock.monotonicNanoseconds() + 1_000_000
+    engine.requestSleep()
   }
 
   // MARK: Registers

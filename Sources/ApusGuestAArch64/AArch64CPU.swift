@@ -61,6 +61,9 @@ public final class AArch64CPU: GuestCPU {
   final class Flag: Sendable { let value = Atomic<Bool>(false) }
   /// A timer's deadline has passed.
   let dueFlag = Flag()
+  /// EL3's event register, and when its `wfe` ends at the latest, in the host's time.
+  var hasEvent = false
+  var eventDeadline: UInt64?
   /// The host's timers of the guest's.
   var scheduled = [EventLoop.TimerID?](repeating: nil, count: ArmCPUEnvironment.Timer.allCases.count)
   /// What control registers make of each level's mode.
@@ -147,6 +150,7 @@ public final class AArch64CPU: GuestCPU {
     }
     for field in AArch64State.Field.allCases { s[field] = 0 }
     s.pc = entry
+    (hasEvent, eventDeadline) = (false, nil)
     state.storeBytes(of: StateHeader.noAddress, toByteOffset: StateHeader.monitorAddress, as: UInt64.self)
     state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
     s.fpsr = 0
@@ -281,10 +285,11 @@ public final class AArch64CPU: GuestCPU {
   }
   public func shouldWake() -> Bool {
     if power.isOff { return power.hasStart }
+    if let eventDeadline, HostClock.monotonicNanoseconds() >= eventDeadline { return true }
     return dueFlag.value.load(ordering: .acquiring)
       || apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset) != 0
   }
-  public func nextTimerDeadline() -> UInt64? { nil }
+  public func nextTimerDeadline() -> UInt64? { eventDeadline }
   /// - Parameter number: 0 IRQ, 1 FIQ.
   public func setInterrupt(_ number: Int, _ level: Bool) {
     let lines = state + AArch64SystemSlot.interruptLines.offset

@@ -13,7 +13,7 @@ enum AArch64Helper: Int, CaseIterable {
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints, checkTrap, hypervisorCall
   case extensionVector, randomNumber, authenticate
-  case semihosting, checkGranule, checkBranch, monitorCall
+  case semihosting, checkGranule, checkBranch, monitorCall, waitForEvent, sendEvent
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -134,9 +134,25 @@ enum AArch64Helper: Int, CaseIterable {
       IRHelper("wfi", Self.exits) { state, nextPC, _, _ in
         AArch64CPU.with(state) { cpu in
           cpu.s.pc = nextPC
+          cpu.eventDeadline = nil
           cpu.engine.requestSleep()
           cpu.s.requestDispatch()
         }
+        return 0
+      }
+    case .waitForEvent:
+      // a: the next PC.
+      IRHelper("wfe", Self.exits) { state, nextPC, _, _ in
+        AArch64CPU.with(state) { cpu in
+          cpu.s.pc = nextPC
+          cpu.waitForEvent()
+          cpu.s.requestDispatch()
+        }
+        return 0
+      }
+    case .sendEvent:
+      IRHelper("sev", [.readsState, .writesState]) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.hasEvent = true }
         return 0
       }
     case .readSystem:

@@ -120,6 +120,26 @@ struct AArch64SystemRegister: Sendable {
   static let table: [AArch64SystemKey: AArch64SystemRegister] = Dictionary(
     uniqueKeysWithValues: all.map { ($0.key, $0) })
 
+  /// The register that a CPU with `features` has.
+  static func named(_ key: AArch64SystemKey, _ features: AArch64FeatureSet) -> Self? {
+    if let row = table[key] { return features.contains(row.feature) ? row : nil }
+    guard key.n == 15 || key.n == 11, (features.hasPAN ? laterCoreKeys : firstCoreKeys).contains(key),
+      !features.hasLargeAddresses
+    else { return nil }
+    return .init(key: key, kind: .zero, reader: 1, writer: 1)
+  }
+  /// What firmware sets in Cortex-A53, A57 and A72: L2CTLR, L2ECTLR, L2ACTLR, CPUACTLR, CPUECTLR, CPUMERRSR, L2MERRSR, CBAR.
+  private static let firstCoreKeys: Set<AArch64SystemKey> = [
+    .init(3, 1, 11, 0, 2), .init(3, 1, 11, 0, 3), .init(3, 1, 15, 0, 0), .init(3, 1, 15, 2, 0),
+    .init(3, 1, 15, 2, 1), .init(3, 1, 15, 2, 2), .init(3, 1, 15, 2, 3), .init(3, 1, 15, 3, 0),
+  ]
+  /// In Cortex-A76 and Neoverse N1: CPUCFR, CPUACTLR, CPUACTLR2, CPUACTLR3, CPUECTLR, CPUPWRCTLR; the patch registers.
+  private static let laterCoreKeys: Set<AArch64SystemKey> = [
+    .init(3, 0, 15, 0, 0), .init(3, 0, 15, 1, 0), .init(3, 0, 15, 1, 1), .init(3, 0, 15, 1, 2),
+    .init(3, 0, 15, 1, 4), .init(3, 0, 15, 2, 7), .init(3, 6, 15, 8, 0), .init(3, 6, 15, 8, 1),
+    .init(3, 6, 15, 8, 2), .init(3, 6, 15, 8, 3),
+  ]
+
   private static var all: [Self] {
     var rows: [Self] = [
       slot(0, 1, 0, 1, .actlr), slot(0, 5, 1, 0, .afsr0), slot(0, 5, 1, 1, .afsr1),

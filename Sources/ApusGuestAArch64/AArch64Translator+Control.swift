@@ -60,7 +60,8 @@ extension AArch64Translator {
     case .hint:
       if authenticationHint(bits(5, 7)) { break }
       if mode.isSystem, mode.checksTraps, [2, 3].contains(bits(5, 7)) { checkTrap() }
-      // wfi. nop, yield, wfe and sev do nothing; neither do pointer authentication and branch targets, which are not there.
+      if mode.level == 3, [2, 4, 5].contains(bits(5, 7)) { return event(bits(5, 7)) }
+      // wfi. nop, yield, wfe and sev do nothing below EL3; neither do pointer authentication and branch targets, which are not there.
       guard bits(5, 7) == 3, mode.isSystem else { break }
       if mode.level == 0 { break }  // SCTLR_EL1.nTWI is taken to be 1
       call(.waitForInterrupt, constant(pc &+ 4))
@@ -78,6 +79,12 @@ extension AArch64Translator {
     case .msr: writeRegister()
     default: preconditionFailure("not a control instruction")
     }
+  }
+
+  /// wfe (2), sev (4) or sevl (5) at EL3.
+  private mutating func event(_ number: UInt32) {
+    call(number == 2 ? .waitForEvent : .sendEvent, constant(pc &+ 4))
+    if number == 2 { finish(.dispatch) }
   }
 
   /// An indirect branch where there may be guarded pages.
