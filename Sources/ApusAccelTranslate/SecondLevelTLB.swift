@@ -21,6 +21,7 @@ final class SecondLevelTLB {
     var canStore: Bool
     var canFetch: Bool
     var isGlobal: Bool
+    var isGuarded: Bool
   }
   private static let entryCount = 4096
   private let mapping: HostMapping
@@ -73,7 +74,7 @@ final class SecondLevelTLB {
 
   func insert(
     _ page: UInt64, _ context: Int, physicalPage: UInt64, host: UnsafeMutableRawPointer?, ram: GuestRAM?,
-    canLoad: Bool, canStore: Bool, canFetch: Bool, isGlobal: Bool
+    canLoad: Bool, canStore: Bool, canFetch: Bool, isGlobal: Bool, isGuarded: Bool
   ) -> UnsafeMutablePointer<Entry> {
     let entry = slot(page, context)
     // What an earlier access found out about the same page stays true.
@@ -86,7 +87,8 @@ final class SecondLevelTLB {
         key: page << 3 | UInt64(context), physicalPage: physicalPage, host: host,
         ram: ram.map { Unmanaged.passUnretained($0) }, space: tags[context].space,
         generation: isGlobal ? tags[context].globalGeneration : tags[context].localGeneration,
-        canLoad: canLoad, canStore: canStore, canFetch: fetch, isGlobal: isGlobal))
+        canLoad: canLoad, canStore: canStore, canFetch: fetch, isGlobal: isGlobal,
+        isGuarded: isGuarded))
     return entry
   }
 

@@ -372,7 +372,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let mode = self.mode
       let context = guest.fetchContext(mode: mode)
       (lastMode, lastContext) = (mode, context)
-      guard let page = resolveFetch(pc, pc: pc, context) else { continue }
+      // What is found there may change the mode.
+      guard let page = resolveFetch(pc, pc: pc, context), self.mode == mode else { continue }
       let isUngrouped = pc == ungroupedPC
       let key = isUngrouped ? mode | TranslationCache.ungroupedKey : mode
       var found = cache.findBlock(
@@ -438,13 +439,14 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private func resolveLink() -> UInt64 {
     let number = state.load(fromByteOffset: StateHeader.argument2, as: UInt32.self)
     let (target, isUnstable, isUngrouped) = cache.linkTarget(number)
+    let mode = self.mode
     pc = target
     if isUngrouped { ungroupedPC = target }
     if isStepped { return 0 }
     if isUnstable, !isUngrouped { return dispatch() }
     guard findNext() else { return 0 }
     // A fault on the way leads elsewhere.
-    if pc == target { cache.connect(number, to: nextBlock) }
+    if pc == target, self.mode == mode { cache.connect(number, to: nextBlock) }
     return cache.codeAddress(nextBlock)
   }
 
@@ -573,6 +575,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     for context in contexts where !keepGlobal || jumpCacheIsLocal[context] { revalidateJumpCache(context) }
   }
 
+  public func codePage(_ address: UInt64, context: Int) -> (host: UnsafeRawPointer?, isGuarded: Bool)? {
+    guard case .page(let entry) = resolve(address, .fetch, context) else { return nil }
+    return (entry.pointee.host.map { UnsafeRawPointer($0 + Int(address & 4095)) }, entry.pointee.isGuarded)
+  }
+
   public func setWatchedPages(_ pages: [UInt64]) {
     guard pages != watchedPages else { return }
     watchedPages = pages
@@ -621,7 +628,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let slot = Int(page & 63)
       if memory[slot].page != page {
         var mapped = UInt64.max
-        if case .page(let now, _, _, _, _) = guest.translateAddress(pc, .fetch, context: context) {
+        if case .page(let now, _, _, _, _, _) = guest.translateAddress(pc, .fetch, context: context) {
           mapped = now >> 12
         }
         memory[slot] = (page, mapped)
@@ -675,13 +682,14 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
           "mmu: \(access) of 0x\(String(address, radix: 16)) in context \(context): fault \(fault)\n")
       }
       return .fault(fault)
-    case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount):
+    case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount, let isGuarded):
       let ram = memory!.ramRegion(GuestPhysicalAddress(physical & ~4095), 4096)
       if byteCount > 4096 { tlb.noteLargePage(address & ~(byteCount - 1), byteCount, context) }
       let entry = tlb.insert(
         page, context, physicalPage: physical >> 12,
         host: ram.map { $0.host + Int((physical & ~4095) - $0.base.rawValue) }, ram: ram,
-        canLoad: canLoad, canStore: canStore, canFetch: access == .fetch, isGlobal: isGlobal)
+        canLoad: canLoad, canStore: canStore, canFetch: access == .fetch, isGlobal: isGlobal,
+        isGuarded: isGuarded)
       return .page(entry)
     }
   }

@@ -7,8 +7,11 @@ public enum GuestAccess: UInt8, Sendable { case load, store, fetch }
 public enum GuestTranslation: Sendable {
   /// Mapped: the physical address of the byte asked for, and what the page allows in this context. `canStore` is
   /// false, too, where a first store must be seen (dirty bit). `isGlobal`: the same in every address space.
-  /// `byteCount`: the size of the mapping that the page is part of, a power of two.
-  case page(physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64)
+  /// `byteCount`: the size of the mapping that the page is part of, a power of two. `isGuarded`: indirect branches into the
+  /// page are checked; whom that concerns asks the engine's `codePage`.
+  case page(
+    physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64,
+    isGuarded: Bool = false)
   /// An exception with this guest-specific number.
   case fault(UInt64)
 }
@@ -96,6 +99,9 @@ public protocol GuestEngine: AnyObject {
   func compareExchange128(
     _ address: UInt64, _ expected: inout (UInt64, UInt64), _ desired: (UInt64, UInt64), context: Int
   ) -> UInt64?
+  /// Where the code at `address` is on the host, and whether its page is guarded; `nil` if it cannot be fetched. `host` is
+  /// `nil` where there is no RAM.
+  func codePage(_ address: UInt64, context: Int) -> (host: UnsafeRawPointer?, isGuarded: Bool)?
   /// Forgets translations of some contexts: all, or those of one page. `keepGlobal` spares global pages.
   func flushTLB(page: UInt64?, keepGlobal: Bool, contexts: GuestContexts)
   /// Forgets translations as `flushTLB` does, and, if `isShared`, lets the other vCPUs forget them, too.

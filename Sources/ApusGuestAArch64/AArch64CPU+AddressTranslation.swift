@@ -169,27 +169,32 @@ extension AArch64CPU {
       entry = wanted
     }
     let mask = UInt64(1) << shift - 1
+    let isGuarded = entry & Descriptor.guarded != 0 && features.contains(.bti)
+    if isGuarded, walk.access == .fetch { noteGuardedPage(walk.virtual) }
     return finish(
       walk, physical: output | walk.virtual & mask, canLoad: hasData,
       canStore: hasData && mayBecomeWritable && entry & Descriptor.readOnly == 0,
       isGlobal: !walk.regime.hasUser || entry & Descriptor.notGlobal == 0,
-      byteCount: 1 << (entry & Descriptor.contiguous != 0 ? shift + 4 : shift))
+      byteCount: 1 << (entry & Descriptor.contiguous != 0 ? shift + 4 : shift),
+      isGuarded: isGuarded)
   }
 
   /// Stage 1's result, and what stage 2 makes of it.
   private func finish(
-    _ walk: Walk, physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64
+    _ walk: Walk, physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64,
+    isGuarded: Bool = false
   ) -> GuestTranslation {
     guard walk.regime.usesStage2, !walk.isStage1Only else {
       return .page(
-        physical: physical, canLoad: canLoad, canStore: canStore, isGlobal: isGlobal, byteCount: byteCount)
+        physical: physical, canLoad: canLoad, canStore: canStore, isGlobal: isGlobal, byteCount: byteCount,
+        isGuarded: isGuarded)
     }
     switch stage2(physical, walk.access, isUser: walk.isUser) {
     case .fault(let status): return .fault(Syndrome.stage2(status, .output, walk.access, physical))
     case .page(let page):
       return .page(
         physical: page.physical, canLoad: canLoad && page.canLoad, canStore: canStore && page.canStore,
-        isGlobal: isGlobal, byteCount: min(byteCount, page.byteCount))
+        isGlobal: isGlobal, byteCount: min(byteCount, page.byteCount), isGuarded: isGuarded)
     }
   }
 }

@@ -38,8 +38,9 @@ extension AArch64CPU {
     let usesOwnStack = s[.stackSelect]
     s[isHypervisor ? .elr2 : .elr] = pc
     s[isHypervisor ? .spsr2 : .spsr] =
-      s.nzcv | s[.daif] | s[.pan] | s[.uao] | s[.statusBits] | s[.step] & PState.step | level << 2
-      | usesOwnStack
+      s.nzcv | s[.daif] | s[.pan] | s[.uao] | s[.statusBits] | s[.step] & PState.step
+      | s[.branchType] << 10 | level << 2 | usesOwnStack
+    s[.branchType] = 0
     s[.step] = 0
     s[.uao] = 0
     // SSBS becomes SCTLR_ELx.DSSBS.
@@ -74,6 +75,7 @@ extension AArch64CPU {
       return enterIllegalState(current)
     }
     selectStack(level: level, selected: status & 1)
+    if features.contains(.bti) { (s[.branchType], s[.lastBranch]) = (status >> 10 & 3, 0) }
     s.nzcv = status & PState.condition
     s[.daif] = status & PState.daif
     if features.hasPAN {

@@ -13,7 +13,7 @@ extension AArch64CPU {
     let context = Int(s.mode.context)
     s[x: 0] = semihosting.call(s[x: 0], s[x: 1]) { address, isStore in
       guard
-        case .page(let physical, let canLoad, let canStore, _, _) = translateAddress(
+        case .page(let physical, let canLoad, let canStore, _, _, _) = translateAddress(
           address, isStore ? .store : .load, context: context), isStore ? canStore : canLoad
       else { return nil }
       return physical

@@ -32,6 +32,7 @@ extension AArch64CPU {
         engine.invalidateTLB(page: nil, keepGlobal: false, contexts: contexts, isShared: isShared)
       }
     }
+    s[.lastBranch] = 0
     s.requestDispatch()
   }
 
@@ -67,7 +68,7 @@ extension AArch64CPU {
     }
     let isStage1Only = key.op1 == 0 || key.op2 < 2
     switch walk(address, isStore ? .store : .load, context: context, isStage1Only: isStage1Only) {
-    case .page(let physical, _, _, _, _):
+    case .page(let physical, _, _, _, _, _):
       // Normal memory, inner shareable, not secure.
       s[.par] = physical & 0xf_ffff_ffff_f000 | 0x800 | 0xff << 56 | 1 << 9 | 3 << 7
     case .fault(let number):

@@ -13,7 +13,7 @@ enum AArch64Helper: Int, CaseIterable {
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints, checkTrap, hypervisorCall
   case extensionVector, randomNumber, authenticate
-  case semihosting, checkGranule, checkBranch
+  case semihosting, checkGranule, checkBranch, checkBranchTarget
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -92,6 +92,11 @@ enum AArch64Helper: Int, CaseIterable {
         AArch64CPU.with(state) {
           $0.checkBranch(to: target, isCall: kind & 1 != 0, usesLinkageRegister: kind & 2 != 0)
         }
+        return 0
+      }
+    case .checkBranchTarget:
+      IRHelper("check-branch-target", Self.everything) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.checkBranchTarget() }
         return 0
       }
     case .checkGranule:

@@ -125,7 +125,8 @@ public enum FPCR {
   }
 }
 
-/// What translated code depends on besides the bytes: the key of a block. Bit 20: branch targets are checked.
+/// What translated code depends on besides the bytes: the key of a block. Bit 20: branch targets are checked; bit 21:
+/// PSTATE.BTYPE is not 0.
 ///
 /// ```
 ///  19    18      17     16        15
@@ -195,6 +196,8 @@ public struct AArch64Mode: Hashable, Sendable {
     get { rawValue >> 13 & 1 != 0 }
     set { rawValue = rawValue & ~(1 << 13) | (newValue ? 1 << 13 : 0) }
   }
+  /// The next instruction may cause a debug exception, which saves PSTATE.BTYPE.
+  var seesBranchType: Bool { step == .active || checksBreakPoints }
   /// EL1 may take its own debug exceptions: PSTATE.D matters.
   var hasKernelDebug: Bool {
     get { rawValue >> 14 & 1 != 0 }
@@ -202,8 +205,13 @@ public struct AArch64Mode: Hashable, Sendable {
   }
   /// Indirect branches look at their targets: there are guarded pages.
   var checksBranchTargets: Bool {
-    get { rawValue >> 20 & 1 != 0 }
-    set { rawValue = rawValue & ~(1 << 20) | (newValue ? 1 << 20 : 0) }
+    get { bit(20) }
+    set { setBit(20, newValue) }
+  }
+  /// The last branch is still to be checked.
+  var hasBranchType: Bool {
+    get { bit(21) }
+    set { setBit(21, newValue) }
   }
   public var context: UInt8 { UInt8(rawValue & 3 | (rawValue >> 16 & 1) << 2) }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }

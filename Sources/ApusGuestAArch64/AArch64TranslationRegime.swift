@@ -11,6 +11,7 @@ enum Descriptor {
   static let readOnly: UInt64 = 1 << 7
   static let accessed: UInt64 = 1 << 10
   static let notGlobal: UInt64 = 1 << 11
+  static let guarded: UInt64 = 1 << 50
   static let dirtyManaged: UInt64 = 1 << 51
   static let contiguous: UInt64 = 1 << 52
   static let privilegedNeverExecute: UInt64 = 1 << 53

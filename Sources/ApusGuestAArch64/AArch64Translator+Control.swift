@@ -82,7 +82,15 @@ extension AArch64Translator {
 
   /// An indirect branch where there may be guarded pages.
   mutating func checkBranch(to target: IRValue, isCall: Bool) {
-    guard mode.checksBranchTargets else { return }
+    guard features.contains(.bti) else { return }
+    guard mode.checksBranchTargets || mode.seesBranchType else {
+      if mode.isSystem {
+        let type: AArch64CPU.BranchType = isCall ? .call : .jumpToCall
+        let last = block.binary(.or64, target, constant(type.rawValue))
+        block.set64(AArch64SystemSlot.lastBranch.offset, last)
+      }
+      return
+    }
     call(.checkBranch, target, constant((isCall ? 1 : 0) | (rn == 16 || rn == 17 ? 2 : 0)))
   }
 

@@ -56,6 +56,13 @@ struct AArch64Translator {
       block.finish(.dispatch)
       return .block
     }
+    if mode.hasBranchType {
+      block.instruction(pc: pc, length: 4)
+      if mode.checksBreakPoints { call(.checkBreakPoints) }
+      call(.checkBranchTarget)
+      block.finish(.dispatch)
+      return .block
+    }
     while true {
       word = UnsafeRawPointer(code.bytes + offset).loadUnaligned(as: UInt32.self)
       block.instruction(pc: pc, length: 4)

@@ -27,7 +27,7 @@ extension RISCVCPU {
 
   private func physicalAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> UInt64? {
     guard
-      case .page(let physical, let canLoad, let canStore, _, _) = translateAddress(
+      case .page(let physical, let canLoad, let canStore, _, _, _) = translateAddress(
         address, access, context: context), access == .store ? canStore : access == .fetch || canLoad
     else { return nil }
     return physical
