@@ -75,6 +75,10 @@ public protocol GuestCPU: AnyObject {
   /// The fault number of a watch point that this access to a watched page hits.
   func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
 
+  /// An indirect branch of a kind (`IRTerminator.indirect`), at `source`, leads to the state's PC and was not seen there
+  /// before. Takes the exception if it may not. True: branches of this kind may come here as long as the page is what it is.
+  func checkBranch(kind: UInt32, from source: UInt64) -> Bool
+
   /// Takes a pending, enabled interrupt, if there is one. Returns whether it did.
   func takeInterrupt() -> Bool
   /// Whether a sleeping guest should wake, and the host time (monotonic nanoseconds) of its own next timer.
@@ -123,6 +127,8 @@ public protocol GuestEngine: AnyObject {
 
 extension GuestCPU {
   public func canTranslate(context: Int) -> Bool { true }
+  /// For guests whose branches have no kinds.
+  public func checkBranch(kind: UInt32, from source: UInt64) -> Bool { true }
   /// For guests without watch points.
   public func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
   {

@@ -169,14 +169,12 @@ extension AArch64CPU {
       entry = wanted
     }
     let mask = UInt64(1) << shift - 1
-    let isGuarded = entry & Descriptor.guarded != 0 && features.contains(.bti)
-    if isGuarded, walk.access == .fetch { noteGuardedPage(walk.virtual) }
     return finish(
       walk, physical: output | walk.virtual & mask, canLoad: hasData,
       canStore: hasData && mayBecomeWritable && entry & Descriptor.readOnly == 0,
       isGlobal: !walk.regime.hasUser || entry & Descriptor.notGlobal == 0,
       byteCount: 1 << (entry & Descriptor.contiguous != 0 ? shift + 4 : shift),
-      isGuarded: isGuarded)
+      isGuarded: entry & Descriptor.guarded != 0 && features.contains(.bti))
   }
 
   /// Stage 1's result, and what stage 2 makes of it.

@@ -2,13 +2,11 @@ import ApusGuest
 import ApusISAAArch64
 
 // Branch target identification [Arm ARM D8.4.5]: an indirect branch that comes to a guarded page must come to an instruction
-// that takes its kind. The branch itself looks, before it leaves: PSTATE.BTYPE, the slot `branchType`, stays 0 where the
-// target takes the branch. If it does not, or cannot be fetched yet, BTYPE is set, and the mode of the next block says so:
-// that block is the check alone, unless an exception comes before it, which saves BTYPE in SPSR. So it is, too, where the
-// next instruction may be stepped or have a break point; an interrupt, which comes before the branch or at the target, saves 0.
-//
-// Most systems have no guarded pages. Until the first one is fetched, an indirect branch notes its target alone, in the slot
-// `lastBranch`; from then on all of this CPU's are checked.
+// that takes its kind. The engine asks when a branch leads where none of its kind has been before; what is found in order it
+// remembers, so that PSTATE.BTYPE, the slot `branchType`, stays 0 there. If the target does not take the branch, or cannot
+// be fetched yet, BTYPE is set, and the mode of the next block says so: that block is the check alone, unless an exception
+// comes before it, which saves BTYPE in SPSR. So it is, too, where the next instruction may be stepped or have a break point.
+// In a process the exception is SIGILL, at once.
 
 extension AArch64CPU {
   /// The kinds of branches: PSTATE.BTYPE at the target.
@@ -19,7 +17,7 @@ extension AArch64CPU {
     case jump = 3
   }
 
-  /// From now on indirect branches are checked. Between blocks.
+  /// A process has guarded pages: from now on indirect branches are checked. Between blocks.
   public func checkBranchTargets() {
     guard features.contains(.bti), !checksBranchTargets else { return }
     checksBranchTargets = true
@@ -27,31 +25,38 @@ extension AArch64CPU {
     s.requestDispatch()
   }
 
-  /// Before an indirect branch, whose other effects are made: raises SIGILL at the target, or goes there with BTYPE set, if the
-  /// branch may not go there.
-  func checkBranch(to target: UInt64, isCall: Bool, usesLinkageRegister: Bool) {
-    guard target & 3 == 0 else { return }
+  public func checkBranch(kind: UInt32, from source: UInt64) -> Bool {
+    guard let kind = BranchType(rawValue: UInt64(kind)), s.pc & 3 == 0 else { return false }
     guard system == nil else {
-      let context = fetchContext(mode: s.mode.rawValue)
-      let isFromGuarded =
-        !isCall && !usesLinkageRegister && engine.codePage(s.pc, context: context)?.isGuarded == true
-      let type: BranchType = isCall ? .call : isFromGuarded ? .jump : .jumpToCall
-      if s.mode.seesBranchType || canBranch(to: target, type, context: context) != true {
-        s.pc = target
-        // The branch is done, which ends a step.
-        if s.mode.step == .active { s[.step] = 1 << 24 }
+      let type = type(of: kind, from: source)
+      guard canBranch(to: s.pc, type, context: fetchContext(mode: s.mode.rawValue)) == true else {
         setBranchType(type.rawValue)
+        return false
       }
-      return
+      return type == kind
     }
-    guard isGuarded(target), let word = UnsafeRawPointer(bitPattern: UInt(target))?.load(as: UInt32.self)
-    else {
-      return
+    guard isGuarded(s.pc), let word = UnsafeRawPointer(bitPattern: UInt(s.pc))?.load(as: UInt32.self) else {
+      return true
     }
-    let type: BranchType = isCall ? .call : usesLinkageRegister || !isGuarded(s.pc) ? .jumpToCall : .jump
-    guard !Self.accepts(word, type, isStrict: true) else { return }
+    let type: BranchType = kind == .jump && !isGuarded(source) ? .jumpToCall : kind
+    if !Self.accepts(word, type, isStrict: true) { raise(.illegalInstruction, address: s.pc) }
+    return type == kind
+  }
+
+  /// The end of an indirect branch that may be stepped, or whose target may have a break point.
+  func branch(to target: UInt64, kind: UInt64) {
+    guard let kind = BranchType(rawValue: kind) else { return }
+    let type = type(of: kind, from: s.pc)
     s.pc = target
-    raise(.illegalInstruction, address: target)
+    if s.mode.step == .active { s[.step] = 1 << 24 }
+    setBranchType(type.rawValue)
+  }
+
+  /// A jump from a page that is not guarded is as one by x16 or x17.
+  private func type(of kind: BranchType, from source: UInt64) -> BranchType {
+    guard kind == .jump else { return kind }
+    let page = engine.codePage(source, context: fetchContext(mode: s.mode.rawValue))
+    return page?.isGuarded == true ? .jump : .jumpToCall
   }
 
   /// `nil` where nothing can be fetched.
@@ -82,21 +87,6 @@ extension AArch64CPU {
     case false?: trap(Syndrome.branchTarget | type.rawValue)
     case nil: s.requestDispatch()
     }
-  }
-
-  /// The instruction at `address` is about to be fetched from the first guarded page.
-  func noteGuardedPage(_ address: UInt64) {
-    guard !checksBranchTargets else { return }
-    takeLastBranch(to: address)
-    checkBranchTargets()
-  }
-
-  /// Sets BTYPE if the last indirect branch, not checked, led to this address.
-  func takeLastBranch(to address: UInt64) {
-    let last = s[.lastBranch]
-    guard last & ~3 == address, last & 3 != 0 else { return }
-    s[.lastBranch] = 0
-    setBranchType(last & 3)
   }
 
   /// Whether an instruction is a target for a kind of branch.

@@ -75,7 +75,7 @@ extension AArch64CPU {
       return enterIllegalState(current)
     }
     selectStack(level: level, selected: status & 1)
-    if features.contains(.bti) { (s[.branchType], s[.lastBranch]) = (status >> 10 & 3, 0) }
+    if features.contains(.bti) { s[.branchType] = status >> 10 & 3 }
     s.nzcv = status & PState.condition
     s[.daif] = status & PState.daif
     if features.hasPAN {

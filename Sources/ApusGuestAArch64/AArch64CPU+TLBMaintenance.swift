@@ -32,7 +32,6 @@ extension AArch64CPU {
         engine.invalidateTLB(page: nil, keepGlobal: false, contexts: contexts, isShared: isShared)
       }
     }
-    s[.lastBranch] = 0
     s.requestDispatch()
   }
 

@@ -50,7 +50,7 @@ public final class AArch64CPU: GuestCPU {
   let power = AArch64Power()
   /// Whether a page of a process's code is guarded (PROT_BTI); set before the CPU runs.
   public var isGuarded: (UInt64) -> Bool = { _ in false }
-  /// The process, or this CPU of a machine, has had such a page.
+  /// The process has had such a page.
   var checksBranchTargets = false
   /// Answers `hlt #0xf000`; `nil`: the instruction is undefined. Set before the CPU runs.
   public var semihosting: (any SemihostingHandler)?
@@ -130,7 +130,6 @@ public final class AArch64CPU: GuestCPU {
     setVirtualLines(0)
     for slot in AArch64SystemSlot.allCases where slot != .interruptLines { s[slot] = 0 }
     setProcessKeys()
-    if system != nil { checksBranchTargets = false }
     s[.exceptionLevel] = system == nil ? 0 : hasHypervisor ? 2 : 1
     s[.stackSelect] = system == nil ? 0 : 1
     s[.daif] = system == nil ? 0 : PState.daif
@@ -204,7 +203,6 @@ public final class AArch64CPU: GuestCPU {
       if s[.pan] != 0, level == 1 || mode.isHost, level != 0 { mode.setContext(UInt32(mode.context) - 1) }
       mode.rawValue |= AArch64Mode(context: 0, fpcr: fpcr).rawValue
       if s[.uao] != 0 { mode.overridesUserAccess = true }
-      mode.checksBranchTargets = checksBranchTargets
       if s[.branchType] != 0 { mode.hasBranchType = true }
       if s[.mdscr] != 0 { addDebug(to: &mode) }
       s.mode = mode
@@ -296,7 +294,6 @@ public final class AArch64CPU: GuestCPU {
 
   public func raise(fault: UInt64, address: UInt64, pc: UInt64) {
     s.pc = pc
-    if !checksBranchTargets, fault & Syndrome.isData == 0 { takeLastBranch(to: address) }
     if let userHooks {
       userHooks.exception(userHooks.context, UInt8(truncatingIfNeeded: fault), address)
       s.requestDispatch()

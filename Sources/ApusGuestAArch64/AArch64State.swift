@@ -125,7 +125,7 @@ public enum FPCR {
   }
 }
 
-/// What translated code depends on besides the bytes: the key of a block. Bit 20: branch targets are checked; bit 21:
+/// What translated code depends on besides the bytes: the key of a block. Bit 20: the process has guarded pages; bit 21:
 /// PSTATE.BTYPE is not 0.
 ///
 /// ```
@@ -196,14 +196,12 @@ public struct AArch64Mode: Hashable, Sendable {
     get { rawValue >> 13 & 1 != 0 }
     set { rawValue = rawValue & ~(1 << 13) | (newValue ? 1 << 13 : 0) }
   }
-  /// The next instruction may cause a debug exception, which saves PSTATE.BTYPE.
-  var seesBranchType: Bool { step == .active || checksBreakPoints }
   /// EL1 may take its own debug exceptions: PSTATE.D matters.
   var hasKernelDebug: Bool {
     get { rawValue >> 14 & 1 != 0 }
     set { rawValue = rawValue & ~(1 << 14) | (newValue ? 1 << 14 : 0) }
   }
-  /// Indirect branches look at their targets: there are guarded pages.
+  /// A process has guarded pages.
   var checksBranchTargets: Bool {
     get { bit(20) }
     set { setBit(20, newValue) }

@@ -18,8 +18,8 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
     watchControl3
   /// PSTATE.SSBS and DIT, as bits 12 and 24.
   case statusBits
-  /// PSTATE.BTYPE; and until branch targets are checked the last indirect branch's target, with BTYPE in bits 1 and 0.
-  case branchType, lastBranch
+  /// PSTATE.BTYPE.
+  case branchType
   /// Keys of pointer authentication.
   case apiaLow, apiaHigh, apibLow, apibHigh, apdaLow, apdaHigh, apdbLow, apdbHigh, apgaLow, apgaHigh
   // EL2's.

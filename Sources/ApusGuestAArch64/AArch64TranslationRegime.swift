@@ -136,8 +136,9 @@ extension AArch64CPU {
   /// Tells the engine which address spaces the regime's contexts belong to, if that changed.
   func updateAddressSpace(ofHypervisor isHypervisor: Bool) {
     let regime = regime(isHypervisor ? 3 : 0)
-    // M, WXN; what decides about stage 2 and whose pages these are.
+    // M, WXN, and BT0 and BT1, which branches that are remembered depend on; what decides about stage 2 and whose pages these are.
     var machine = UInt32(regime.system & 1) << 16 | UInt32(regime.system >> 19 & 1) << 17
+    machine |= UInt32(regime.system >> 35 & 3) << 19
     if isHypervisor {
       machine |= regime.hasUser ? 1 << 18 : 0
     } else if hasHypervisor {

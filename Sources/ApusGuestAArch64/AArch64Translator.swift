@@ -169,7 +169,7 @@ struct AArch64Translator {
     case .direct(let target):
       completeStep()
       block.set64(StateHeader.pc, constant(target))
-    case .indirect(let target, _):
+    case .indirect(let target, _, _):
       completeStep()
       block.set64(StateHeader.pc, target)
     case .dispatch: break

@@ -102,7 +102,12 @@ public final class IREvaluator {
     }
     switch terminator {
     case .direct(let target): setPC(target)
-    case .indirect(let target, _): setPC(values[Int(target.index)])
+    case .indirect(let target, _, let kind):
+      setPC(values[Int(target.index)])
+      if kind != 0 {
+        state.storeBytes(of: UInt32(kind), toByteOffset: StateHeader.branchKind, as: UInt32.self)
+        state.storeBytes(of: pc, toByteOffset: StateHeader.branchSource, as: UInt64.self)
+      }
     case .dispatch: break
     }
   }

@@ -274,7 +274,7 @@ public final class X86Emitter {
       let root = Int(values[Int(operand)].root)
       if values[root].lastUse == 0 { values[root].lastUse = UInt16(truncatingIfNeeded: at) }
     }
-    if case .indirect(let target, _) = block.terminator { use(target.index, count) }
+    if case .indirect(let target, _, _) = block.terminator { use(target.index, count) }
     // The unpinned slots, a bit each, that are set again before anything can see them: by leaving the block, in a fault, in a
     // helper. A pinned one's set costs nothing.
     var overwritten: UInt32 = 0
