@@ -335,8 +335,8 @@ extension X86Emitter {
     }
   }
 
-  /// Puts a fused multiply-add's operands where the slow path looks for them.
-  private func storeVectors(_ operands: [(X86Vector, Int)]) {
+  /// Puts operands where the slow path looks for them.
+  func storeVectors(_ operands: [(X86Vector, Int)]) {
     for (register, offset) in operands { asm.store(state(offset), register, double: true) }
   }
 }
