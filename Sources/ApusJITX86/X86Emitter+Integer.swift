@@ -203,6 +203,8 @@ extension X86Emitter {
     let right = use(i.b)
     if features.hasBMI {
       asm.andNot(register, right, left)
+    } else if right == left {
+      asm.move(register, immediate: 0)
     } else if right == register {
       asm.not(register)
       asm.arithmetic(.and, register, left)
