@@ -367,7 +367,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     let arrival = Arrival(kind: branchKind, pc: pc, mode: mode)
     guard arrival.kind != 0 else { return nil }
     branchKind = 0
-    let source = state.load(fromByteOffset: StateHeader.branchSource, as: UInt64.self)
+    let source = state.load(fromByteOffset: StateHeader.argument0, as: UInt64.self)
     return guest.checkBranch(kind: arrival.kind, from: source) ? arrival : nil
   }
 

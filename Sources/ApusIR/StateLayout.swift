@@ -36,9 +36,10 @@ public enum StateHeader {
   public static let engine = 344
   /// The guest's CPU object, for the helpers. pointer.
   public static let guest = 352
-  /// The `kind` of an indirect branch that came to the dispatcher, which clears it, and the branch's PC. u32, u64.
+  /// The `kind` of an indirect branch that came to the dispatcher, which clears it; the branch's PC is `argument0`. u32.
   public static let branchKind = 360
-  public static let branchSource = 368
+  /// A vector of 16 bytes, for the code emitter.
+  public static let vectorScratch = 368
   /// Scratch for the code emitter. 8 x u64.
   public static let scratch = 384
   /// The IEEE flags for each value of MXCSR's six sticky bits, a byte each; written by the back end.

@@ -203,7 +203,7 @@ extension X86Emitter {
     if kind != 0 {
       asm.store(state(StateHeader.branchKind), immediate: Int32(kind), byteCount: 4)
       asm.moveKeepingFlags(.rax, immediate: source)
-      asm.store(state(StateHeader.branchSource), .rax)
+      asm.store(state(StateHeader.argument0), .rax)
     }
     asm.jump(to: thunks.dispatch)
   }
@@ -348,8 +348,8 @@ extension X86Emitter {
     }
   }
 
-  /// Puts a fused multiply-add's operands where the slow path looks for them.
-  private func storeVectors(_ operands: [(X86Vector, Int)]) {
+  /// Puts operands where the slow path looks for them.
+  func storeVectors(_ operands: [(X86Vector, Int)]) {
     for (register, offset) in operands { asm.store(state(offset), register, double: true) }
   }
 }

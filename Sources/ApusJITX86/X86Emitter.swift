@@ -162,12 +162,14 @@ public final class X86Emitter {
 
   public init(
     buffer: CodeBuffer, layout: StateLayout, helpers: [IRHelper], optimisations: IROptimisations,
-    runtime: X86Runtime, sites: SlowSiteTable
+    features: X86HostFeatures, runtime: X86Runtime, sites: SlowSiteTable
   ) {
     (self.buffer, self.layout, self.helpers, self.optimisations) = (buffer, layout, helpers, optimisations)
     self.sites = sites
-    features = .current
-    asm = X86Assembler(start: buffer.writable, offset: 0)
+    self.features = features
+    let scratch = X86Memory(.rbp, Int32(StateHeader.vectorScratch - StateHeader.bias))
+    asm = X86Assembler(
+      start: buffer.writable, offset: 0, vectorEncoding: features.hasAVX ? .vex : .legacy(scratch: scratch))
     let valueCount = IRBlock.capacity + AccessGroup.limit
     values = .allocate(capacity: valueCount)
     values.initialize(repeating: ValueInfo(), count: valueCount)
