@@ -8,7 +8,7 @@ import ApusMemory
 /// Belongs to the vCPU's thread.
 final class SecondLevelTLB {
   struct Entry {
-    /// Guest page number << 3 | context; all ones: empty.
+    /// See `key`; all ones: empty.
     var key: UInt64
     var physicalPage: UInt64
     /// The page on the host, for RAM.
@@ -34,10 +34,11 @@ final class SecondLevelTLB {
     var globalGeneration: UInt32 = 1
     var localGeneration: UInt32 = 1
   }
-  private var tags: InlineArray<8, Tag> = .init(repeating: Tag())
+  private var tags: InlineArray<9, Tag> = .init(repeating: Tag())
   /// Ranges that contain all large pages seen since the last flush: for the lower and the upper half, of contexts 0 to 2,
-  /// then of the others.
-  private var largePages = [(low: UInt64, high: UInt64)](repeating: (.max, 0), count: 4)
+  /// then of 3 to 7, then of 8.
+  private var largePages = [(low: UInt64, high: UInt64)](repeating: (.max, 0), count: 6)
+  private static func groupMask(_ group: Int) -> UInt16 { group == 0 ? 7 : group == 1 ? 0xf8 : 0x100 }
 
   init() throws(HostError) {
     mapping = try HostMapping(anonymousByteCount: Self.entryCount * MemoryLayout<Entry>.stride)
@@ -50,8 +51,10 @@ final class SecondLevelTLB {
     return entries + Int(hash & UInt64(Self.entryCount - 1))
   }
   @inline(__always)
+  private func key(_ page: UInt64, _ context: Int) -> UInt64 { page << 4 | UInt64(context) }
+  @inline(__always)
   private func isCurrent(_ entry: UnsafeMutablePointer<Entry>, _ page: UInt64, _ context: Int) -> Bool {
-    guard entry.pointee.key == page << 3 | UInt64(context) else { return false }
+    guard entry.pointee.key == key(page, context) else { return false }
     return entry.pointee.isGlobal
       ? entry.pointee.generation == tags[context].globalGeneration
         && entry.pointee.space.machine == tags[context].space.machine
@@ -73,29 +76,29 @@ final class SecondLevelTLB {
   }
 
   func insert(
-    _ page: UInt64, _ context: Int, physicalPage: UInt64, host: UnsafeMutableRawPointer?, ram: GuestRAM?,
-    canLoad: Bool, canStore: Bool, canFetch: Bool, isGlobal: Bool, isGuarded: Bool
+    _ page: UInt64, _ context: Int, _ found: GuestPage, host: UnsafeMutableRawPointer?, ram: GuestRAM?,
+    canFetch: Bool
   ) -> UnsafeMutablePointer<Entry> {
     let entry = slot(page, context)
     // What an earlier access found out about the same page stays true.
     let same =
-      isCurrent(entry, page, context) && entry.pointee.physicalPage == physicalPage
-      && entry.pointee.isGlobal == isGlobal
+      isCurrent(entry, page, context) && entry.pointee.physicalPage == found.physical >> 12
+      && entry.pointee.isGlobal == found.isGlobal
     let fetch = canFetch || (same && entry.pointee.canFetch)
     entry.initialize(
       to: Entry(
-        key: page << 3 | UInt64(context), physicalPage: physicalPage, host: host,
+        key: key(page, context), physicalPage: found.physical >> 12, host: host,
         ram: ram.map { Unmanaged.passUnretained($0) }, space: tags[context].space,
-        generation: isGlobal ? tags[context].globalGeneration : tags[context].localGeneration,
-        canLoad: canLoad, canStore: canStore, canFetch: fetch, isGlobal: isGlobal,
-        isGuarded: isGuarded))
+        generation: found.isGlobal ? tags[context].globalGeneration : tags[context].localGeneration,
+        canLoad: found.canLoad, canStore: found.canStore, canFetch: fetch, isGlobal: found.isGlobal,
+        isGuarded: found.isGuarded))
     return entry
   }
 
   func remove(page: UInt64, _ contexts: GuestContexts) {
     for context in contexts {
       let entry = slot(page, context)
-      if entry.pointee.key == page << 3 | UInt64(context) { entry.pointee.key = .max }
+      if entry.pointee.key == key(page, context) { entry.pointee.key = .max }
     }
   }
 
@@ -105,22 +108,22 @@ final class SecondLevelTLB {
       if !keepGlobal { tags[context].globalGeneration &+= 1 }
     }
     guard !keepGlobal else { return }
-    for group in 0..<2 where contexts.bits >> (3 * UInt8(group)) & 7 == 7 {
+    for group in 0..<3 where contexts.bits & Self.groupMask(group) == Self.groupMask(group) {
       (largePages[group * 2], largePages[group * 2 + 1]) = ((.max, 0), (.max, 0))
     }
   }
 
   // Large pages are entered page by page: forgetting one address of them must forget all of them.
   func noteLargePage(_ base: UInt64, _ byteCount: UInt64, _ context: Int) {
-    let half = Int(base >> 63) + (context < 3 ? 0 : 2)
+    let half = Int(base >> 63) + (context < 3 ? 0 : context < 8 ? 2 : 4)
     largePages[half].low = min(largePages[half].low, base)
     largePages[half].high = max(largePages[half].high, base + (byteCount - 1))
   }
   func isPartOfLargePage(_ address: UInt64, _ contexts: GuestContexts) -> Bool {
-    func contains(_ half: Int) -> Bool {
-      address >= largePages[half].low && address <= largePages[half].high
+    for group in 0..<3 where contexts.bits & Self.groupMask(group) != 0 {
+      let range = largePages[Int(address >> 63) + 2 * group]
+      if address >= range.low, address <= range.high { return true }
     }
-    let half = Int(address >> 63)
-    return contexts.bits & 7 != 0 && contains(half) || contexts.bits & 0xf8 != 0 && contains(half + 2)
+    return false
   }
 }

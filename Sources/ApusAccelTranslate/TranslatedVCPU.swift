@@ -669,10 +669,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let slot = Int(page & 63)
       if memory[slot].page != page {
         memory[slot] = (page, .max, false)
-        if case .page(let now, _, _, _, _, let isGuarded) = guest.translateAddress(
-          pc, .fetch, context: context)
-        {
-          memory[slot] = (page, now >> 12, isGuarded)
+        if case .page(let now) = guest.translateAddress(pc, .fetch, context: context) {
+          memory[slot] = (page, now.physical >> 12, now.isGuarded)
         }
       }
       if memory[slot].physical | UInt64(kind) << 56 != physical[entry] || kind != 0 && memory[slot].isGuarded
@@ -725,14 +723,15 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
           "mmu: \(access) of 0x\(String(address, radix: 16)) in context \(context): fault \(fault)\n")
       }
       return .fault(fault)
-    case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount, let isGuarded):
-      let ram = memory!.ramRegion(GuestPhysicalAddress(physical & ~4095), 4096)
-      if byteCount > 4096 { tlb.noteLargePage(address & ~(byteCount - 1), byteCount, context) }
+    case .page(let found):
+      let first = found.physical & ~4095
+      let ram = memory!.ramRegion(GuestPhysicalAddress(first), 4096, forCPU: true)
+      if found.byteCount > 4096 {
+        tlb.noteLargePage(address & ~(found.byteCount - 1), found.byteCount, context)
+      }
       let entry = tlb.insert(
-        page, context, physicalPage: physical >> 12,
-        host: ram.map { $0.host + Int((physical & ~4095) - $0.base.rawValue) }, ram: ram,
-        canLoad: canLoad, canStore: canStore, canFetch: access == .fetch, isGlobal: isGlobal,
-        isGuarded: isGuarded)
+        page, context, found, host: ram.map { $0.host + Int(first - $0.base.rawValue) }, ram: ram,
+        canFetch: access == .fetch)
       return .page(entry)
     }
   }

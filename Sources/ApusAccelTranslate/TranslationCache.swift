@@ -233,7 +233,7 @@ public final class TranslationCache: @unchecked Sendable {
       onCodePage?(physical & ~4095)
       return
     }
-    guard let region = memory?.ramRegion(GuestPhysicalAddress(physical)) else { return }
+    guard let region = memory?.ramRegion(GuestPhysicalAddress(physical), forCPU: true) else { return }
     let flags = region.pageFlags + Int((physical - region.base.rawValue) >> 12)
     if apus_load_relaxed8(flags) & GuestRAM.pageHasCode != 0 { return }
     _ = apus_fetch_or8(flags, GuestRAM.pageHasCode)
@@ -285,7 +285,9 @@ public final class TranslationCache: @unchecked Sendable {
     return UInt32(truncatingIfNeeded: hash >> 32)
   }
   private func byteHash(_ physical: UInt64, _ count: UInt64, _ seed: UInt64) -> UInt64 {
-    guard let pointer = memory!.ramPointer(GuestPhysicalAddress(physical), count) else { return seed }
+    guard let pointer = memory!.ramPointer(GuestPhysicalAddress(physical), count, forCPU: true) else {
+      return seed
+    }
     var hash = seed
     // Instructions are pairs of bytes.
     for offset in stride(from: 0, to: Int(count), by: 2) {
@@ -379,7 +381,7 @@ public final class TranslationCache: @unchecked Sendable {
       counters.invalidations += UInt64(dropped.count)
       if !dropped.isEmpty { hadBlocks = true }
       for number in dropped { disconnect(number) }
-      if !blocksLeft, let region = memory?.ramRegion(GuestPhysicalAddress(page << 12)) {
+      if !blocksLeft, let region = memory?.ramRegion(GuestPhysicalAddress(page << 12), forCPU: true) {
         _ = apus_fetch_and8(
           region.pageFlags + Int(((page << 12) - region.base.rawValue) >> 12), ~GuestRAM.pageHasCode)
       }

@@ -8,6 +8,7 @@ struct ArmVirtACPI {
   var hasVirtualization = false
   var hasHypervisorVirtualTimer = false
   var hasTranslationService: Bool
+  var hasPSCI = true
 
   private typealias Map = ArmVirtMap
 
@@ -28,13 +29,13 @@ struct ArmVirtACPI {
 
   // MARK: Static tables
 
-  /// FADT [§5.2.9]: hardware-reduced; PSCI, by hvc or smc.
+  /// FADT [§5.2.9]: hardware-reduced; PSCI, by hvc or smc, unless firmware at EL3 answers it.
   private var fixed: ACPITables.Body {
     var body = ACPITables.Body()
     body.pad(to: 112)
     body.append(1 << 20, 4)
     body.pad(to: 129)
-    body.append(hasVirtualization ? 1 : 3, 2)
+    body.append(!hasPSCI ? 0 : hasVirtualization ? 1 : 3, 2)
     body.pad(to: 140)
     body.append(pointerTo: "DSDT")
     body.pad(to: 276)
@@ -94,7 +95,8 @@ struct ArmVirtACPI {
     body.append(.max, 8)
     body.append(0, 4)
     for interrupt in [
-      29, Map.physicalTimerInterrupt, Map.virtualTimerInterrupt, Map.hypervisorTimerInterrupt,
+      Map.secureTimerInterrupt, Map.physicalTimerInterrupt, Map.virtualTimerInterrupt,
+      Map.hypervisorTimerInterrupt,
     ] {
       body.append(UInt64(interrupt), 4)
       body.append(4, 4)

@@ -10,7 +10,7 @@ import ApusPlatformDevices
 ///
 /// A kernel is entered as its boot protocol says: the device tree's address in x0, MMU off, at EL1 or EL2
 /// [Linux Documentation/arch/arm64/booting.rst]. Firmware begins at address 0, in flash, and finds the device tree at the
-/// start of RAM.
+/// start of RAM. With a secure state it begins at EL3; a kernel then without firmware in the non-secure state.
 struct ArmVirtBoot: BoardBoot {
   var configuration: MachineConfiguration
   var space: AddressSpace
@@ -19,6 +19,8 @@ struct ArmVirtBoot: BoardBoot {
   var hasTranslationService: Bool
   /// Flash bank 0 holds an image.
   var hasFlash: Bool
+  /// Nobody but us answers PSCI's calls.
+  var hasPSCI: Bool
   var fwCfg: FirmwareConfiguration
 
   private typealias Map = ArmVirtMap
@@ -30,14 +32,16 @@ struct ArmVirtBoot: BoardBoot {
         cpuCount: configuration.cpuCount, cpu: configuration.arm.cpuCompatible, ramByteCount: ram.byteCount,
         gicVersion: gicVersion, hasVirtualization: configuration.arm.hasVirtualization,
         hasHypervisorVirtualTimer: configuration.arm.hasHypervisorVirtualTimer,
-        hasTranslationService: hasTranslationService
+        hasTranslationService: hasTranslationService, hasSecurity: configuration.arm.hasSecurity,
+        hasPSCI: hasPSCI
       ).make()
     }
     var firmware: String?
     if case .file(let path) = configuration.firmware { firmware = path }
     if let firmware {
-      let image = try loader.loadFirmware(try KernelFiles.read(firmware), path: firmware, at: Map.flash.base)
-      guard image.high <= Map.flash.bankByteCount else {
+      let base = configuration.arm.hasSecurity ? Map.secure(Map.flash.base) : Map.flash.base
+      let image = try loader.loadFirmware(try KernelFiles.read(firmware), path: firmware, at: base)
+      guard image.high <= base + Map.flash.bankByteCount else {
         throw .format(path: firmware, reason: "it is larger than the flash bank of 64 MiB")
       }
     }

@@ -12,6 +12,9 @@ struct ArmVirtDeviceTree {
   var hasVirtualization = false
   var hasHypervisorVirtualTimer = false
   var hasTranslationService: Bool
+  /// What only the secure state has is there.
+  var hasSecurity = false
+  var hasPSCI = true
 
   private typealias Map = ArmVirtMap
   private static let clockHandle: UInt32 = 0x8000
@@ -19,6 +22,7 @@ struct ArmVirtDeviceTree {
   private static let gicHandle: UInt32 = 0x8003
   private static let messageHandle: UInt32 = 0x8004
   private static let gpioHandle: UInt32 = 0x8005
+  private static let secureGPIOHandle: UInt32 = 0x8006
   /// Interrupt specifiers: shared 0 or private 1, the number, 4 level high or 1 edge.
   private static let levelHigh: UInt32 = 4
   private static let edge: UInt32 = 1
@@ -30,15 +34,17 @@ struct ArmVirtDeviceTree {
     tree.root.set("#size-cells", 2)
     tree.root.set("#address-cells", 2)
     tree.root.set("compatible", "linux,dummy-virt")
-    tree.root.add(
-      .init("psci") {
-        $0.set("migrate", 0xc400_0005)
-        $0.set("cpu_on", 0xc400_0003)
-        $0.set("cpu_off", 0x8400_0002)
-        $0.set("cpu_suspend", 0xc400_0001)
-        $0.set("method", hasVirtualization ? "smc" : "hvc")
-        $0.set("compatible", ["arm,psci-1.0", "arm,psci-0.2", "arm,psci"])
-      })
+    if hasPSCI {
+      tree.root.add(
+        .init("psci") {
+          $0.set("migrate", 0xc400_0005)
+          $0.set("cpu_on", 0xc400_0003)
+          $0.set("cpu_off", 0x8400_0002)
+          $0.set("cpu_suspend", 0xc400_0001)
+          $0.set("method", hasVirtualization ? "smc" : "hvc")
+          $0.set("compatible", ["arm,psci-1.0", "arm,psci-0.2", "arm,psci"])
+        })
+    }
     tree.root.add(
       .init("memory@\(hex(Map.ram))") {
         $0.set("reg", wide: Map.ram, ramByteCount)
@@ -82,13 +88,8 @@ struct ArmVirtDeviceTree {
         $0.set("clocks", Self.clockHandle, Self.clockHandle)
       })
     tree.root.add(gic)
-    tree.root.add(
-      .init("flash@0") {
-        $0.set("bank-width", 4)
-        let bank = Map.flash.bankByteCount
-        $0.set("reg", wide: Map.flash.base, bank, Map.flash.base + bank, bank)
-        $0.set("compatible", "cfi-flash")
-      })
+    addFlash(to: &tree.root)
+    if hasSecurity { addSecurePeripherals(to: &tree.root) }
     tree.root.add(cpus)
     tree.root.add(
       .init("timer") { node in
@@ -116,6 +117,63 @@ struct ArmVirtDeviceTree {
       })
     tree.root.add(.init("chosen") { $0.set("stdout-path", "/pl011@\(hex(Map.uart))") })
     return tree
+  }
+
+  private func addFlash(to root: inout DeviceTree.Node) {
+    let bank = Map.flash.bankByteCount
+    func add(_ name: String, _ banks: [UInt64], isSecure: Bool = false) {
+      root.add(
+        .init("\(name)@\(hex(banks[0]))") {
+          $0.set("bank-width", 4)
+          $0.set("reg", cells: banks.flatMap { split($0) + split(bank) })
+          $0.set("compatible", "cfi-flash")
+          if isSecure { setSecure(&$0) }
+        })
+    }
+    guard hasSecurity else { return add("flash", [Map.flash.base, Map.flash.base + bank]) }
+    add("secflash", [Map.flash.base], isSecure: true)
+    add("flash", [Map.flash.base + bank])
+  }
+
+  /// A node for the secure state alone [devicetree/bindings/arm/secure.txt].
+  private func setSecure(_ node: inout DeviceTree.Node) {
+    node.set("secure-status", "okay")
+    node.set("status", "disabled")
+  }
+
+  private func addSecurePeripherals(to root: inout DeviceTree.Node) {
+    root.add(
+      .init("secram@\(hex(Map.secureRAM.base))") {
+        $0.set("device_type", "memory")
+        $0.set("reg", wide: Map.secureRAM.base, Map.secureRAM.byteCount)
+        setSecure(&$0)
+      })
+    root.add(
+      peripheral("pl011", Map.secureUART, PL011.byteCount, Map.secureUARTInterrupt) {
+        $0.set("clock-names", ["uartclk", "apb_pclk"])
+        $0.set("clocks", Self.clockHandle, Self.clockHandle)
+        setSecure(&$0)
+      })
+    root.add(.init("secure-chosen") { $0.set("stdout-path", "/pl011@\(hex(Map.secureUART))") })
+    root.add(
+      .init("pl061@\(hex(Map.secureGPIO))") {
+        $0.set("phandle", Self.secureGPIOHandle)
+        $0.set("clock-names", "apb_pclk")
+        $0.set("clocks", Self.clockHandle)
+        $0.set("gpio-controller")
+        $0.set("#gpio-cells", 2)
+        $0.set("reg", wide: Map.secureGPIO, PL061.byteCount)
+        $0.set("compatible", ["arm,pl061", "arm,primecell"])
+        setSecure(&$0)
+      })
+    for (name, pin) in [("gpio-poweroff", Map.powerOffPin), ("gpio-restart", Map.resetPin)] {
+      root.add(
+        .init(name) {
+          $0.set("compatible", name)
+          $0.set("gpios", Self.secureGPIOHandle, UInt32(pin), 0)
+          setSecure(&$0)
+        })
+    }
   }
 
   private func device(
@@ -163,7 +221,7 @@ struct ArmVirtDeviceTree {
           .init("cpu@\(hex(UInt64(index)))") {
             $0.set("phandle", cpuHandle(index))
             $0.set("reg", UInt32(index))
-            if cpuCount > 1 { $0.set("enable-method", "psci") }
+            if cpuCount > 1, hasPSCI { $0.set("enable-method", "psci") }
             $0.set("compatible", cpu)
             $0.set("device_type", "cpu")
           })

@@ -35,12 +35,19 @@ public final class ArmVirtBoard: Board {
     guard configuration.memoryByteCount <= Map.ramLimit else {
       throw MachineError("-m: machine virt takes at most 255G of memory")
     }
-    let memory = try Self.makeMemory(configuration.memoryByteCount)
+    let hasSecurity = configuration.arm.hasSecurity
+    let memory = try Self.makeMemory(configuration.memoryByteCount, hasSecurity: hasSecurity)
     ram = memory.ram
-    if !configuration.dumpsGuestMemory { ram.excludeFromCoreDumps() }
-    let space = AddressSpace(ram: [memory.ram] + memory.flash)
+    if !configuration.dumpsGuestMemory {
+      for one in [memory.ram] + memory.secure { one.excludeFromCoreDumps() }
+    }
+    let space = AddressSpace(ram: [memory.ram] + memory.secure + memory.flash)
     self.space = space
 
+    // Firmware at EL3 answers PSCI's calls itself.
+    let hasFlash = try FlashBankConfiguration.all(configuration)[0] != nil
+    let hasFirmware = configuration.firmware.isFile || hasFlash
+    let hasPSCI = !(hasSecurity && hasFirmware)
     let version: GIC.Version = configuration.arm.gicVersion == 3 ? .v3 : .v2
     let wires = GICWires()
     let semihosting = Semihosting.make(configuration, machine, space: space, ram: ram)
@@ -48,16 +55,18 @@ public final class ArmVirtBoard: Board {
       .init(
         count: configuration.cpuCount, space: space, clock: clock, loop: loop, cpu: configuration.cpu,
         accelerator: configuration.accelerators.first ?? .init("jit"),
-        arm: Self.environment(wires, version, configuration.arm, machine), semihosting: semihosting))
+        arm: Self.environment(wires, version, configuration.arm, machine, hasPSCI: hasPSCI),
+        semihosting: semihosting))
     let gic = GIC(
       version: version, sharedCount: Map.sharedInterruptCount,
       outputs: vcpus.map {
         .init(
           irq: BoardBuilder.line($0, 0), fiq: BoardBuilder.line($0, 1), virtualIRQ: BoardBuilder.line($0, 2),
-          virtualFIQ: BoardBuilder.line($0, 3))
+          virtualFIQ: BoardBuilder.line($0, 3), secureIRQ: BoardBuilder.line($0, 7))
       },
       memory: configuration.arm.hasTranslationService ? space.ramTable : nil,
-      maintenanceInterrupt: configuration.arm.hasVirtualization ? Map.maintenanceInterrupt : nil)
+      maintenanceInterrupt: configuration.arm.hasVirtualization ? Map.maintenanceInterrupt : nil,
+      security: !hasSecurity ? .single : hasPSCI ? .nonSecure : .secure)
     wires.gic = gic
     let builder = BoardBuilder(
       space: space, loop: loop, clock: clock, machine: machine, layout: Self.layout, input: { gic.input($0) })
@@ -66,6 +75,11 @@ public final class ArmVirtBoard: Board {
       builder, gic, memory: configuration.arm.hasTranslationService ? space.ramTable : nil)
     let serial = configuration.serials.first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()
     let gpio = Self.addPeripherals(builder, gic, serial, configuration)
+    if hasSecurity {
+      let serial =
+        configuration.serials.dropFirst().first?.flatMap { characterBackends[$0] } ?? NullCharacterBackend()
+      Self.addSecurePeripherals(builder, gic, serial)
+    }
     pressPowerKey = {
       gpio.setInput(Map.powerKeyPin, true)
       // Long enough for the guest to see it, and for its debouncing.
@@ -75,12 +89,12 @@ public final class ArmVirtBoard: Board {
     }
     let banks = try builder.addFlash(memory.flash, configuration)
     let fwCfg = try builder.addFirmwareConfiguration(configuration)
-    if configuration.arm.hasACPI, banks.contains(0) || configuration.firmware.isFile {
+    if configuration.arm.hasACPI, hasFirmware {
       let acpi = ArmVirtACPI(
         cpuCount: configuration.cpuCount, gicVersion: version,
         hasVirtualization: configuration.arm.hasVirtualization,
         hasHypervisorVirtualTimer: configuration.arm.hasHypervisorVirtualTimer,
-        hasTranslationService: configuration.arm.hasTranslationService)
+        hasTranslationService: configuration.arm.hasTranslationService, hasPSCI: hasPSCI)
       for file in acpi.files() {
         guard !configuration.firmwareFiles.contains(where: { $0["name"] == file.name }) else {
           throw MachineError(
@@ -96,7 +110,7 @@ public final class ArmVirtBoard: Board {
     let boot = ArmVirtBoot(
       configuration: configuration, space: space, ram: ram, gicVersion: version,
       hasTranslationService: configuration.arm.hasTranslationService, hasFlash: banks.contains(0),
-      fwCfg: fwCfg)
+      hasPSCI: hasPSCI, fwCfg: fwCfg)
     self.boot = boot
     machine.install(
       .init(vcpus: vcpus, resets: builder.resets) { () throws(MachineError) in
@@ -114,7 +128,7 @@ public final class ArmVirtBoard: Board {
   }
 
   private static func environment(
-    _ wires: GICWires, _ version: GIC.Version, _ arm: ArmConfiguration, _ machine: Machine
+    _ wires: GICWires, _ version: GIC.Version, _ arm: ArmConfiguration, _ machine: Machine, hasPSCI: Bool
   ) -> ArmCPUEnvironment {
     ArmCPUEnvironment(
       model: arm.cpuDescription, hasRegisters: version == .v3, hasHypervisor: arm.hasVirtualization,
@@ -127,21 +141,46 @@ public final class ArmVirtBoard: Board {
           case .virtual: Map.virtualTimerInterrupt
           case .hypervisorPhysical: Map.hypervisorTimerInterrupt
           case .hypervisorVirtual: Map.hypervisorVirtualTimerInterrupt
+          case .secure: Map.secureTimerInterrupt
           }
         // Resets of CPUs may come before the controller is there.
         wires.gic?.setPrivate(cpu, interrupt, level)
       },
       setPerformanceLine: { wires.gic?.setPrivate($0, Map.performanceInterrupt, $1) },
-      switchPower: { [weak machine] isReset in machine?.request(isReset ? .reset : .powerOff) })
+      switchPower: { [weak machine] isReset in machine?.request(isReset ? .reset : .powerOff) },
+      hasPSCI: hasPSCI, security: arm.hasSecurity ? .init(ranges: secureRanges(version)) : nil)
   }
 
-  private static func makeMemory(_ byteCount: UInt64) throws(MachineError) -> (
-    ram: GuestRAM, flash: [GuestRAM]
+  /// What only the secure state reaches, and the interrupt controller, which shows it more.
+  private static func secureRanges(_ version: GIC.Version) -> [Range<UInt64>] {
+    func range(_ base: UInt64, _ byteCount: UInt64) -> Range<UInt64> { base..<base + byteCount }
+    let own = [
+      range(Map.flash.base, Map.flash.bankByteCount), range(Map.secureUART, PL011.byteCount),
+      range(Map.secureGPIO, PL061.byteCount), range(Map.secureRAM.base, Map.secureRAM.byteCount),
+    ]
+    return own
+      + (version == .v2
+        ? [
+          range(Map.gicDistributor, GICv2Distributor.byteCount),
+          range(Map.gicInterface, GICv2Interface.byteCount),
+        ]
+        : [
+          range(Map.gicDistributor, GICv3Distributor.byteCount),
+          range(Map.gicRedistributors.base, Map.gicRedistributors.byteCount),
+        ])
+  }
+
+  private static func makeMemory(_ byteCount: UInt64, hasSecurity: Bool) throws(MachineError) -> (
+    ram: GuestRAM, secure: [GuestRAM], flash: [GuestRAM]
   ) {
     do throws(HostError) {
+      let ram = try GuestRAM(name: "ram", base: .init(Map.ram), byteCount: byteCount)
+      guard hasSecurity else { return (ram, [], try BoardBuilder.makeFlash(Map.flash)) }
+      let secure = try GuestRAM(
+        name: "secure-ram", base: .init(Map.secure(Map.secureRAM.base)), byteCount: Map.secureRAM.byteCount,
+        isSecure: true)
       return (
-        try GuestRAM(name: "ram", base: .init(Map.ram), byteCount: byteCount),
-        try BoardBuilder.makeFlash(Map.flash)
+        ram, [secure], try BoardBuilder.makeFlash(Map.flash, secureBase: Map.secure(Map.flash.base))
       )
     } catch { throw MachineError(error.description) }
   }
@@ -161,6 +200,14 @@ public final class ArmVirtBoard: Board {
     case .v2:
       builder.map("gic-distributor", Map.gicDistributor, GICv2Distributor.byteCount, GICv2Distributor(gic))
       builder.map("gic-interface", Map.gicInterface, GICv2Interface.byteCount, GICv2Interface(gic))
+      if gic.hasSecurity {
+        builder.map(
+          "gic-distributor-secure", Map.secure(Map.gicDistributor), GICv2Distributor.byteCount,
+          GICv2Distributor(gic, isSecure: true))
+        builder.map(
+          "gic-interface-secure", Map.secure(Map.gicInterface), GICv2Interface.byteCount,
+          GICv2Interface(gic, isSecure: true))
+      }
       if gic.maintenanceInterrupt != nil {
         builder.map(
           "gic-hypervisor", Map.gicHypervisor, GICv2HypervisorInterface.byteCount,
@@ -178,6 +225,14 @@ public final class ArmVirtBoard: Board {
       builder.map(
         "gic-redistributors", Map.gicRedistributors.base, Map.gicRedistributors.byteCount,
         GICv3Redistributors(gic))
+      if gic.hasSecurity {
+        builder.map(
+          "gic-distributor-secure", Map.secure(Map.gicDistributor), GICv3Distributor.byteCount,
+          GICv3Distributor(gic, isSecure: true))
+        builder.map(
+          "gic-redistributors-secure", Map.secure(Map.gicRedistributors.base),
+          Map.gicRedistributors.byteCount, GICv3Redistributors(gic, isSecure: true))
+      }
       guard let memory else { break }
       let service = GICTranslationService(gic, memory: memory)
       builder.map("gic-its", Map.gicTranslation, GICTranslationService.byteCount, service)
@@ -204,5 +259,23 @@ public final class ArmVirtBoard: Board {
     builder.map("pl061", Map.gpio, PL061.byteCount, gpio)
     builder.onReset { gpio.reset() }
     return gpio
+  }
+
+  /// The secure state's serial port, and its pins that switch the machine off or restart it.
+  private static func addSecurePeripherals(
+    _ builder: BoardBuilder, _ gic: GIC, _ serial: any CharacterBackend
+  ) {
+    let uart = PL011(gic.input(Map.secureUARTInterrupt), serial)
+    builder.map("pl011-secure", Map.secure(Map.secureUART), PL011.byteCount, uart)
+    builder.onReset { uart.reset() }
+    let gpio = PL061(.unconnected) { [weak machine = builder.machine] pin in
+      switch pin {
+      case Map.powerOffPin: machine?.request(.powerOff)
+      case Map.resetPin: machine?.request(.reset)
+      default: break
+      }
+    }
+    builder.map("pl061-secure", Map.secure(Map.secureGPIO), PL061.byteCount, gpio)
+    builder.onReset { gpio.reset() }
   }
 }

@@ -1,3 +1,5 @@
+import ApusCPU
+
 /// Addresses and interrupt numbers of the AArch64 `virt` machine, QEMU's [QEMU docs/system/arm/virt, `-machine dumpdtb`].
 public enum ArmVirtMap {
   public static let flash = (base: UInt64(0), bankByteCount: UInt64(64 << 20), bankCount: 2)
@@ -13,6 +15,12 @@ public enum ArmVirtMap {
   public static let rtc: UInt64 = 0x901_0000
   public static let fwCfg: UInt64 = 0x902_0000
   public static let gpio: UInt64 = 0x903_0000
+  /// What only the secure state has (secure=on), besides the first flash bank.
+  public static let secureUART: UInt64 = 0x904_0000
+  public static let secureGPIO: UInt64 = 0x90b_0000
+  public static let secureRAM = (base: UInt64(0xe00_0000), byteCount: UInt64(0x100_0000))
+  /// Where the address space has what the secure state finds at an address of `secureRanges`.
+  public static func secure(_ address: UInt64) -> UInt64 { address | ArmCPUEnvironment.Security.addressBit }
   public static let virtio = (base: UInt64(0xa00_0000), stride: UInt64(0x200), count: 32)
   public static let pciMemory = (base: UInt64(0x1000_0000), byteCount: UInt64(0x2eff_0000))
   public static let pciPorts = (base: UInt64(0x3eff_0000), byteCount: UInt64(0x1_0000))
@@ -29,6 +37,7 @@ public enum ArmVirtMap {
   /// Of PCI's INTA; INTB to INTD follow.
   public static let pciInterrupt = 3
   public static let gpioInterrupt = 7
+  public static let secureUARTInterrupt = 8
   /// Of virtio slot 0; the others follow.
   public static let virtioInterrupt = 16
   public static let messageInterrupt = (first: 48, count: 64)
@@ -38,7 +47,11 @@ public enum ArmVirtMap {
   public static let hypervisorTimerInterrupt = 26
   public static let virtualTimerInterrupt = 27
   public static let hypervisorVirtualTimerInterrupt = 28
+  public static let secureTimerInterrupt = 29
   public static let physicalTimerInterrupt = 30
   /// The pin of the power key.
   public static let powerKeyPin = 3
+  /// The secure GPIO's.
+  public static let powerOffPin = 0
+  public static let resetPin = 1
 }

@@ -53,15 +53,17 @@ final class BoardBuilder {
   }
 
   /// The arrays of the flash banks, one behind the other.
-  static func makeFlash(_ flash: (base: UInt64, bankByteCount: UInt64, bankCount: Int)) throws(HostError)
-    -> [GuestRAM]
-  {
+  /// - Parameter secureBase: where the first one lies instead, the secure state's alone.
+  static func makeFlash(
+    _ flash: (base: UInt64, bankByteCount: UInt64, bankCount: Int), secureBase: UInt64? = nil
+  ) throws(HostError) -> [GuestRAM] {
     var arrays: [GuestRAM] = []
     for bank in 0..<flash.bankCount {
+      let secureBase = bank == 0 ? secureBase : nil
       arrays.append(
         try GuestRAM(
-          name: "flash\(bank)", base: .init(flash.base + UInt64(bank) * flash.bankByteCount),
-          byteCount: flash.bankByteCount, isReadOnly: true))
+          name: "flash\(bank)", base: .init(secureBase ?? flash.base + UInt64(bank) * flash.bankByteCount),
+          byteCount: flash.bankByteCount, isReadOnly: true, isSecure: secureBase != nil))
     }
     return arrays
   }

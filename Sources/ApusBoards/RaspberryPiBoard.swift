@@ -115,8 +115,8 @@ public final class RaspberryPiBoard: Board {
         case .physical: wires.local?.set(.physicalTimer, core: cpu, level)
         case .virtual: wires.local?.set(.virtualTimer, core: cpu, level)
         case .hypervisorPhysical: wires.local?.set(.hypervisorTimer, core: cpu, level)
-        // A Cortex-A53 has none.
-        case .hypervisorVirtual: break
+        // A Cortex-A53 has none, and the board no EL3.
+        case .hypervisorVirtual, .secure: break
         }
       },
       setPerformanceLine: { wires.local?.set(.performance, core: $0, $1) },

@@ -21,6 +21,8 @@ public struct ArmConfiguration: Equatable, Sendable {
   var wantsTranslationService = true
   /// CPUs have EL2 (virtualization=on).
   public var hasVirtualization = false
+  /// CPUs have EL3, and the machine a secure state (secure=on).
+  public var hasSecurity = false
   /// Its virtual timer is there, which came with Armv8.1.
   public var hasHypervisorVirtualTimer: Bool {
     hasVirtualization && !["cortex-a53", "cortex-a57", "cortex-a72"].contains(cpuModel)
@@ -77,7 +79,8 @@ public struct ArmConfiguration: Equatable, Sendable {
     case "its": wantsTranslationService = try list.bool(entry.key, of: what) ?? true
     case "acpi": hasACPI = entry.value == "auto" ? true : try list.bool(entry.key, of: what) ?? true
     case "virtualization": hasVirtualization = try list.bool(entry.key, of: what) ?? false
-    case "secure", "mte", "ras":
+    case "secure": hasSecurity = try list.bool(entry.key, of: what) ?? false
+    case "mte", "ras":
       if try list.bool(entry.key, of: what) == true {
         throw ConfigurationError("\(what): \(entry.key)=on is not implemented; leave it off")
       }

@@ -83,11 +83,13 @@ extension CommandLineState {
       serials = [displayIsNone && !noGraphic ? "null" : "mon:stdio"]
     }
     let model = result.model
-    if let extra = serials.dropFirst(model.serialCount).first(where: { $0 != "none" }) {
-      let ports = model.serialCount == 1 ? "one serial port" : "\(model.serialCount) serial ports"
+    // The secure state has one of its own.
+    let serialCount = model.serialCount + (result.arm.hasSecurity ? 1 : 0)
+    if let extra = serials.dropFirst(serialCount).first(where: { $0 != "none" }) {
+      let ports = serialCount == 1 ? "one serial port" : "\(serialCount) serial ports"
       throw ConfigurationError("-serial '\(extra)': machine \(model.name) has \(ports)")
     }
-    for (index, serial) in serials.prefix(model.serialCount).enumerated() {
+    for (index, serial) in serials.prefix(serialCount).enumerated() {
       if serial == "none" {
         result.serials.append(nil)
       } else if serial.hasPrefix("chardev:") {

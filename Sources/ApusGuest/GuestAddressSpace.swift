@@ -12,10 +12,10 @@ public struct GuestAddressSpace: Hashable, Sendable {
 
 /// A set of translation contexts.
 public struct GuestContexts: Hashable, Sendable, Sequence, IteratorProtocol {
-  public var bits: UInt8
-  @inlinable public init(bits: UInt8) { self.bits = bits }
+  public var bits: UInt16
+  @inlinable public init(bits: UInt16) { self.bits = bits }
   /// All of `StateHeader.contextCount`.
-  public static let all = GuestContexts(bits: 0xff)
+  public static let all = GuestContexts(bits: 0x1ff)
   @inlinable
   public mutating func next() -> Int? {
     guard bits != 0 else { return nil }
@@ -23,5 +23,5 @@ public struct GuestContexts: Hashable, Sendable, Sequence, IteratorProtocol {
     bits &= bits &- 1
     return first
   }
-  @inlinable public func contains(_ context: Int) -> Bool { bits >> UInt8(context) & 1 != 0 }
+  @inlinable public func contains(_ context: Int) -> Bool { bits >> UInt16(context) & 1 != 0 }
 }

@@ -3,15 +3,32 @@ import ApusIR
 /// What a memory access wants.
 public enum GuestAccess: UInt8, Sendable { case load, store, fetch }
 
+/// What a guest virtual address is translated to, and what its page allows in the context asked for.
+public struct GuestPage: Sendable {
+  /// The physical address of the byte asked for.
+  public var physical: UInt64
+  public var canLoad: Bool
+  /// False, too, where a first store must be seen (dirty bit).
+  public var canStore: Bool
+  /// The same in every address space.
+  public var isGlobal: Bool
+  /// The size of the mapping that the page is part of, a power of two.
+  public var byteCount: UInt64
+  /// Indirect branches into the page are checked; whom that concerns asks the engine's `codePage`.
+  public var isGuarded: Bool
+  @inlinable
+  public init(
+    physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64,
+    isGuarded: Bool = false
+  ) {
+    (self.physical, self.canLoad, self.canStore) = (physical, canLoad, canStore)
+    (self.isGlobal, self.byteCount, self.isGuarded) = (isGlobal, byteCount, isGuarded)
+  }
+}
+
 /// The outcome of translating a guest virtual address.
 public enum GuestTranslation: Sendable {
-  /// Mapped: the physical address of the byte asked for, and what the page allows in this context. `canStore` is
-  /// false, too, where a first store must be seen (dirty bit). `isGlobal`: the same in every address space.
-  /// `byteCount`: the size of the mapping that the page is part of, a power of two. `isGuarded`: indirect branches into the
-  /// page are checked; whom that concerns asks the engine's `codePage`.
-  case page(
-    physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64,
-    isGuarded: Bool = false)
+  case page(GuestPage)
   /// An exception with this guest-specific number.
   case fault(UInt64)
 }

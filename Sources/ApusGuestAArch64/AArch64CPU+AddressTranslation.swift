@@ -1,3 +1,4 @@
+import ApusCPU
 import ApusGuest
 import ApusIR
 import CApusHost
@@ -24,6 +25,7 @@ extension AArch64CPU {
   }
 
   /// Contexts: see `AArch64Mode`.
+  /// - Returns: of secure accesses, physical addresses with `ArmCPUEnvironment.Security.addressBit`.
   func walk(_ virtual: UInt64, _ access: GuestAccess, context: Int, isStage1Only: Bool = false)
     -> GuestTranslation
   {
@@ -41,7 +43,10 @@ extension AArch64CPU {
     guard regime.isEnabled else {
       guard virtual >> addressBits == 0 else { return walk.fault(Syndrome.addressSize, level: 0) }
       return finish(
-        walk, physical: virtual, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096)
+        walk,
+        GuestPage(
+          physical: virtual | (regime.isSecure ? Self.secureBit : 0), canLoad: true, canStore: true,
+          isGlobal: true, byteCount: 4096))
     }
     let isLargeInput = walk.format.isLong || control.granuleBits == 16 && hasLargeAddresses
     let inputBits =
@@ -68,6 +73,7 @@ extension AArch64CPU {
     table &= ~((8 << indexBits) - 1)
     // APTable, UXNTable and PXNTable of the tables on the way.
     var hierarchy: UInt64 = 0
+    var isSecure = regime.isSecure
     while true {
       let index = virtual >> format.shift(level) & ((1 << indexBits) - 1)
       var entryAddress = table + index * 8
@@ -80,6 +86,7 @@ extension AArch64CPU {
           (entryAddress, canSetFlags) = (page.physical, page.canStore)
         }
       }
+      if isSecure { entryAddress = place(entryAddress | Self.secureBit) }
       guard let pointer = physicalMemory?.word(entryAddress) else {
         return walk.fault(Syndrome.walk, level: level)
       }
@@ -87,6 +94,7 @@ extension AArch64CPU {
       guard entry & Descriptor.valid != 0 else { return walk.fault(Syndrome.translation, level: level) }
       if level < 3, entry & Descriptor.tableOrPage != 0 {
         if !control.ignoresHierarchy { hierarchy |= entry >> 59 & 0xf }
+        if entry & Descriptor.tableNotSecure != 0 { isSecure = false }
         table = format.address(entry, lowBits: format.granuleBits)
         guard table >> min(control.outputBits, addressBits) == 0 else {
           return walk.fault(Syndrome.addressSize, level: level)
@@ -100,7 +108,7 @@ extension AArch64CPU {
       }
       let leaf = Leaf(
         entry: entry, pointer: pointer, address: table + index * 8, hierarchy: hierarchy, level: level,
-        canSetFlags: canSetFlags)
+        isSecure: isSecure, canSetFlags: canSetFlags)
       if let found = finish(walk, leaf) { return found }
       // Another CPU changed the entry: once more.
     }
@@ -114,6 +122,8 @@ extension AArch64CPU {
     var address: UInt64
     var hierarchy: UInt64
     var level: Int
+    /// No table on the way said that what is below it is not secure.
+    var isSecure: Bool
     /// Stage 2 lets the descriptor be written.
     var canSetFlags: Bool
   }
@@ -149,11 +159,14 @@ extension AArch64CPU {
     }
     let writeImpliesNeverExecute = walk.regime.system >> 19 & 1 != 0 && mayBecomeWritable
     let hasData = walk.isUser ? isUser : !(walk.isGuarded && features.hasPAN && isUser)
+    let isSecure = leaf.isSecure && entry & Descriptor.notSecure == 0
+    // SCR_EL3.SIF: the secure state executes nothing else.
+    let isForeignCode = walk.regime.isSecure && !isSecure && s[.scr] & SCR.fetchesSecure != 0
     let isPermitted =
       switch walk.access {
       case .load: hasData
       case .store: hasData && mayBecomeWritable
-      case .fetch: !neverExecutes && !writeImpliesNeverExecute
+      case .fetch: !neverExecutes && !writeImpliesNeverExecute && !isForeignCode
       }
     guard isPermitted else { return walk.fault(Syndrome.permission, level: leaf.level) }
     if walk.access == .store, entry & Descriptor.readOnly != 0 { wanted &= ~Descriptor.readOnly }
@@ -169,30 +182,42 @@ extension AArch64CPU {
       entry = wanted
     }
     let mask = UInt64(1) << shift - 1
+    // What the secure state has by tables that are not secure is not global.
+    let isGlobal =
+      !walk.regime.hasUser
+      || entry & Descriptor.notGlobal == 0 && leaf.isSecure == walk.regime.isSecure
     return finish(
-      walk, physical: output | walk.virtual & mask, canLoad: hasData,
-      canStore: hasData && mayBecomeWritable && entry & Descriptor.readOnly == 0,
-      isGlobal: !walk.regime.hasUser || entry & Descriptor.notGlobal == 0,
-      byteCount: 1 << (entry & Descriptor.contiguous != 0 ? shift + 4 : shift),
-      isGuarded: entry & Descriptor.guarded != 0 && features.contains(.bti))
+      walk,
+      GuestPage(
+        physical: output | walk.virtual & mask | (isSecure ? Self.secureBit : 0), canLoad: hasData,
+        canStore: hasData && mayBecomeWritable && entry & Descriptor.readOnly == 0, isGlobal: isGlobal,
+        byteCount: 1 << (entry & Descriptor.contiguous != 0 ? shift + 4 : shift),
+        isGuarded: entry & Descriptor.guarded != 0 && features.contains(.bti)))
   }
 
   /// Stage 1's result, and what stage 2 makes of it.
-  private func finish(
-    _ walk: Walk, physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64,
-    isGuarded: Bool = false
-  ) -> GuestTranslation {
-    guard walk.regime.usesStage2, !walk.isStage1Only else {
-      return .page(
-        physical: physical, canLoad: canLoad, canStore: canStore, isGlobal: isGlobal, byteCount: byteCount,
-        isGuarded: isGuarded)
-    }
-    switch stage2(physical, walk.access, isUser: walk.isUser) {
-    case .fault(let status): return .fault(Syndrome.stage2(status, .output, walk.access, physical))
+  private func finish(_ walk: Walk, _ found: GuestPage) -> GuestTranslation {
+    guard walk.regime.usesStage2, !walk.isStage1Only else { return .page(found) }
+    switch stage2(found.physical, walk.access, isUser: walk.isUser) {
+    case .fault(let status): return .fault(Syndrome.stage2(status, .output, walk.access, found.physical))
     case .page(let page):
-      return .page(
-        physical: page.physical, canLoad: canLoad && page.canLoad, canStore: canStore && page.canStore,
-        isGlobal: isGlobal, byteCount: min(byteCount, page.byteCount), isGuarded: isGuarded)
+      var result = found
+      result.physical = page.physical
+      result.canLoad = found.canLoad && page.canLoad
+      result.canStore = found.canStore && page.canStore
+      result.byteCount = min(found.byteCount, page.byteCount)
+      return .page(result)
     }
+  }
+
+  // MARK: Security
+
+  static let secureBit = ArmCPUEnvironment.Security.addressBit
+
+  /// Where the address space has what an access finds at `physical`, an address as `walk` gives it.
+  func place(_ physical: UInt64) -> UInt64 {
+    guard physical & Self.secureBit != 0 else { return physical }
+    let plain = physical & ~Self.secureBit
+    return security?.place(plain, isSecure: true) ?? plain
   }
 }

@@ -69,7 +69,7 @@ extension AArch64CPU {
   /// SCTLR_ELx.BT0 and BT1: paciasp and pacibsp are no targets of jumps.
   private var isStrictAboutSigning: Bool {
     let level = s[.exceptionLevel]
-    let control = s[level == 2 || level == 0 && isHost ? .sctlr2 : .sctlr]
+    let control = s[level == 3 ? .sctlr3 : level == 2 || level == 0 && isHost ? .sctlr2 : .sctlr]
     return control >> (level == 0 ? 35 : 36) & 1 != 0
   }
 

@@ -13,13 +13,15 @@ enum MDSCR {
 extension AArch64CPU {
   /// Whether debug exceptions of a level are enabled [D2.3].
   func canDebug(level: UInt64) -> Bool {
-    guard s[.osLock] == 0, s[.osDoubleLock] == 0 else { return false }
+    guard s[.osLock] == 0, s[.osDoubleLock] == 0, !isSecure || s[.mdcr3] & MDCR.noSecureDebug == 0 else {
+      return false
+    }
     let target: UInt64 = routesDebugToHypervisor ? 2 : 1
     return level < target
       || level == target && s[.mdscr] & MDSCR.kernelDebug != 0 && s[.daif] & 1 << 9 == 0
   }
   private var routesDebugToHypervisor: Bool {
-    s[.hcr] & HCR.general != 0 || s[.mdcr2] & MDCR.debugRoute != 0
+    s[.hcr] & HCR.general != 0 || s[.mdcr2] & MDCR.debugRoute != 0 && isHypervisorEnabled
   }
   /// The level that takes debug exceptions.
   var debugTarget: UInt64 { max(routesDebugToHypervisor ? 2 : 1, s[.exceptionLevel]) }

@@ -18,6 +18,20 @@ extension AArch64CPU {
   var hasHostExtensions: Bool { hasHypervisor && features.hasPAN }
   var hasLargeAddresses: Bool { features.hasLargeAddresses }
 
+  /// What a level's exceptions are told in [D19.1].
+  struct ExceptionRegisters {
+    let syndrome, address, link, status, control, vectors: AArch64SystemSlot
+    init(level: UInt64) {
+      switch level {
+      case 3:
+        (syndrome, address, link, status, control, vectors) = (.esr3, .far3, .elr3, .spsr3, .sctlr3, .vbar3)
+      case 2:
+        (syndrome, address, link, status, control, vectors) = (.esr2, .far2, .elr2, .spsr2, .sctlr2, .vbar2)
+      default: (syndrome, address, link, status, control, vectors) = (.esr, .far, .elr, .spsr, .sctlr, .vbar)
+      }
+    }
+  }
+
   /// The level that takes what EL0 and EL1 cause unless something says otherwise.
   var defaultTarget: UInt64 {
     let level = s[.exceptionLevel]
@@ -29,28 +43,28 @@ extension AArch64CPU {
   func enterException(
     _ vector: Vector, to target: UInt64, syndrome: UInt64?, address: UInt64? = nil, returnTo pc: UInt64
   ) {
-    let isHypervisor = target == 2
-    if let syndrome { s[isHypervisor ? .esr2 : .esr] = syndrome }
-    if let address { s[isHypervisor ? .far2 : .far] = address }
+    let registers = ExceptionRegisters(level: target)
+    if let syndrome { s[registers.syndrome] = syndrome }
+    if let address { s[registers.address] = address }
     onException?(vector.rawValue, syndrome ?? 0, address ?? 0, pc)
     let level = s[.exceptionLevel]
     if performance.isRunning { countPerformance() }
     let usesOwnStack = s[.stackSelect]
-    s[isHypervisor ? .elr2 : .elr] = pc
-    s[isHypervisor ? .spsr2 : .spsr] =
-      s.nzcv | s[.daif] | s[.pan] | s[.uao] | s[.statusBits] | s[.step] & PState.step
-      | s[.branchType] << 10 | level << 2 | usesOwnStack
+    s[registers.link] = pc
+    s[registers.status] =
+      s.nzcv | s[.daif] | s[.pan] | s[.uao] | s[.statusBits] | s[.step] & PState.step | level << 2
+      | s[.branchType] << 10 | usesOwnStack
     s[.branchType] = 0
     s[.step] = 0
     s[.uao] = 0
     // SSBS becomes SCTLR_ELx.DSSBS.
-    let control = s[isHypervisor ? .sctlr2 : .sctlr]
+    let control = s[registers.control]
     s[.statusBits] = features.contains(.ssbs) ? control >> 44 & 1 << 12 : 0
     selectStack(level: target, selected: 1)
     s[.daif] = PState.daif
-    if features.hasPAN, control >> 23 & 1 == 0, !isHypervisor || isHost { s[.pan] = PState.pan }
+    if features.hasPAN, control >> 23 & 1 == 0, target == 1 || target == 2 && isHost { s[.pan] = PState.pan }
     let origin: UInt64 = level < target ? 0x400 : usesOwnStack != 0 ? 0x200 : 0
-    s.pc = s[isHypervisor ? .vbar2 : .vbar] &+ origin &+ vector.rawValue
+    s.pc = s[registers.vectors] &+ origin &+ vector.rawValue
     forgetReservation()
     updateMode()
     s.requestDispatch()
@@ -59,16 +73,18 @@ extension AArch64CPU {
   /// eret.
   func returnFromException() {
     let current = s[.exceptionLevel]
-    let status = s[current == 2 ? .spsr2 : .spsr]
-    s.pc = s[current == 2 ? .elr2 : .elr]
+    let registers = ExceptionRegisters(level: current)
+    let status = s[registers.status]
+    s.pc = s[registers.link]
     forgetReservation()
-    // AArch32, higher levels, EL0 with a stack pointer that it does not have, EL1 where EL2 has its place [D1.4.4].
+    // AArch32, higher levels, EL2 where there is none, EL0 with a stack pointer that it does not have, EL1 where EL2 has
+    // its place [D1.4.4].
     let level = status >> 2 & 3
     if performance.isRunning { countPerformance() }
     let couldStep = canDebug(level: current)
     s[.step] = 0
     guard status & 0x12 == 0, level <= current, level != 0 || status & 1 == 0,
-      level != 1 || s[.hcr] & HCR.general == 0
+      level != 1 || s[.hcr] & HCR.general == 0, level != 2 || isHypervisorEnabled
     else {
       s.nzcv = status & PState.condition
       s[.daif] = status & PState.daif
@@ -84,8 +100,9 @@ extension AArch64CPU {
     }
     s[.statusBits] = status & statusMask
     if s[.mdscr] & MDSCR.step != 0, !couldStep, canDebug(level: level) { s[.step] = status & PState.step }
-    // EL2 may have changed what EL1's registers say.
-    if current == 2, level < 2, !isHost { updateAddressSpace(ofHypervisor: false) }
+    // EL2 and EL3 may have changed what registers of lower levels say.
+    if current == 3, level < 3, isHypervisorEnabled { updateAddressSpace(of: .hypervisor) }
+    if current >= 2, level < 2, !isHost { updateAddressSpace(of: .guest) }
     updateMode()
     // PSTATE.IL as it was saved.
     if status & PState.illegal != 0 { return enterIllegalState(defaultTarget) }
@@ -96,7 +113,7 @@ extension AArch64CPU {
   /// The next instruction is executed with PSTATE.IL, which SPSR keeps.
   private func enterIllegalState(_ target: UInt64) {
     enterException(.synchronous, to: target, syndrome: Syndrome.illegalState, returnTo: s.pc)
-    s[target == 2 ? .spsr2 : .spsr] |= PState.illegal
+    s[ExceptionRegisters(level: target).status] |= PState.illegal
   }
 
   /// The bits of PSTATE that are in `statusBits`.
@@ -121,7 +138,7 @@ extension AArch64CPU {
   }
 
   private func stackSlot(level: UInt64, selected: UInt64) -> AArch64SystemSlot {
-    selected == 0 ? .spEL0 : level == 2 ? .spEL2 : .spEL1
+    selected == 0 ? .spEL0 : level == 3 ? .spEL3 : level == 2 ? .spEL2 : .spEL1
   }
 
   // MARK: Causes
@@ -145,18 +162,27 @@ extension AArch64CPU {
     } else if fault & 0x3f == Syndrome.external, level < 2, s[.hcr] & HCR.externalAborts != 0 {
       target = 2
     }
+    if hasMonitor, Syndrome.isExternal(fault), s[.scr] & SCR.externalAborts != 0 { target = 3 }
     let lower: UInt64 = isWatch ? Syndrome.watchPoint : fault & Syndrome.isData != 0 ? 0x24 : 0x20
     let exceptionClass = lower + (target == level ? 1 : 0)
     trap(exceptionClass << 26 | 1 << 25 | syndrome, address: address, to: target)
   }
 
-  /// The float instruction at the PC is one that CPACR_EL1 or CPTR_EL2 traps [D1.3.5].
+  /// The float instruction at the PC is one that CPACR_EL1, CPTR_EL2 or CPTR_EL3 traps [D1.3.5].
   func trapFloat() {
     let level = s[.exceptionLevel]
     let isFirst = level < 2 && !isHost && Self.trapsFloat(s[.cpacr], level: level)
     // What EL2 hears in place of EL1 is an undefined instruction.
     let isUndefined = isFirst && level == 0 && s[.hcr] & HCR.general != 0
-    trap(isUndefined ? Syndrome.undefined : Syndrome.floatTrap, to: isFirst ? defaultTarget : 2)
+    let target = isFirst ? defaultTarget : hypervisorTrapsFloat(level: level) ? 2 : 3
+    trap(isUndefined ? Syndrome.undefined : Syndrome.floatTrap, to: target)
+  }
+  /// CPTR_EL2 keeps a level, 2 at most, from floating point. With E2H the field is CPACR_EL1's, whose 1 is about the host's
+  /// EL0.
+  func hypervisorTrapsFloat(level: UInt64) -> Bool {
+    guard isHypervisorEnabled, level < 3 else { return false }
+    return s[.hcr] & HCR.hostExtensions != 0
+      ? Self.trapsFloat(s[.cptr2], level: level == 0 && isHost ? 0 : 1) : s[.cptr2] >> 10 & 1 != 0
   }
   /// CPACR_EL1.FPEN and its like in CPTR_EL2: 1 traps EL0, 0 and 2 all.
   static func trapsFloat(_ control: UInt64, level: UInt64) -> Bool {
@@ -179,40 +205,59 @@ extension AArch64CPU {
         updatePerformanceMonitor()
       }
     }
-    let lines = apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset)
+    let lines = interruptLines
     if lines == 0 { return false }
     return takeInterrupt(lines)
   }
 
-  /// Physical interrupts go to EL2 if HCR_EL2 says so, whatever the lower levels mask; virtual ones to EL1 [D1.3.6].
+  /// Physical interrupts go to EL3 or EL2 if SCR_EL3 or HCR_EL2 says so, whatever the lower levels mask; virtual ones to
+  /// EL1 [D1.3.6].
   private func takeInterrupt(_ lines: UInt64) -> Bool {
     let level = s[.exceptionLevel]
     let daif = s[.daif]
     let hcr = s[.hcr]
-    func take(_ vector: Vector, _ physical: UInt64, _ virtual: UInt64, route: UInt64, mask: UInt64) -> Bool {
+    let scr = s[.scr]
+    func take(
+      _ vector: Vector, _ physical: UInt64, _ virtual: UInt64, route: UInt64, monitor: UInt64, mask: UInt64
+    ) -> Bool {
       if lines & physical != 0 {
-        let target: UInt64 = hcr & (route | HCR.general) != 0 ? 2 : 1
-        // Masks of lower levels do not keep EL2's away, and EL2 takes none of EL1's.
-        if level < target && target == 2 || level <= target && daif & mask == 0 {
+        let target: UInt64 = scr & monitor != 0 ? 3 : hcr & (route | HCR.general) != 0 ? 2 : 1
+        // Masks of lower levels do not keep EL2's and EL3's away, and these take none of lower levels.
+        if level < target && target >= 2 || level <= target && daif & mask == 0 {
           enterException(vector, to: target, syndrome: nil, returnTo: s.pc)
           return true
         }
       }
       if lines & virtual != 0, level < 2, daif & mask == 0, hcr & (route | HCR.general) == route {
-        if vector == .systemError { setVirtualLines(hcr & ~HCR.virtualError) }
+        if vector == .systemError { setHypervisorControl(hcr & ~HCR.virtualError) }
         enterException(
           vector, to: 1, syndrome: vector == .systemError ? Syndrome.systemError : nil, returnTo: s.pc)
         return true
       }
       return false
     }
-    return take(.systemError, 0, 1 << 6, route: HCR.error, mask: PState.errorMask)
-      || take(.fiq, 2, 1 << 3 | 1 << 5, route: HCR.fiq, mask: PState.fiqMask)
-      || take(.irq, 1, 1 << 2 | 1 << 4, route: HCR.irq, mask: PState.irqMask)
+    return take(
+      .systemError, 0, 1 << 6, route: HCR.error, monitor: SCR.externalAborts, mask: PState.errorMask)
+      || take(.fiq, 2, 1 << 3 | 1 << 5, route: HCR.fiq, monitor: SCR.fiq, mask: PState.fiqMask)
+      || take(.irq, 1, 1 << 2 | 1 << 4, route: HCR.irq, monitor: SCR.irq, mask: PState.irqMask)
   }
 
-  /// HCR_EL2's VI, VF and VSE are lines, too.
-  func setVirtualLines(_ hcr: UInt64) {
+  /// The interrupt inputs as they are for the current level: with two security states, GICv3's group 1 of the other state
+  /// is an FIQ, and at EL3 both groups 1 are [IHI 0069H §4.6.2].
+  var interruptLines: UInt64 {
+    let lines = apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset)
+    guard hasMonitor, lines & (1 | 1 << 7) != 0, system?.environment.hasRegisters == true else {
+      return lines
+    }
+    let own: UInt64 = s[.exceptionLevel] == 3 ? 0 : isSecure ? 1 << 7 : 1
+    let groups = lines & (1 | 1 << 7)
+    return lines & ~groups | (groups & own != 0 ? 1 : 0) | (groups & ~own != 0 ? 2 : 0)
+  }
+
+  /// Sets HCR_EL2, which counts for nothing where EL2 has no place, the secure state. VI, VF and VSE are interrupt lines.
+  func setHypervisorControl(_ written: UInt64) {
+    s[.hcrWritten] = written
+    let hcr = isSecure ? HCR.wide : written
     s[.hcr] = hcr
     let lines = state + AArch64SystemSlot.interruptLines.offset
     _ = apus_fetch_and64(lines, ~(7 << 4))

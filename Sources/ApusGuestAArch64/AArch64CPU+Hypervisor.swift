@@ -10,7 +10,7 @@ extension AArch64CPU {
     s[.sctlr2] = 0x30c5_0830
     s[.vpidr] = model.mainID
     s[.vmpidr] = 1 << 31 | mpidr
-    s[.hcr] = HCR.wide
+    setHypervisorControl(HCR.wide)
     s[.cptr2] = fixedTraps
     s[.cnthControl] = 3
     s[.mdcr2] = UInt64(PerformanceMonitor.counterCount)
@@ -20,9 +20,11 @@ extension AArch64CPU {
   private var fixedTraps: UInt64 { 0x33ff & ~(1 << 10) }
 
   func readHypervisor(_ key: AArch64SystemKey) -> UInt64? {
-    switch (key.n, key.m, key.op2) {
+    // EL3 asks where there is no EL2.
+    guard hasHypervisor else { return 0 }
+    return switch (key.n, key.m, key.op2) {
     case (1, 0, 0): s[.sctlr2]
-    case (1, 1, 0): s[.hcr]
+    case (1, 1, 0): s[.hcrWritten]
     case (1, 1, 1): s[.mdcr2]
     case (1, 1, 2): s[.cptr2]
     case (2, 0, 0): s[.ttbr0EL2]
@@ -35,16 +37,17 @@ extension AArch64CPU {
     case (14, 3, let index): hasHostExtensions ? readTimer(.hypervisorVirtual, index) : nil
     // SRE, DFB and DIB are one.
     case (12, 9, 5): system?.environment.hasRegisters == true ? 7 | s[.interfaceEnable] << 3 : nil
-    case (12, _, _): system?.environment.readRegister(index, key.rawValue, .physical)
+    case (12, _, _): system?.environment.readRegister(index, key.rawValue, interface(key))
     default: nil
     }
   }
 
   func writeHypervisor(_ key: AArch64SystemKey, _ value: UInt64) -> Bool {
+    guard hasHypervisor else { return true }
     switch (key.n, key.m, key.op2) {
     case (1, 0, 0):
       s[.sctlr2] = value | 3 << 28 | 1 << 11
-      updateAddressSpace(ofHypervisor: true)
+      updateAddressSpace(of: .hypervisor)
       controlsChanged()
     case (1, 1, 0): writeHypervisorControl(value)
     case (1, 1, 1):
@@ -52,19 +55,19 @@ extension AArch64CPU {
       controlsChanged()
     case (1, 1, 2):
       s[.cptr2] =
-        s[.hcr] & HCR.hostExtensions != 0
+        s[.hcrWritten] & HCR.hostExtensions != 0
         ? value & (3 << 20 | 1 << 31) : value & (1 << 31 | 1 << 10) | fixedTraps
       controlsChanged()
     case (2, 0, 0):
       s[.ttbr0EL2] = value
-      updateAddressSpace(ofHypervisor: true)
+      updateAddressSpace(of: .hypervisor)
     case (2, 0, 1):
       guard hasHostExtensions else { return false }
       s[.ttbr1EL2] = value
-      updateAddressSpace(ofHypervisor: true)
+      updateAddressSpace(of: .hypervisor)
     case (2, 0, 2):
       s[.tcr2] = value
-      updateAddressSpace(ofHypervisor: true)
+      updateAddressSpace(of: .hypervisor)
     case (14, 0, 3):
       s[.cntvOffset] = value
       update(.virtual)
@@ -84,7 +87,7 @@ extension AArch64CPU {
       s[.interfaceEnable] = value >> 3 & 1
       controlsChanged()
     case (12, _, _):
-      guard system?.environment.writeRegister(index, key.rawValue, value, .physical) ?? false else {
+      guard system?.environment.writeRegister(index, key.rawValue, value, interface(key)) ?? false else {
         return false
       }
       if (key.m, key.op2) == (11, 0) { s[.virtualInterface] = value }
@@ -98,12 +101,14 @@ extension AArch64CPU {
     var writable = HCR.writable
     if hasHostExtensions { writable |= HCR.hostExtensions }
     if features.contains(.pauth) { writable |= HCR.authenticationBits }
+    // With EL3, SCR_EL3.HCE is in HCD's place.
+    if hasMonitor { writable &= ~HCR.disablesCall }
     let old = s[.hcr]
     // EL1 has AArch64 alone.
-    setVirtualLines(value & writable | HCR.wide)
+    setHypervisorControl(value & writable | HCR.wide)
     if (old ^ s[.hcr]) & HCR.hostExtensions != 0 {
       // CPTR_EL2 keeps its bits, which mean other things; so do EL2's tables.
-      updateAddressSpace(ofHypervisor: true)
+      updateAddressSpace(of: .hypervisor)
     }
     controlsChanged()
     engine.requestInterruptCheck()

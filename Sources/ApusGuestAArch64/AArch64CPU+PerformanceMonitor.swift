@@ -21,6 +21,8 @@ struct PerformanceMonitor {
 
   /// EL2 is there, which counters leave out unless their NSH (bit 27) says otherwise.
   var hasHypervisor = false
+  /// EL3 is there: filters for it, NSK, NSU and M (bits 29, 28 and 26), tell states apart.
+  var hasMonitor = false
   /// PMCR_EL0's E, D and LC.
   var control: UInt64 = 0
   var enabled: UInt64 = 0
@@ -38,10 +40,18 @@ struct PerformanceMonitor {
   var isInterrupting: Bool { control & 1 != 0 && overflowed & interrupts != 0 }
 
   func bit(_ index: Int) -> UInt64 { 1 << UInt64(index == Self.counterCount ? Self.cycleCounter : index) }
-  private func isCounting(_ index: Int, level: UInt64) -> Bool {
+  private func isCounting(_ index: Int, _ place: Place) -> Bool {
     guard control & 1 != 0, enabled & bit(index) != 0 else { return false }
     let type = counters[index].type
-    return level == 2 ? type >> 27 & 1 != 0 : type >> (level == 0 ? 30 : 31) & 1 == 0
+    func has(_ bit: UInt64) -> Bool { type >> bit & 1 != 0 }
+    if place.isProhibited, index != Self.counterCount { return false }
+    switch place.level {
+    case 3: return has(26) == has(31)
+    case 2: return has(27)
+    // Where there are two states, the other filter says whether the non-secure one is as the secure one.
+    case 1: return hasMonitor && !place.isSecure ? has(29) == has(31) : !has(31)
+    default: return hasMonitor && !place.isSecure ? has(28) == has(30) : !has(30)
+    }
   }
   private func countsCycles(_ index: Int) -> Bool {
     index == Self.counterCount || counters[index].type & 0x3ff == Event.cycles
@@ -57,32 +67,40 @@ struct PerformanceMonitor {
     if overflows { overflowed |= bit(index) }
   }
 
-  /// Counts the time since the last call, in which the CPU was at `level`.
-  mutating func count(until now: UInt64, level: UInt64) {
+  /// Where a CPU is, as far as counters care.
+  struct Place {
+    var level: UInt64
+    var isSecure = false
+    /// MDCR_EL3 keeps event counters from the secure state.
+    var isProhibited = false
+  }
+
+  /// Counts the time since the last call, in which the CPU was at `place`.
+  mutating func count(until now: UInt64, _ place: Place) {
     // PMCR_EL0.D: every 64th cycle, of the cycle counter.
     let elapsed = now &- countedUntil
     countedUntil = now
-    for index in counters.indices where countsCycles(index) && isCounting(index, level: level) {
+    for index in counters.indices where countsCycles(index) && isCounting(index, place) {
       let isDivided = index == Self.counterCount && control & 8 != 0
       add(isDivided ? now / 64 - (now - elapsed) / 64 : elapsed, to: index)
     }
   }
 
   /// PMSWINC_EL0.
-  mutating func increment(_ bits: UInt64, level: UInt64) {
+  mutating func increment(_ bits: UInt64, _ place: Place) {
     for index in 0..<Self.counterCount
     where bits & bit(index) != 0 && counters[index].type & 0x3ff == Event.softwareIncrement
-      && isCounting(index, level: level)
+      && isCounting(index, place)
     {
       add(1, to: index)
     }
   }
 
   /// Nanoseconds until a counter that may interrupt overflows, if it goes on as now.
-  func timeToOverflow(level: UInt64) -> UInt64? {
+  func timeToOverflow(_ place: Place) -> UInt64? {
     var soonest: UInt64?
     for index in counters.indices
-    where countsCycles(index) && isCounting(index, level: level) && interrupts & bit(index) != 0
+    where countsCycles(index) && isCounting(index, place) && interrupts & bit(index) != 0
       && overflowed & bit(index) == 0 && width(index) == 32
     {
       var left = 1 << 32 - counters[index].value & 0xffff_ffff
@@ -103,8 +121,13 @@ struct PerformanceMonitor {
 
 extension AArch64CPU {
   /// Before the exception level or anything about the counters changes.
-  func countPerformance() {
-    performance.count(until: clock.nowNanoseconds(), level: s[.exceptionLevel])
+  func countPerformance() { performance.count(until: clock.nowNanoseconds(), performancePlace) }
+
+  private var performancePlace: PerformanceMonitor.Place {
+    let isSecure = isSecure || s[.exceptionLevel] == 3
+    return .init(
+      level: s[.exceptionLevel], isSecure: isSecure,
+      isProhibited: isSecure && s[.mdcr3] & MDCR.secureCounting == 0)
   }
 
   /// After a change: the interrupt's level, and when to look again.
@@ -113,7 +136,7 @@ extension AArch64CPU {
     if let old = performanceTimer { system.eventLoop.cancel(old) }
     performanceTimer = nil
     system.environment.setPerformanceLine(index, performance.isInterrupting)
-    guard let left = performance.timeToOverflow(level: s[.exceptionLevel]) else { return }
+    guard let left = performance.timeToOverflow(performancePlace) else { return }
     performanceTimer = system.eventLoop.schedule(at: clock.hostDeadline(clock.nowNanoseconds() + left)) {
       [dueFlag, wake] in
       dueFlag.value.store(true, ordering: .releasing)
@@ -178,8 +201,9 @@ extension AArch64CPU {
     countPerformance()
     let bits = value & PerformanceMonitor.implementedBits
     func setType(_ index: Int) {
-      // Event, and the filters P, U and NSH.
-      let filters: UInt64 = performance.hasHypervisor ? 0xc800_0000 : 0xc000_0000
+      // Event, and the filters P, U, NSH; NSK, NSU and M.
+      var filters: UInt64 = performance.hasHypervisor ? 0xc800_0000 : 0xc000_0000
+      if performance.hasMonitor { filters |= 0x3400_0000 }
       performance.counters[index].type =
         value & (index == PerformanceMonitor.counterCount ? filters : filters | 0x3ff)
     }
@@ -189,7 +213,7 @@ extension AArch64CPU {
     case (3, 9, 12, 2): performance.enabled &= ~bits
     case (3, 9, 12, 3): performance.overflowed &= ~bits
     case (3, 9, 14, 3): performance.overflowed |= bits
-    case (3, 9, 12, 4): performance.increment(bits, level: s[.exceptionLevel])
+    case (3, 9, 12, 4): performance.increment(bits, performancePlace)
     case (3, 9, 12, 5): performance.selected = value & 31
     case (3, 9, 13, 0): performance.counters[PerformanceMonitor.counterCount].value = value
     case (3, 9, 13, 1): if let index = selectedIndex { setType(index) }

@@ -63,10 +63,10 @@ extension AArch64CPU {
     )
   }
 
-  /// Whether EL2's registers hold for the current level.
-  private var usesHypervisorControls: Bool {
+  /// Whose controls hold for the current level, EL0's being those of the level above it.
+  private var controllingLevel: UInt64 {
     let level = s[.exceptionLevel]
-    return level == 2 || level == 0 && isHost
+    return level == 0 ? isHost ? 2 : 1 : level
   }
 
   /// SCTLR_ELx.EnIA, EnIB, EnDA and EnDB; processes have all.
@@ -80,7 +80,7 @@ extension AArch64CPU {
       case .dataB: 13
       case .generic: 64  // always
       }
-    return bit == 64 || s[usesHypervisorControls ? .sctlr2 : .sctlr] >> bit & 1 != 0
+    return bit == 64 || s[ExceptionRegisters(level: controllingLevel).control] >> bit & 1 != 0
   }
 
   /// Carries a request out; the new pointer.
@@ -91,9 +91,13 @@ extension AArch64CPU {
     if request == .generic { return code(pointer, modifier, key) & ~0xffff_ffff }
     guard isEnabled(key) || request.action == 2 else { return pointer }
     // Linux: 48 bits and the top byte ignored for processes, whatever they point to.
-    let tcr =
-      system == nil
-      ? 16 | 16 << 16 | 1 << 37 : usesHypervisorControls ? regime(3).control : s[.tcr]
+    let tcr: UInt64 =
+      switch controllingLevel {
+      case _ where system == nil: 16 | 16 << 16 | 1 << 37
+      case 3: regime(8).control
+      case 2: regime(3).control
+      default: s[.tcr]
+      }
     let isData = key == .dataA || key == .dataB
     func ignoresTop(_ isUpper: Bool) -> Bool {
       // TBI0 and TBI1; TBID0 and TBID1 take instructions out.

@@ -12,8 +12,8 @@ extension AArch64CPU {
     switch (key.op0, key.op1, key.n, key.m, key.op2) {
     case _ where system == nil: return readIdentification(key)
     // EL1 sees VPIDR_EL2 and VMPIDR_EL2.
-    case (3, 0, 0, 0, 0): return hasHypervisor && s[.exceptionLevel] < 2 ? s[.vpidr] : model.mainID
-    case (3, 0, 0, 0, 5): return hasHypervisor && s[.exceptionLevel] < 2 ? s[.vmpidr] : 1 << 31 | mpidr
+    case (3, 0, 0, 0, 0): return isHypervisorEnabled && s[.exceptionLevel] < 2 ? s[.vpidr] : model.mainID
+    case (3, 0, 0, 0, 5): return isHypervisorEnabled && s[.exceptionLevel] < 2 ? s[.vmpidr] : 1 << 31 | mpidr
     case (3, 0, 0, 0, 6), (3, 1, 0, 0, 7): return 0
     case (3, 0, 0, _, _): return featureRegister(key)
     case (3, 1, 0, 0, 0):  // CCSIDR: 32 KiB L1 data, 48 KiB L1 instruction, 2 MiB L2
@@ -29,13 +29,15 @@ extension AArch64CPU {
     case (3, 0, 4, 2, 0): return s[.stackSelect]
     case (3, 0, 4, 2, 3): return features.hasPAN ? s[.pan] : nil
     case (3, 0, 4, 2, 4): return features.hasPAN ? s[.uao] : nil
-    case (3, 0, 12, 0, 1): return hasHypervisor ? nil : 0
+    case (3, 0, 12, 0, 1): return hasHypervisor || hasMonitor ? nil : 0
     case (3, 0, 12, 1, 0): return interruptStatus
     case (2, 0, 1, 1, 4): return 8 | s[.osLock] << 1
     case (3, 3, 14, 2, let index): return readTimer(.physical, index)
     case (3, 3, 14, 3, let index): return readTimer(.virtual, index)
     case (3, 3, 4, 2, 1): return s[.daif]
     case (3, 4, _, _, _): return readHypervisor(key)
+    case (3, 6, _, _, _): return readMonitor(key)
+    case (3, 7, 14, 2, let index): return hasSecureTimer ? readTimer(.secure, index) : nil
     case (3, 0, 9, 14, _), (3, 3, 9, 12...14, _), (3, 3, 14, 8...15, _): return readPerformance(key)
     case (3, 0, 4, 6, 0), (3, 0, 12, 8...12, _):
       return system?.environment.readRegister(index, key.rawValue, interface(key))
@@ -44,8 +46,10 @@ extension AArch64CPU {
   }
 
   /// Whose interrupt controller's registers EL1 has: group 0's by HCR_EL2.FMO, group 1's by IMO.
-  private func interface(_ key: AArch64SystemKey) -> ArmCPUEnvironment.Interface {
-    guard s[.exceptionLevel] == 1 else { return .physical }
+  func interface(_ key: AArch64SystemKey) -> ArmCPUEnvironment.Interface {
+    let physical = ArmCPUEnvironment.Interface(
+      isMonitor: s[.exceptionLevel] == 3, isSecure: isSecure, keepsGroup0: s[.scr] & SCR.fiq != 0)
+    guard s[.exceptionLevel] == 1 else { return physical }
     let route: UInt64 =
       switch (key.n, key.m, key.op2) {
       // ICC_SRE_EL1 is nobody's.
@@ -54,12 +58,12 @@ extension AArch64CPU {
       case (12, 9, _), (12, 12, 0...3), (12, 12, 7): HCR.irq
       default: HCR.fiq | HCR.irq
       }
-    return s[.hcr] & route != 0 ? .virtual : .physical
+    return s[.hcr] & route != 0 ? .virtual : physical
   }
 
   /// ISR_EL1: A, I and F, of virtual interrupts where EL2 has the physical ones.
   private var interruptStatus: UInt64 {
-    let lines = apus_load_relaxed64(state + AArch64SystemSlot.interruptLines.offset)
+    let lines = interruptLines
     func isPending(_ physical: UInt64, _ virtual: UInt64, _ route: UInt64) -> Bool {
       lines & (s[.exceptionLevel] < 2 && s[.hcr] & route != 0 ? virtual : physical) != 0
     }
@@ -104,6 +108,11 @@ extension AArch64CPU {
       s[.uao] = value & PState.userAccessOverride
       updateMode()
     case (3, 4, _, _, _): return writeHypervisor(key, value)
+    case (3, 6, _, _, _): return writeMonitor(key, value)
+    case (3, 7, 14, 2, let index):
+      guard hasSecureTimer else { return false }
+      writeTimer(.secure, index, value)
+      engine.requestInterruptCheck()
     case (2, 0, 1, 0, 4):
       s[.osLock] = value & 1
       debugStateChanged()
@@ -154,7 +163,7 @@ extension AArch64CPU {
 
   /// EL1's tables or controls changed; what EL2 changes counts when EL1 comes back.
   private func translationChanged() {
-    if s[.exceptionLevel] < 2 { updateAddressSpace(ofHypervisor: false) }
+    if s[.exceptionLevel] < 2 { updateAddressSpace(of: .guest) }
   }
 
   /// ID_AA64*_EL1: what is there.
@@ -163,10 +172,10 @@ extension AArch64CPU {
       features.contains(feature) ? value : 0
     }
     switch (key.m, key.op2) {
-    // ID_AA64PFR0: EL0, EL1 and perhaps EL2 in AArch64 alone; half precision; GIC's registers; CSV2 and CSV3, as nothing is speculated here
+    // ID_AA64PFR0: EL0, EL1 and perhaps EL2 and EL3 in AArch64 alone; half precision; GIC's registers; CSV2 and CSV3, as nothing is speculated here
     case (4, 0):
       return 1 << 60 | 1 << 56 | has(.dit) << 48 | (system?.environment.hasRegisters == true ? 1 << 24 : 0)
-        | has(.fp16) << 20 | has(.fp16) << 16 | (hasHypervisor ? 0x111 : 0x11)
+        | has(.fp16) << 20 | has(.fp16) << 16 | (hasHypervisor ? 0x111 : 0x11) | (hasMonitor ? 1 << 12 : 0)
     // ID_AA64PFR1: MTE without tags; SSBS; BTI
     case (4, 1):
       return has(.mte) << 8 | max(has(.ssbs), has(.ssbs2, 2)) << 4 | has(.bti)

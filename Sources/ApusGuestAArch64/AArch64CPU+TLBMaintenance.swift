@@ -8,11 +8,12 @@ extension AArch64CPU {
   /// tlbi. What other virtual machines' entries are is not looked at: they go, too.
   func invalidateTLB(_ key: AArch64SystemKey, _ operand: UInt64) {
     let level = s[.exceptionLevel]
-    // EL1's operations are the host's at EL2 with E2H and TGE.
+    // EL1's operations are the host's from EL2 on with E2H and TGE.
     let isGuest =
       key.op1 == 0
-      ? !(level == 2 && isHost) : key.m == 0 || key.m == 4 || key.op2 == 4 || key.op2 == 6
-    let contexts = isGuest ? Self.guestContexts : Self.hypervisorContexts
+      ? !(level >= 2 && isHost) : key.op1 == 4 && (key.m == 0 || key.m == 4 || key.op2 == 4 || key.op2 == 6)
+    let group: ContextGroup = key.op1 == 6 ? .monitor : isGuest ? .guest : .hypervisor
+    let contexts = group.contexts
     // CRm 7 and 6, and of stage 2 operations 4, are this CPU's alone, but for HCR_EL2.FB and what is of the outer domain.
     let isOfOuterDomain = key.op1 == 4 && key.m == 4 && [0, 3, 4, 7].contains(key.op2)
     let isLocal = key.m >= 6 || key.op1 == 4 && key.m == 4 && !isOfOuterDomain
@@ -58,18 +59,21 @@ extension AArch64CPU {
     // CRm 9: as PSTATE.PAN says.
     let isGuarded = key.m == 9 && s[.pan] != 0
     let context: Int
-    if key.op1 == 4, key.op2 < 2 {
+    if key.op1 == 6 {
+      context = 8
+    } else if key.op1 == 4, key.op2 < 2 {
       context = 4
-    } else if level == 2, isHost, key.op1 == 0 {
+    } else if level >= 2, isHost, key.op1 == 0 {
       context = key.op2 >= 2 ? 5 : isGuarded ? 3 : 4
     } else {
       context = key.op2 & 2 != 0 ? 0 : isGuarded ? 1 : 2
     }
-    let isStage1Only = key.op1 == 0 || key.op2 < 2
+    let isStage1Only = key.op1 != 4 || key.op2 < 2
     switch walk(address, isStore ? .store : .load, context: context, isStage1Only: isStage1Only) {
-    case .page(let physical, _, _, _, _, _):
-      // Normal memory, inner shareable, not secure.
-      s[.par] = physical & 0xf_ffff_ffff_f000 | 0x800 | 0xff << 56 | 1 << 9 | 3 << 7
+    case .page(let page):
+      // Normal memory, inner shareable, and NS.
+      let isSecure = page.physical & Self.secureBit != 0
+      s[.par] = page.physical & 0xf_ffff_ffff_f000 | 0x800 | 0xff << 56 | (isSecure ? 0 : 1 << 9) | 3 << 7
     case .fault(let number):
       let isStage2 = number & Syndrome.isStage2 != 0
       // EL2 hears of a virtual machine's tables that are not there.

@@ -1,7 +1,7 @@
 import ApusCPU
 import ApusGuest
 
-// The generic timer: physical and virtual counter, the timers of EL1 and EL2 [Arm ARM D11].
+// The generic timer: physical and virtual counter, the timers of EL1, EL2 and the secure state [Arm ARM D11].
 
 extension AArch64CPU {
   private static let nanosecondsPerTick = 1_000_000_000 / counterFrequency
@@ -27,6 +27,7 @@ extension AArch64CPU {
     case .virtual: (.cntvControl, .cntvCompare)
     case .hypervisorPhysical: (.cnthpControl, .cnthpCompare)
     case .hypervisorVirtual: (.cnthvControl, .cnthvCompare)
+    case .secure: (.cntpsControl, .cntpsCompare)
     }
   }
 

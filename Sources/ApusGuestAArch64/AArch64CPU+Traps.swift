@@ -2,7 +2,7 @@ import ApusIR
 import ApusISAAArch64
 import CApusHost
 
-// Traps of system instructions: to EL2 by HCR_EL2 and its like, to EL1 by SCTLR_EL1 and CNTKCTL_EL1 [Arm ARM D1.3.5].
+// Traps of system instructions: to EL3 and EL2 by SCR_EL3, HCR_EL2 and their like, to EL1 by SCTLR_EL1 and CNTKCTL_EL1 [Arm ARM D1.3.5].
 
 /// SCTLR_EL1's bits that let EL0 use system instructions [D19.2.133].
 enum SystemControl {
@@ -19,6 +19,8 @@ enum SystemControl {
 extension AArch64CPU {
   /// Whether blocks of a level must ask at system instructions. Those of EL0 always ask at registers that it rarely has.
   func needsTrapChecks(level: UInt64) -> Bool {
+    if level == 3 { return false }
+    if monitorNeedsTrapChecks { return true }
     if level == 2 { return false }
     if level == 0 {
       let control = s[isHost ? .sctlr2 : .sctlr]
@@ -27,7 +29,7 @@ extension AArch64CPU {
       if control & SystemControl.permissive != SystemControl.permissive || counter & 2 == 0 { return true }
       if isHost { return false }
     }
-    guard hasHypervisor else { return false }
+    guard isHypervisorEnabled else { return false }
     let hasAuthentication =
       features.contains(.pauth) && s[.hcr] & HCR.authenticationBits != HCR.authenticationBits
     return s[.hcr] & HCR.traps != 0 || hasAuthentication || s[.cptr2] >> 31 & 1 != 0
@@ -62,8 +64,11 @@ extension AArch64CPU {
       }
     default:
       // Pointer authentication.
-      if hasHypervisor, s[.hcr] & HCR.authentication == 0, level == 1 || !isHost, isEnabled(request.key) {
+      guard isEnabled(request.key) else { break }
+      if isHypervisorEnabled, s[.hcr] & HCR.authentication == 0, level == 1 || level == 0 && !isHost {
         trap(Syndrome.authenticationTrap, to: 2)
+      } else if hasMonitor, level < 3, s[.scr] & SCR.authentication == 0 {
+        trap(Syndrome.authenticationTrap, to: 3)
       }
     }
   }
@@ -72,7 +77,10 @@ extension AArch64CPU {
     let syndrome = Syndrome.waitTrap | (isEvent ? 1 : 0)
     let permitted = isEvent ? SystemControl.waitForEvent : SystemControl.wait
     if level == 0, s[isHost ? .sctlr2 : .sctlr] & permitted == 0 { return trap(syndrome) }
-    if !isHost, s[.hcr] & (isEvent ? HCR.waitForEvent : HCR.wait) != 0 { trap(syndrome, to: 2) }
+    if level < 2, !isHost, s[.hcr] & (isEvent ? HCR.waitForEvent : HCR.wait) != 0 {
+      return trap(syndrome, to: 2)
+    }
+    if hasMonitor, level < 3, s[.scr] & (isEvent ? SCR.waitForEvent : SCR.wait) != 0 { trap(syndrome, to: 3) }
   }
 
   /// The syndrome of a trapped msr, mrs or system instruction.
@@ -86,11 +94,15 @@ extension AArch64CPU {
       | field(21, 1, at: 0)
   }
 
-  /// The level that an access of EL0 or EL1 is trapped to; `nil`: it is not.
+  /// The level that an access of EL0 to EL2 is trapped to; `nil`: it is not.
   private func trapTarget(_ key: AArch64SystemKey, isRead: Bool, level: UInt64) -> UInt64? {
     if level == 0, isTrappedFromUser(key, isRead: isRead) { return defaultTarget }
-    guard hasHypervisor, !(level == 0 && isHost) else { return nil }
-    return isTrappedToHypervisor(key, isRead: isRead, level: level) ? 2 : nil
+    if isHypervisorEnabled, level < 2, !(level == 0 && isHost),
+      isTrappedToHypervisor(key, isRead: isRead, level: level)
+    {
+      return 2
+    }
+    return isTrappedToMonitor(key) ? 3 : nil
   }
 
   /// What the level above EL0 keeps from it.
@@ -170,10 +182,10 @@ extension AArch64CPU {
 
   /// Of the load or store at the PC, what lets EL2 carry it out: ISV and what follows it [D19.2.37, data aborts].
   func instructionSyndrome() -> UInt64 {
-    guard case .page(let physical, _, _, _, _, _) = walk(s.pc, .fetch, context: Int(s.mode.context)),
-      let pair = physicalMemory?.load(physical & ~7)
+    guard case .page(let page) = walk(s.pc, .fetch, context: Int(s.mode.context)),
+      let pair = physicalMemory?.load(page.physical & ~7)
     else { return 0 }
-    return Self.instructionSyndrome(UInt32(truncatingIfNeeded: pair >> (physical & 4 != 0 ? 32 : 0)))
+    return Self.instructionSyndrome(UInt32(truncatingIfNeeded: pair >> (page.physical & 4 != 0 ? 32 : 0)))
   }
 
   static func instructionSyndrome(_ word: UInt32) -> UInt64 {
@@ -205,7 +217,7 @@ extension AArch64CPU {
   }
 }
 
-/// MDCR_EL2's bits [D19.3.18].
+/// MDCR_EL2's bits [D19.3.18], and MDCR_EL3's [D19.3.19], which has the traps in the same places.
 enum MDCR {
   static let counters: UInt64 = 0x1f
   static let controlTraps: UInt64 = 1 << 5
@@ -217,4 +229,9 @@ enum MDCR {
   static let addressTraps: UInt64 = 1 << 11
   static let traps = controlTraps | performanceTraps | debugRoute | debugTraps | lockTraps | addressTraps
   static let writable: UInt64 = 0xfff
+  /// MDCR_EL3's SDD, and SPME: events of the secure state are counted.
+  static let noSecureDebug: UInt64 = 1 << 16
+  static let secureCounting: UInt64 = 1 << 17
+  static let monitorTraps = performanceTraps | debugTraps | lockTraps
+  static let monitorWritable = monitorTraps | noSecureDebug | secureCounting
 }

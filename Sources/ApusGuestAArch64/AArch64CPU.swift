@@ -7,10 +7,10 @@ import ApusMemory
 import CApusHost
 import Synchronization
 
-/// One AArch64 CPU: EL0, EL1 and perhaps EL2, A64 [Arm ARM].
+/// One AArch64 CPU: EL0, EL1 and perhaps EL2 and EL3, A64 [Arm ARM].
 ///
 /// Runs on its vCPU's thread; `setInterrupt` may be called from any. In user-mode emulation exceptions go to the hooks.
-/// Not modelled: EL3, AArch32.
+/// Not modelled: AArch32.
 public final class AArch64CPU: GuestCPU {
   /// CNTFRQ_EL0: 62.5 MHz.
   public static let counterFrequency: UInt64 = 62_500_000
@@ -43,6 +43,9 @@ public final class AArch64CPU: GuestCPU {
   }
   let system: System?
   let physicalMemory: GuestRAMTable?
+  /// The machine has EL3.
+  let security: ArmCPUEnvironment.Security?
+  let hasMonitor: Bool
   let index: Int
   let model: AArch64Model
   /// Used where the features have pointer authentication.
@@ -61,9 +64,9 @@ public final class AArch64CPU: GuestCPU {
   /// The host's timers of the guest's.
   var scheduled = [EventLoop.TimerID?](repeating: nil, count: ArmCPUEnvironment.Timer.allCases.count)
   /// What control registers make of each level's mode.
-  private var levelModes: InlineArray<3, AArch64Mode> = .init(repeating: AArch64Mode(rawValue: 0))
-  /// What the engine was told last, of EL1&0 and of EL2's regimes.
-  var addressSpaces: InlineArray<2, GuestAddressSpace> = .init(repeating: GuestAddressSpace())
+  private var levelModes: InlineArray<4, AArch64Mode> = .init(repeating: AArch64Mode(rawValue: 0))
+  /// What the engine was told last, by `ContextGroup`.
+  var addressSpaces: InlineArray<3, GuestAddressSpace> = .init(repeating: GuestAddressSpace())
   var performance = PerformanceMonitor()
   var performanceTimer: EventLoop.TimerID?
   /// Called, on any thread, when the CPU must look for interrupts. Set before the CPU runs.
@@ -84,6 +87,8 @@ public final class AArch64CPU: GuestCPU {
     (self.index, self.model, self.system) = (index, model, system)
     authentication = model.authentication
     physicalMemory = system?.physicalMemory
+    security = system?.environment.security
+    hasMonitor = security != nil
     s = AArch64State(state)
     // Arguments, temporaries, the first callee-saved registers and sp: what compilers use most.
     layout = StateLayout(
@@ -127,10 +132,11 @@ public final class AArch64CPU: GuestCPU {
 
   func powerUp(entry: UInt64, arguments: [UInt64]) {
     // The levels of the inputs stay.
-    setVirtualLines(0)
+    setHypervisorControl(0)
     for slot in AArch64SystemSlot.allCases where slot != .interruptLines { s[slot] = 0 }
     setProcessKeys()
     s[.exceptionLevel] = system == nil ? 0 : hasHypervisor ? 2 : 1
+    if hasMonitor { resetMonitor() }
     s[.stackSelect] = system == nil ? 0 : 1
     s[.daif] = system == nil ? 0 : PState.daif
     s[.sctlr] = 0x30d0_0800
@@ -149,6 +155,7 @@ public final class AArch64CPU: GuestCPU {
     updateTimers()
     performance = PerformanceMonitor()
     performance.hasHypervisor = hasHypervisor
+    performance.hasMonitor = hasMonitor
     updatePerformanceMonitor()
     addressSpaces = .init(repeating: GuestAddressSpace())
     engine.addressSpaceChanged(GuestAddressSpace(), contexts: .all)
@@ -170,20 +177,15 @@ public final class AArch64CPU: GuestCPU {
   func controlsChanged() {
     guard system != nil else { return updateMode() }
     let hasHostExtensions = s[.hcr] & HCR.hostExtensions != 0
-    let cptr = s[.cptr2]
-    for level in 0...2 as ClosedRange<UInt64> {
-      var context: UInt32 = level == 2 ? 4 : level == 1 ? (features.hasPAN ? 2 : 1) : isHost ? 5 : 0
-      var trapsFloat = level < 2 && !isHost && Self.trapsFloat(s[.cpacr], level: level)
-      if hasHypervisor {
-        // With E2H the field is CPACR_EL1's, whose 1 is about the host's EL0.
-        trapsFloat =
-          trapsFloat
-          || (hasHostExtensions
-            ? Self.trapsFloat(cptr, level: level == 0 && isHost ? 0 : 1) : cptr >> 10 & 1 != 0)
-      }
+    for level in 0...(hasMonitor ? 3 : 2) as ClosedRange<UInt64> {
+      var context: UInt32 =
+        level == 3 ? 8 : level == 2 ? 4 : level == 1 ? (features.hasPAN ? 2 : 1) : isHost ? 5 : 0
+      let trapsFloat =
+        level < 2 && !isHost && Self.trapsFloat(s[.cpacr], level: level)
+        || hypervisorTrapsFloat(level: level) || hasMonitor && s[.cptr3] & CPTR.float != 0
       if level == 2, trapsFloat { context = 7 }
       var mode = AArch64Mode(level: UInt32(level), context: context, trapsFloat: trapsFloat)
-      mode.isHost = level == 2 ? hasHostExtensions : level == 0 && isHost
+      mode.isHost = level >= 2 ? hasHostExtensions : level == 0 && isHost
       mode.checksTraps = needsTrapChecks(level: level)
       levelModes[Int(level)] = mode
     }
@@ -200,7 +202,7 @@ public final class AArch64CPU: GuestCPU {
       let level = s[.exceptionLevel]
       var mode = levelModes[Int(level)]
       // PAN's context is the one before.
-      if s[.pan] != 0, level == 1 || mode.isHost, level != 0 { mode.setContext(UInt32(mode.context) - 1) }
+      if s[.pan] != 0, level == 1 || level == 2 && mode.isHost { mode.setContext(UInt32(mode.context) - 1) }
       mode.rawValue |= AArch64Mode(context: 0, fpcr: fpcr).rawValue
       if s[.uao] != 0 { mode.overridesUserAccess = true }
       if s[.branchType] != 0 { mode.hasBranchType = true }
@@ -231,7 +233,7 @@ public final class AArch64CPU: GuestCPU {
     }
     var translator = AArch64Translator(
       block: block, mode: AArch64Mode(rawValue: mode), features: features, helpers: helpers,
-      hasHypervisor: hasHypervisor, pc: pc)
+      hasHypervisor: hasHypervisor, monitor: monitorOwner, pc: pc)
     return translator.run(code, instructionLimit: instructionLimit)
   }
 
@@ -260,8 +262,14 @@ public final class AArch64CPU: GuestCPU {
   // MARK: Interrupts and exceptions
 
   public func translateAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> GuestTranslation {
-    if system != nil { return walk(address, access, context: context) }
-    return .page(physical: address, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096)
+    if system != nil {
+      let found = walk(address, access, context: context)
+      guard hasMonitor, case .page(var page) = found else { return found }
+      page.physical = place(page.physical)
+      return .page(page)
+    }
+    return .page(
+      GuestPage(physical: address, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096))
   }
   public func takeInterrupt() -> Bool {
     if let userHooks {

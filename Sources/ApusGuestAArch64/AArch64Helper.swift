@@ -13,7 +13,7 @@ enum AArch64Helper: Int, CaseIterable {
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints, checkTrap, hypervisorCall
   case extensionVector, randomNumber, authenticate
-  case semihosting, checkGranule, branch, checkBranchTarget
+  case semihosting, checkGranule, branch, checkBranchTarget, monitorCall
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -107,9 +107,20 @@ enum AArch64Helper: Int, CaseIterable {
       // a: the next PC, b: the immediate.
       IRHelper("hvc-el2", Self.everything) { state, nextPC, immediate, _ in
         AArch64CPU.with(state) { cpu in
-          guard cpu.s[.hcr] & HCR.disablesCall == 0 else { return cpu.trap(Syndrome.undefined) }
+          guard cpu.permitsHypervisorCall else { return cpu.trap(Syndrome.undefined) }
           cpu.s.pc = nextPC
-          cpu.trap(Syndrome.call(Syndrome.hypervisorCall, immediate), to: 2)
+          cpu.trap(
+            Syndrome.call(Syndrome.hypervisorCall, immediate), to: max(2, cpu.s[.exceptionLevel]))
+        }
+        return 0
+      }
+    case .monitorCall:
+      // a: the next PC, b: the immediate.
+      IRHelper("smc-el3", Self.everything) { state, nextPC, immediate, _ in
+        AArch64CPU.with(state) { cpu in
+          guard cpu.s[.scr] & SCR.disablesCall == 0 else { return cpu.trap(Syndrome.undefined) }
+          cpu.s.pc = nextPC
+          cpu.trap(Syndrome.call(Syndrome.secureMonitorCall, immediate), to: 3)
         }
         return 0
       }

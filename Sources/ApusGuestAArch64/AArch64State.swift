@@ -135,8 +135,8 @@ public enum FPCR {
 /// | kernel debug | break points | step | float traps | level | system | soft | default NaN | RMode | context |
 /// ```
 /// Contexts of EL1&0: 0 EL0, 1 EL1, 2 EL1 without PAN; of EL2: 4; of EL2&0: 3 EL2, 4 EL2 without PAN, 5 EL0; 6 and 7: as 3
-/// and 4, where EL2 traps floating point, which it does around a virtual machine's turn. The upper bits of level and
-/// context are bits 15 and 16.
+/// and 4, where EL2 traps floating point, which it does around a virtual machine's turn; of EL3, which the level says: 8. The
+/// upper bits of level and context are bits 15 and 16.
 public struct AArch64Mode: Hashable, Sendable {
   public var rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -148,20 +148,20 @@ public struct AArch64Mode: Hashable, Sendable {
   }
   /// For system emulation.
   /// - Parameters:
-  ///   - level: 0 to 2.
-  ///   - trapsFloat: CPACR_EL1 or CPTR_EL2 keeps this level from floating point.
+  ///   - level: 0 to 3.
+  ///   - trapsFloat: CPACR_EL1, CPTR_EL2 or CPTR_EL3 keeps this level from floating point.
   init(level: UInt32, context: UInt32, trapsFloat: Bool) {
     rawValue = 1 << 8 | (level & 1) << 9 | (level >> 1) << 15 | (trapsFloat ? 1 << 10 : 0)
     setContext(context)
   }
   mutating func setContext(_ context: UInt32) {
-    rawValue = rawValue & ~(3 | 1 << 16) | context & 3 | (context >> 2) << 16
+    rawValue = rawValue & ~(3 | 1 << 16) | context & 3 | (context >> 2 & 1) << 16
   }
   private func bit(_ number: UInt32) -> Bool { rawValue >> number & 1 != 0 }
   private mutating func setBit(_ number: UInt32, _ value: Bool) {
     rawValue = rawValue & ~(1 << number) | (value ? 1 << number : 0)
   }
-  /// HCR_EL2.E2H at EL2, with TGE at EL0: names of EL1's registers mean EL2's.
+  /// HCR_EL2.E2H at EL2 and EL3, with TGE at EL0: names of EL1's registers mean EL2's, and names of EL12's anything.
   var isHost: Bool {
     get { bit(17) }
     set { setBit(17, newValue) }
@@ -211,9 +211,9 @@ public struct AArch64Mode: Hashable, Sendable {
     get { bit(21) }
     set { setBit(21, newValue) }
   }
-  public var context: UInt8 { UInt8(rawValue & 3 | (rawValue >> 16 & 1) << 2) }
+  public var context: UInt8 { level == 3 ? 8 : UInt8(rawValue & 3 | (rawValue >> 16 & 1) << 2) }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }
-  /// 0 to 2; 0 in user-mode emulation.
+  /// 0 to 3; 0 in user-mode emulation.
   var level: UInt8 { UInt8(rawValue >> 9 & 1 | (rawValue >> 15 & 1) << 1) }
   var trapsFloat: Bool { rawValue >> 10 & 1 != 0 }
   var rounding: IRRounding { [.nearestEven, .up, .down, .towardZero][Int(rawValue >> 2 & 3)] }

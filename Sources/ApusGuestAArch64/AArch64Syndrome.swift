@@ -38,6 +38,11 @@ enum Syndrome {
     return kind == walk ? 0x13 : kind == addressSize ? 0x29 : 0x2b
   }
 
+  /// Whether a fault number is an external abort, of the access or of a walk for it.
+  static func isExternal(_ fault: UInt64) -> Bool {
+    [external, 0x13, walk, walk + 1, walk + 2, walk + 3].contains(fault & 0x3f)
+  }
+
   // Fault numbers: the syndrome's lower bits; what faulted; for stage 2 the page of the intermediate address from bit 20.
   static let lowerBits: UInt64 = 0x7ff
   static let isWrite: UInt64 = 1 << 6

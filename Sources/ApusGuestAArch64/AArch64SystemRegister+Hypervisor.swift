@@ -56,12 +56,12 @@ extension AArch64SystemKey {
     // CNTP_* and CNTV_*, for the host's processes, too.
     let isTimer = n == 14 && (m == 2 || m == 3) && op2 <= 2
     if op1 == 5 {
-      guard level == 2, host else { return nil }
+      guard level >= 2, host else { return nil }
       if isTimer { return .init(3, 3, n, m, op2) }
       let key = AArch64SystemKey(3, 0, n, m, op2)
       return Self.redirected.contains(key) ? key : nil
     }
-    guard host else { return self }
+    guard host, level < 3 else { return self }
     if op1 == 3, isTimer { return .init(3, 4, n, m, op2) }
     guard level == 2, Self.redirected.contains(self) else { return self }
     // CPACR_EL1 is CPTR_EL2, CNTKCTL_EL1 is CNTHCTL_EL2.

@@ -3,11 +3,11 @@ import ApusISAAArch64
 
 /// What only system emulation keeps in the state, a u64 each, behind the registers that processes see.
 public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
-  /// PSTATE: the exception level (0 to 2), SP (0 SP_EL0, 1 the level's own), D A I F as bits 9 to 6, PAN as bit 22, UAO as
+  /// PSTATE: the exception level (0 to 3), SP (0 SP_EL0, 1 the level's own), D A I F as bits 9 to 6, PAN as bit 22, UAO as
   /// bit 23, SS as bit 21; when that is clear `step` is the syndrome of the step that was made.
   case exceptionLevel, stackSelect, daif, pan, uao, step
   /// The stack pointers that are not in use.
-  case spEL0, spEL1, spEL2
+  case spEL0, spEL1, spEL2, spEL3
   case sctlr, actlr, cpacr, ttbr0, ttbr1, tcr, mair, amair, contextID, vbar, esr, far, afsr0, afsr1, par
   case elr, spsr, tpidr1, csselr
   case cntkctl, cntpControl, cntpCompare, cntvControl, cntvCompare
@@ -22,15 +22,21 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   case branchType
   /// Keys of pointer authentication.
   case apiaLow, apiaHigh, apibLow, apibHigh, apdaLow, apdaHigh, apdbLow, apdbHigh, apgaLow, apgaHigh
-  // EL2's.
-  case hcr, mdcr2, cptr2, hstr, hacr, sctlr2, actlr2, ttbr0EL2, ttbr1EL2, tcr2, vttbr, vtcr, mair2, amair2,
+  // EL2's. HCR_EL2 as it has effect, and as it reads.
+  case hcr, hcrWritten, mdcr2, cptr2, hstr, hacr, sctlr2, actlr2, ttbr0EL2, ttbr1EL2, tcr2, vttbr, vtcr,
+    mair2, amair2,
     contextID2
   case vbar2, esr2, far2, hpfar, afsr02, afsr12, elr2, spsr2, tpidr2, vpidr, vmpidr
   case cntvOffset, cnthControl, cnthpControl, cnthpCompare, cnthvControl, cnthvCompare
+  // EL3's, and the secure timer.
+  case scr, sctlr3, actlr3, mdcr3, cptr3, ttbr0EL3, tcr3, mair3, amair3, vbar3, esr3, far3, afsr03, afsr13,
+    elr3,
+    spsr3, tpidr3
+  case cntpsControl, cntpsCompare
   /// ICC_SRE_EL2.Enable, and ICH_HCR_EL2 where its traps are looked for.
   case interfaceEnable, virtualInterface
   /// Levels of the interrupt inputs: bit 0 IRQ, bit 1 FIQ, bits 2 and 3 the virtual ones; bits 4 to 6 HCR_EL2's VI, VF and
-  /// VSE. Written by any thread.
+  /// VSE; bit 7 GICv3's secure group 1, while bit 0 is the non-secure one. Written by any thread.
   case interruptLines
 
   public var offset: Int { 1856 + rawValue * 8 }
@@ -69,7 +75,7 @@ struct AArch64SystemKey: Hashable, Sendable {
   var op2: UInt16 { rawValue & 7 }
 }
 
-/// A system register [Arm ARM D19]; EL2's are in `hypervisorRows`.
+/// A system register [Arm ARM D19]; EL2's are in `hypervisorRows`, EL3's in `monitorRows`.
 struct AArch64SystemRegister: Sendable {
   enum Kind: Sendable {
     /// Plain state: reads and writes are inline.
@@ -88,12 +94,12 @@ struct AArch64SystemRegister: Sendable {
   /// What it belongs to.
   var feature = AArch64Feature.base
 
-  /// op1 4 is EL2's.
+  /// op1 4 is EL2's, 6 EL3's.
   static func slot(
     _ op1: UInt16, _ n: UInt16, _ m: UInt16, _ op2: UInt16, _ slot: AArch64SystemSlot,
     _ feature: AArch64Feature = .base, writable: UInt64 = .max, op0: UInt16 = 3
   ) -> Self {
-    let level: UInt8 = op1 == 4 ? 2 : 1
+    let level: UInt8 = op1 == 4 ? 2 : op1 == 6 ? 3 : 1
     return .init(
       key: .init(op0, op1, n, m, op2), kind: .slot(slot, writable: writable), reader: level, writer: level,
       feature: feature)
@@ -189,6 +195,6 @@ struct AArch64SystemRegister: Sendable {
         special(0, 12, 8, op2), special(0, 12, 9, op2), special(0, 12, 11, op2), special(0, 12, 12, op2),
       ]
     }
-    return rows + hypervisorRows
+    return rows + hypervisorRows + monitorRows
   }
 }

@@ -5,6 +5,9 @@ import ApusGuest
 /// Bits of a block's or page's descriptor of stage 1 [D8.3].
 enum Descriptor {
   static let valid: UInt64 = 1
+  /// NS: of the secure state's tables, the output is not secure; of descriptors of tables, NSTable, nothing below is.
+  static let notSecure: UInt64 = 1 << 5
+  static let tableNotSecure: UInt64 = 1 << 63
   static let tableOrPage: UInt64 = 2
   /// AP[1]: EL0 has access. AP[2]: read-only.
   static let user: UInt64 = 1 << 6
@@ -73,7 +76,7 @@ struct TranslationControl {
   var outputBits: UInt64 { Self.outputBits(value >> 32 & 7) }
   static func outputBits(_ field: UInt64) -> UInt64 { [32, 36, 40, 42, 44, 48, 52, 52][Int(field)] }
 
-  /// TCR_EL2 without E2H in TCR_EL1's layout: there is no upper half.
+  /// TCR_EL2 without E2H, or TCR_EL3, in TCR_EL1's layout: there is no upper half.
   static func fromHypervisor(_ value: UInt64) -> UInt64 {
     var result = value & 0xffff & ~(1 << 7) | 1 << 23
     result |= (value >> 16 & 7) << 32
@@ -85,7 +88,7 @@ struct TranslationControl {
   }
 }
 
-/// A translation regime: EL1&0, EL2, or EL2&0.
+/// A translation regime: EL1&0, EL2, EL2&0, or EL3.
 struct TranslationRegime {
   /// In TCR_EL1's layout.
   var control: UInt64
@@ -93,8 +96,10 @@ struct TranslationRegime {
   var upperTable: UInt64
   /// SCTLR_ELx, M as it has effect.
   var system: UInt64
-  /// Pages have permissions of EL0; else there is one privilege (EL2).
+  /// Pages have permissions of EL0; else there is one privilege (EL2 or EL3).
   var hasUser = true
+  /// The secure state's: descriptors say which accesses are secure.
+  var isSecure = false
   var usesStage2 = false
   var isEnabled: Bool { system & 1 != 0 }
 
@@ -117,7 +122,12 @@ extension AArch64CPU {
       let isOff = s[.hcr] & (HCR.defaultCacheable | HCR.general) != 0
       return TranslationRegime(
         control: s[.tcr], lowerTable: s[.ttbr0], upperTable: s[.ttbr1],
-        system: isOff ? s[.sctlr] & ~1 : s[.sctlr], usesStage2: usesStage2)
+        system: isOff ? s[.sctlr] & ~1 : s[.sctlr], isSecure: isSecure, usesStage2: usesStage2)
+    }
+    if context == 8 {
+      return TranslationRegime(
+        control: TranslationControl.fromHypervisor(s[.tcr3]), lowerTable: s[.ttbr0EL3], upperTable: 0,
+        system: s[.sctlr3], hasUser: false, isSecure: true)
     }
     let hasUser = s[.hcr] & HCR.hostExtensions != 0
     return TranslationRegime(
@@ -125,29 +135,40 @@ extension AArch64CPU {
       upperTable: s[.ttbr1EL2], system: s[.sctlr2], hasUser: hasUser)
   }
 
-  static let guestContexts = GuestContexts(bits: 7)
-  static let hypervisorContexts = GuestContexts(bits: 0xf8)
-
-  public func canTranslate(context: Int) -> Bool {
-    // While EL2 runs, or its processes, EL1's registers may be those of any virtual machine.
-    context >= 3 || s[.exceptionLevel] < 2 && !isHost
+  /// The contexts that go together: of EL1&0, of EL2, of EL3.
+  enum ContextGroup: Int {
+    case guest, hypervisor, monitor
+    var first: Int { [0, 3, 8][rawValue] }
+    var contexts: GuestContexts { [.init(bits: 7), .init(bits: 0xf8), .init(bits: 0x100)][rawValue] }
   }
 
-  /// Tells the engine which address spaces the regime's contexts belong to, if that changed.
-  func updateAddressSpace(ofHypervisor isHypervisor: Bool) {
-    let regime = regime(isHypervisor ? 3 : 0)
-    // M, WXN, and BT0 and BT1, which branches that are remembered depend on; what decides about stage 2 and whose pages these are.
+  public func canTranslate(context: Int) -> Bool {
+    // While EL2 runs, or its processes, EL1's registers may be those of any virtual machine; while EL3 does, those of lower
+    // levels may be either state's.
+    switch s[.exceptionLevel] {
+    case 3: context == 8
+    case 2: context >= 3
+    default: context >= 3 || !isHost
+    }
+  }
+
+  /// Tells the engine which address spaces the group's contexts belong to, if that changed.
+  func updateAddressSpace(of group: ContextGroup) {
+    let regime = regime(group.first)
+    // M, WXN, and BT0 and BT1, which branches that are remembered depend on; what decides about stage 2 and whose pages
+    // these are; the security state.
     var machine = UInt32(regime.system & 1) << 16 | UInt32(regime.system >> 19 & 1) << 17
-    machine |= UInt32(regime.system >> 35 & 3) << 19
-    if isHypervisor {
+    machine |= UInt32(regime.system >> 35 & 3) << 20
+    if group == .hypervisor {
       machine |= regime.hasUser ? 1 << 18 : 0
-    } else if hasHypervisor {
+    } else if group == .guest, isHypervisorEnabled {
       machine |= UInt32(s[.vttbr] >> 48) & (s[.vtcr] >> 19 & 1 != 0 ? 0xffff : 0xff)
       machine |= regime.usesStage2 ? 1 << 18 : 0
     }
+    machine |= regime.isSecure ? 1 << 19 : 0
     let space = GuestAddressSpace(identifier: UInt32(regime.identifier), machine: machine)
-    guard addressSpaces[isHypervisor ? 1 : 0] != space else { return }
-    addressSpaces[isHypervisor ? 1 : 0] = space
-    engine.addressSpaceChanged(space, contexts: isHypervisor ? Self.hypervisorContexts : Self.guestContexts)
+    guard addressSpaces[group.rawValue] != space else { return }
+    addressSpaces[group.rawValue] = space
+    engine.addressSpaceChanged(space, contexts: group.contexts)
   }
 }

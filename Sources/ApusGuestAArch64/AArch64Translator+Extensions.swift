@@ -171,7 +171,7 @@ extension AArch64Translator {
     default:  // eretaa, eretab
       guard mode.isSystem, mode.level != 0 else { return undefined() }
       let key: Key = bits(10, 1) == 1 ? .instructionB : .instructionA
-      let elr = (mode.level == 2 ? AArch64SystemSlot.elr2 : .elr).offset
+      let elr = AArch64CPU.ExceptionRegisters(level: UInt64(mode.level)).link.offset
       block.set64(elr, authenticated(block.get64(elr), xsp(31), .check(key)))
       systemControl(.eret)
     }

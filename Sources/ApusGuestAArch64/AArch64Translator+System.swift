@@ -13,7 +13,11 @@ extension AArch64Translator {
   /// Before an access to a register that is there. EL0's rare ones are always looked at.
   private mutating func checkRegisterTrap(_ key: AArch64SystemKey) {
     let isRare = mode.level == 0 && (key.op1 == 4 || key.op1 == 3 && [4, 9, 14].contains(key.n))
-    if mode.isSystem, mode.checksTraps || isRare && key != .init(3, 3, 14, 0, 2) { checkTrap() }
+    // SCR_EL3 keeps the interrupt controller and the secure timer from levels below it.
+    let isOfMonitor = monitor != .none && mode.level < 3 && (key.isInterruptInterface || key.isSecureTimer)
+    if mode.isSystem, mode.checksTraps || isRare && key != .init(3, 3, 14, 0, 2) || isOfMonitor {
+      checkTrap()
+    }
   }
   private var nextPC: IRValue { constant(pc &+ 4) }
 
@@ -35,13 +39,17 @@ extension AArch64Translator {
     }
     guard mode.isSystem, mode.level != 0 else { return undefined() }
     switch opcode {
-    // The firmware answers hvc in place of EL2, and smc in place of EL3.
     case .hvc where hasHypervisor:
       call(.hypervisorCall, nextPC, constant(UInt64(bits(5, 16))))
       finish(.dispatch)
-    case .smc where !hasHypervisor: undefined()
-    case .hvc, .smc:
+    case .smc where monitor == .guest || monitor == .firmware && !hasHypervisor:
       if mode.checksTraps { checkTrap() }
+      call(.monitorCall, nextPC, constant(UInt64(bits(5, 16))))
+      finish(.dispatch)
+    case .smc where !hasHypervisor: undefined()
+    // The firmware answers hvc in place of EL2, and smc in place of EL3.
+    case .hvc, .smc:
+      if mode.checksTraps, opcode == .smc { checkTrap() }
       call(.firmwareCall, nextPC)
       finish(.dispatch)
     case .eret:
@@ -130,6 +138,8 @@ extension AArch64Translator {
     checkRegisterTrap(key)
     switch register.kind {
     case .slot(let slot, let writable):
+      // EL3 finds EL2's registers fixed where there is no EL2.
+      if register.writer == 2, !hasHypervisor, slot != .spEL1 { break }
       block.set64(
         slot.offset, writable == .max ? x(rd) : block.binary(.and64, x(rd), constant(writable)))
     case .zero: break
@@ -206,7 +216,7 @@ extension AArch64Translator {
     case .init(3, 3, 13, 0, 2): block.set64(AArch64State.Field.tpidr.offset, x(rd))
     case .init(3, 3, 13, 0, 3) where mode.level != 0: block.set64(AArch64State.Field.tpidrro.offset, x(rd))
     // CNTFRQ_EL0 belongs to the highest level, which sets what it is.
-    case .init(3, 3, 14, 0, 0) where mode.level == (hasHypervisor ? 2 : 1): break
+    case .init(3, 3, 14, 0, 0) where mode.level == (monitor != .none ? 3 : hasHypervisor ? 2 : 1): break
     case .init(3, 3, 4, 2, 5) where features.contains(.dit): setStatus(24, x(rd))
     case .init(3, 3, 4, 2, 6) where features.contains(.ssbs2): setStatus(12, x(rd))
     case .init(3, 3, 4, 2, 7) where features.contains(.mte): break
@@ -235,7 +245,10 @@ extension AArch64Translator {
     case (0, 7, 6, 1), (0, 7, 6, 2), (0, 7, 10, 2), (0, 7, 14, 2): break  // dc ivac, isw, csw, cisw
     case (0, 7, 8, 0...3): translateAddress()  // at s1e1r, s1e1w, s1e0r, s1e0w
     case (0, 7, 9, 0...1) where features.hasPAN: translateAddress()  // at s1e1rp, s1e1wp
-    case (4, 7, 8, 0...1) where mode.level == 2, (4, 7, 8, 4...7) where mode.level == 2: translateAddress()
+    // at s1e2r, s1e2w; s12e1r to s12e0w; s1e3r, s1e3w
+    case (4, 7, 8, 0...1) where mode.level >= 2 && hasHypervisor, (4, 7, 8, 4...7) where mode.level >= 2,
+      (6, 7, 8, 0...1) where mode.level == 3:
+      translateAddress()
     case _ where key.n == 8 && isInvalidation:
       call(.invalidateTLB, constant(UInt64(key.rawValue)), x(rd), nextPC)
       finish(.dispatch)
@@ -250,7 +263,11 @@ extension AArch64Translator {
 
   /// Whether the key is a tlbi that is there.
   private var isInvalidation: Bool {
-    guard key.op1 == 0 || key.op1 == 4 && mode.level == 2 else { return false }
+    guard key.op1 == 0 || key.op1 == 4 && mode.level >= 2 || key.op1 == 6 && mode.level == 3 else {
+      return false
+    }
+    // What is of EL2 alone.
+    if key.op1 == 4, !hasHypervisor, ![0, 4].contains(key.m), ![4, 6].contains(key.op2) { return false }
     let later = features.hasRangeInvalidation
     switch key.m {
     // Stage 2's: by inner shareable domain; this CPU's and the outer domain's.
@@ -262,6 +279,7 @@ extension AArch64Translator {
     case 2, 5, 6: return later && (key.op1 == 0 ? key.op2 & 1 != 0 : key.op2 & 3 == 1)
     default: return false
     }
+    if key.op1 == 6 { return [0, 1, 5].contains(key.op2) }
     return key.op1 == 0 ? ![4, 6].contains(key.op2) : [0, 1, 4, 5, 6].contains(key.op2)
   }
 

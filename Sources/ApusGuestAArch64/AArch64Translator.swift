@@ -28,6 +28,9 @@ struct AArch64Translator {
   let helpers: [IRHelper]
   /// The machine has EL2.
   let hasHypervisor: Bool
+  /// The machine's EL3: none, emulated firmware's that nobody else is at, or the guest's.
+  enum Monitor { case none, firmware, guest }
+  let monitor: Monitor
   /// The PC of the instruction at hand, and its encoding.
   var pc: UInt64
   var word: UInt32 = 0
@@ -41,10 +44,10 @@ struct AArch64Translator {
 
   init(
     block: IRBlock, mode: AArch64Mode, features: AArch64FeatureSet, helpers: [IRHelper],
-    hasHypervisor: Bool, pc: UInt64
+    hasHypervisor: Bool, monitor: Monitor, pc: UInt64
   ) {
     (self.block, self.mode, self.features, self.helpers, self.pc) = (block, mode, features, helpers, pc)
-    self.hasHypervisor = hasHypervisor
+    (self.hasHypervisor, self.monitor) = (hasHypervisor, monitor)
   }
 
   mutating func run(_ code: GuestCodeWindow, instructionLimit: Int) -> GuestTranslationResult {

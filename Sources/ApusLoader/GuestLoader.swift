@@ -24,7 +24,7 @@ public struct GuestLoader {
   public func place(_ bytes: [UInt8], at address: UInt64, path: String) throws(LoaderError) {
     guard !bytes.isEmpty else { return }
     let address = GuestPhysicalAddress(address)
-    guard let target = space.ramPointer(address, UInt64(bytes.count)) else {
+    guard let target = space.ramPointer(address, UInt64(bytes.count), forCPU: true) else {
       throw .noRoom(
         path: path, byteCount: UInt64(bytes.count), address: address.rawValue,
         reason: "RAM ends at 0x\(String(ram.end.rawValue, radix: 16)); give the machine more with -m")

@@ -88,9 +88,12 @@ public final class AddressSpace: Sendable {
   }
 
   /// The RAM region that holds `count` bytes at `address`.
-  public func ramRegion(_ address: GuestPhysicalAddress, _ count: UInt64 = 1) -> GuestRAM? {
+  /// - Parameter forCPU: a CPU or the loader asks, whom secure RAM is for, too.
+  public func ramRegion(_ address: GuestPhysicalAddress, _ count: UInt64 = 1, forCPU: Bool = false)
+    -> GuestRAM?
+  {
     for region in ram where region.contains(address, count) {
-      return region.isHidden ? nil : region
+      return region.isHidden || region.isSecure && !forCPU ? nil : region
     }
     return nil
   }
@@ -112,7 +115,7 @@ public final class AddressSpace: Sendable {
 
   /// A load of 1, 2, 4 or 8 bytes by a vCPU; `nil` when nothing is there (a bus error to the guest).
   public func load(_ address: GuestPhysicalAddress, _ byteCount: Int) -> UInt64? {
-    if let ram = ramRegion(address, UInt64(byteCount)) {
+    if let ram = ramRegion(address, UInt64(byteCount), forCPU: true) {
       var value: UInt64 = 0
       withUnsafeMutableBytes(of: &value) {
         $0.baseAddress!.copyMemory(from: ram.host + Int(address - ram.base), byteCount: byteCount)
@@ -125,7 +128,7 @@ public final class AddressSpace: Sendable {
 
   /// A store of 1, 2, 4 or 8 bytes by a vCPU; false when nothing is there.
   public func store(_ address: GuestPhysicalAddress, _ byteCount: Int, _ value: UInt64) -> Bool {
-    if let ram = ramRegion(address, UInt64(byteCount)) {
+    if let ram = ramRegion(address, UInt64(byteCount), forCPU: true) {
       if ram.isReadOnly {
         if let region = region(at: address), region.end - address >= UInt64(byteCount) {
           region.device.writeMMIO(offset: address - region.base, byteCount: byteCount, value: value)
@@ -144,15 +147,21 @@ public final class AddressSpace: Sendable {
   }
 
   /// Reads RAM into `buffer` (a device's DMA). False, with the buffer's content undefined, unless all of it is RAM.
-  public func read(_ address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer) -> Bool {
-    guard let source = ramPointer(address, UInt64(buffer.count)) else { return false }
+  public func read(
+    _ address: GuestPhysicalAddress, into buffer: UnsafeMutableRawBufferPointer, forCPU: Bool = false
+  ) -> Bool {
+    guard let source = ramPointer(address, UInt64(buffer.count), forCPU: forCPU) else { return false }
     if buffer.count > 0 { buffer.baseAddress!.copyMemory(from: source, byteCount: buffer.count) }
     return true
   }
 
   /// Writes `buffer` into RAM (a device's DMA). False, with nothing written, unless all of it is writable RAM.
-  public func write(_ address: GuestPhysicalAddress, from buffer: UnsafeRawBufferPointer) -> Bool {
-    guard let ram = ramRegion(address, UInt64(buffer.count)), !ram.isReadOnly else { return false }
+  public func write(
+    _ address: GuestPhysicalAddress, from buffer: UnsafeRawBufferPointer, forCPU: Bool = false
+  ) -> Bool {
+    guard let ram = ramRegion(address, UInt64(buffer.count), forCPU: forCPU), !ram.isReadOnly else {
+      return false
+    }
     if buffer.count > 0 {
       (ram.host + Int(address - ram.base)).copyMemory(from: buffer.baseAddress!, byteCount: buffer.count)
       noteWrite(ram, address, UInt64(buffer.count))
@@ -173,8 +182,10 @@ public final class AddressSpace: Sendable {
   }
 
   /// Host memory behind `count` bytes of RAM, for `readv`-like DMA. Call `noteDMAWrite` after writing through it.
-  public func ramPointer(_ address: GuestPhysicalAddress, _ count: UInt64) -> UnsafeMutableRawPointer? {
-    guard let ram = ramRegion(address, count) else { return nil }
+  public func ramPointer(_ address: GuestPhysicalAddress, _ count: UInt64, forCPU: Bool = false)
+    -> UnsafeMutableRawPointer?
+  {
+    guard let ram = ramRegion(address, count, forCPU: forCPU) else { return nil }
     return ram.host + Int(address - ram.base)
   }
 

@@ -27,6 +27,8 @@ public final class GuestRAM: @unchecked Sendable {
   public let byteCount: UInt64
   /// Guest stores are ignored (flash in read mode, boot ROM).
   public let isReadOnly: Bool
+  /// Only CPUs reach it, in their secure state; devices and others that have addresses from the guest do not.
+  public let isSecure: Bool
   // SAFETY: host points at byteCount mapped bytes, pageFlags at one byte a page, both as long as self lives.
   public let host: UnsafeMutableRawPointer
   public let pageFlags: UnsafeMutablePointer<UInt8>
@@ -39,11 +41,15 @@ public final class GuestRAM: @unchecked Sendable {
   public let descriptor: Int32
 
   /// - Parameter byteCount: a multiple of 4096, above 0.
-  public init(name: String, base: GuestPhysicalAddress, byteCount: UInt64, isReadOnly: Bool = false)
+  public init(
+    name: String, base: GuestPhysicalAddress, byteCount: UInt64, isReadOnly: Bool = false,
+    isSecure: Bool = false
+  )
     throws(HostError)
   {
     precondition(byteCount > 0 && byteCount % guestPageByteCount == 0, "RAM size must be whole pages")
-    (self.name, self.base, self.byteCount, self.isReadOnly) = (name, base, byteCount, isReadOnly)
+    (self.name, self.base, self.byteCount) = (name, base, byteCount)
+    (self.isReadOnly, self.isSecure) = (isReadOnly, isSecure)
     descriptor = try createMemoryFile(name: name, byteCount: Int(byteCount))
     guard
       let pointer = mmap(

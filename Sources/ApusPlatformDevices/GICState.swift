@@ -1,9 +1,11 @@
 import ApusDevice
 
 /// The interrupts of a Generic Interrupt Controller and what its CPU interfaces do with them, for versions 2 and 3
-/// [Arm IHI 0048B.b, IHI 0069H]: one security state.
+/// [Arm IHI 0048B.b, IHI 0069H]: with one security state or two.
 ///
-/// Numbers: 0 to 15 software-generated and 16 to 31 private, of each CPU; from 32 on shared.
+/// Numbers: 0 to 15 software-generated and 16 to 31 private, of each CPU; from 32 on shared. Groups: 0; 1, with two states
+/// the non-secure one's; 2, version 3's secure group 1. The non-secure state's accesses (`isRestricted`) reach group 1 alone,
+/// and have the less urgent half of the priorities for all there are.
 struct GICState {
   /// Interrupts as bits, 32 a word: word 0 is a CPU's own, the others are shared.
   struct Bits {
@@ -21,11 +23,25 @@ struct GICState {
   /// One group of interrupts with everything that is kept for each.
   struct Bank {
     var enabled, latched, level, active, group, isEdge: Bits
+    /// IGRPMODR: where `group` is 0, group 1 of the secure state.
+    var modifier: Bits
     var priority: [UInt8]
+    /// NSACR: 1 lets the non-secure state make a secure interrupt pending, 2 also take that back, 3 also choose its target.
+    var openness: [UInt8]
     init(wordCount: Int) {
       (enabled, latched, level) = (Bits(wordCount), Bits(wordCount), Bits(wordCount))
       (active, group, isEdge) = (Bits(wordCount), Bits(wordCount), Bits(wordCount))
+      modifier = Bits(wordCount)
       priority = Array(repeating: 0, count: wordCount * 32)
+      openness = Array(repeating: 0, count: wordCount * 32)
+    }
+    func groupNumber(_ index: Int) -> Int { group[index] ? 1 : modifier[index] ? 2 : 0 }
+    /// The interrupts of a word that an access reaches; `openness`: also those of the secure state that are as open.
+    func reachable(_ word: Int, isRestricted: Bool, openness wanted: UInt8 = .max) -> UInt32 {
+      guard isRestricted else { return .max }
+      return (0..<32).reduce(group.words[word]) {
+        openness[word * 32 + $1] >= wanted ? $0 | 1 << UInt32($1) : $0
+      }
     }
     /// Pending by a word.
     func pending(_ word: Int) -> UInt32 {
@@ -35,18 +51,29 @@ struct GICState {
 
   /// A CPU's interface.
   struct Interface {
-    /// Groups 0 and 1.
-    var isGroupEnabled = [false, false]
+    /// By group.
+    var isGroupEnabled = [false, false, false]
     var priorityMask: UInt8 = 0
-    var binaryPoint: [UInt8] = [2, 3]
-    /// `eoi` only drops the priority; `deactivate` does the rest.
-    var splitsEnd = false
+    var binaryPoint: [UInt8] = [2, 3, 2]
+    /// CBPR: group 0's binary point is the group's, too.
+    var sharesBinaryPoint = [false, false, false]
+    /// `eoi` only drops the priority; `deactivate` does the rest. By who accesses: the secure state, the other or only one, EL3.
+    var splitsEnd = [false, false, false]
+    /// Version 2's AckCtl, where there are two states.
+    var acknowledgesBoth = false
     /// The priorities of the interrupts being handled, the most urgent last.
     var running: [(priority: UInt8, group: Int)] = []
     /// Group 0 is FIQ.
     var signalsFIQ = false
     var irq = false
     var fiq = false
+    /// Version 3 signals the secure group 1.
+    var secureIRQ = false
+    /// How far a group's priorities are apart that preempt each other, as bits.
+    func preemptionShift(_ group: Int) -> UInt8 {
+      group == 0 || sharesBinaryPoint[group]
+        ? binaryPoint[0] + 1 : binaryPoint[group] + (group == 2 ? 1 : 0)
+    }
   }
 
   let cpuCount: Int
@@ -64,7 +91,7 @@ struct GICState {
   var targets: [UInt64]
   /// Version 3's IROUTER.
   var routes: [UInt64]
-  var isGroupForwarded = [false, false]
+  var isGroupForwarded = [false, false, false]
   /// Version 3's interrupts that messages cause, by CPU.
   var lpis: [LPIs]
   /// Version 3's GICR_WAKER.ProcessorSleep.
@@ -72,7 +99,7 @@ struct GICState {
   var interfaces: [Interface]
   var virtual: [GICVirtualInterface]
 
-  init(cpuCount: Int, sharedCount: Int) {
+  init(cpuCount: Int, sharedCount: Int, security: GIC.Security = .single) {
     (self.cpuCount, self.sharedCount) = (cpuCount, sharedCount)
     var bank = Bank(wordCount: 1)
     bank.isEdge.words[0] = 0xffff
@@ -85,6 +112,16 @@ struct GICState {
     isAsleep = Array(repeating: true, count: cpuCount)
     interfaces = Array(repeating: Interface(), count: cpuCount)
     virtual = Array(repeating: GICVirtualInterface(), count: cpuCount)
+    guard security == .nonSecure else { return }
+    func giveAway(_ bank: inout Bank) {
+      for word in bank.group.words.indices { bank.group.words[word] = .max }
+      for index in bank.priority.indices { bank.priority[index] = 0x80 }
+    }
+    giveAway(&shared)
+    for cpu in 0..<cpuCount {
+      giveAway(&own[cpu])
+      interfaces[cpu].priorityMask = 0x80
+    }
   }
 
   // MARK: What is pending
@@ -98,7 +135,7 @@ struct GICState {
         let bit = candidates.trailingZeroBitCount
         candidates &= candidates - 1
         let index = word * 32 + bit
-        let group = bank.group[index] ? 1 : 0
+        let group = bank.groupNumber(index)
         guard isGroupForwarded[group], interfaces[cpu].isGroupEnabled[group],
           bank.priority[index] < best?.priority ?? 0xff, accepts(index)
         else { continue }
@@ -122,7 +159,7 @@ struct GICState {
   func signalled(_ cpu: Int) -> (number: Int, priority: UInt8, group: Int)? {
     guard let best = best(cpu), best.priority < interfaces[cpu].priorityMask else { return nil }
     if let running = interfaces[cpu].running.last {
-      let shift = UInt8(interfaces[cpu].binaryPoint[best.group] + (best.group == 0 ? 1 : 0))
+      let shift = interfaces[cpu].preemptionShift(best.group)
       let mask: UInt8 = shift >= 8 ? 0 : 0xff << shift
       guard best.priority & mask < running.priority & mask else { return nil }
     }
@@ -178,15 +215,34 @@ struct GICState {
     return result
   }
 
-  mutating func end(_ cpu: Int, _ number: Int) {
+  /// - Parameters:
+  ///   - group: the only one that this may be about; `nil`: any.
+  ///   - splits: the index in `splitsEnd`.
+  mutating func end(_ cpu: Int, _ number: Int, group: Int? = nil, splits: Int = 1, isRestricted: Bool = false)
+  {
+    if let group, interfaces[cpu].running.last.map({ $0.group != group }) ?? true { return }
     _ = interfaces[cpu].running.popLast()
-    if !interfaces[cpu].splitsEnd { deactivate(cpu, number) }
+    if !interfaces[cpu].splitsEnd[splits] { deactivate(cpu, number, isRestricted: isRestricted) }
   }
-  mutating func deactivate(_ cpu: Int, _ number: Int) {
+  mutating func deactivate(_ cpu: Int, _ number: Int, isRestricted: Bool = false) {
     guard exists(number) else { return }
-    change(cpu, number) { $0.active[$1] = false }
+    change(cpu, number) { if !isRestricted || $0.group[$1] { $0.active[$1] = false } }
   }
-  func runningPriority(_ cpu: Int) -> UInt8 { interfaces[cpu].running.last?.priority ?? 0xff }
+  func runningPriority(_ cpu: Int, isShifted: Bool = false) -> UInt8 {
+    let priority = interfaces[cpu].running.last?.priority ?? 0xff
+    return isShifted && priority != 0xff ? Self.shifted(priority) : priority
+  }
+  func priorityMask(_ cpu: Int, isShifted: Bool) -> UInt8 {
+    isShifted ? Self.shifted(interfaces[cpu].priorityMask) : interfaces[cpu].priorityMask
+  }
+  /// The non-secure state changes a mask only where it is one of its own.
+  mutating func setPriorityMask(_ cpu: Int, _ value: UInt64, isShifted: Bool) {
+    let byte = UInt8(truncatingIfNeeded: value)
+    if isShifted, interfaces[cpu].priorityMask & 0x80 == 0 { return }
+    interfaces[cpu].priorityMask = (isShifted ? 0x80 | byte >> 1 : byte) & Self.priorityMask
+  }
+  /// A priority as the non-secure state sees it: 0 is one of the secure state's.
+  static func shifted(_ priority: UInt8) -> UInt8 { priority & 0x80 == 0 ? 0 : priority << 1 }
 
   // MARK: Distributor registers that both versions have
 
@@ -199,18 +255,25 @@ struct GICState {
     case clearPending = 0x280
     case setActive = 0x300
     case clearActive = 0x380
+    /// How open a secure interrupt must be for the non-secure state.
+    var openness: UInt8 { self == .setPending ? 1 : self == .clearPending ? 2 : .max }
   }
 
-  private func readBits(_ register: BitRegister, _ bank: Bank, _ word: Int) -> UInt32 {
-    switch register {
-    case .group: bank.group.words[word]
-    case .setEnable, .clearEnable: bank.enabled.words[word]
-    case .setPending, .clearPending: bank.pending(word)
-    case .setActive, .clearActive: bank.active.words[word]
+  private func readBits(_ register: BitRegister, _ bank: Bank, _ word: Int, _ isRestricted: Bool) -> UInt32 {
+    let mask = bank.reachable(word, isRestricted: isRestricted, openness: register.openness)
+    return switch register {
+    case .group: isRestricted ? 0 : bank.group.words[word]
+    case .setEnable, .clearEnable: bank.enabled.words[word] & mask
+    case .setPending, .clearPending: bank.pending(word) & mask
+    case .setActive, .clearActive: bank.active.words[word] & mask
     }
   }
-  private func writeBits(_ register: BitRegister, _ bank: inout Bank, _ word: Int, _ value: UInt32) {
+  private func writeBits(
+    _ register: BitRegister, _ bank: inout Bank, _ word: Int, _ all: UInt32, _ isRestricted: Bool
+  ) {
+    let value = all & bank.reachable(word, isRestricted: isRestricted, openness: register.openness)
     switch register {
+    case .group where isRestricted: break
     case .group: bank.group.words[word] = value
     case .setEnable: bank.enabled.words[word] |= value
     case .clearEnable: bank.enabled.words[word] &= ~value
@@ -222,17 +285,19 @@ struct GICState {
   }
 
   /// Offsets 0x80 to 0xcff of the distributor, and of version 3's redistributors for `cpu`'s own. `nil`: none of these.
-  func read(_ offset: Int, _ byteCount: Int, cpu: Int) -> UInt64? {
+  func read(_ offset: Int, _ byteCount: Int, cpu: Int, isRestricted: Bool = false) -> UInt64? {
     if offset >= 0x80, offset < 0x400, byteCount == 4, offset % 4 == 0 {
       let register = BitRegister(rawValue: offset & ~0x7f)!
       let index = (offset & 0x7f) / 4
-      if index == 0 { return UInt64(readBits(register, own[cpu], 0)) }
-      return index - 1 < sharedCount / 32 ? UInt64(readBits(register, shared, index - 1)) : 0
+      if index == 0 { return UInt64(readBits(register, own[cpu], 0, isRestricted)) }
+      return index - 1 < sharedCount / 32
+        ? UInt64(readBits(register, shared, index - 1, isRestricted)) : 0
     }
     if (0x400..<0x800).contains(offset) {
       return bytes(byteCount) { number in
         guard exists(offset - 0x400 + number) else { return 0 }
         let (bank, index) = bank(cpu, offset - 0x400 + number)
+        if isRestricted { return bank.group[index] ? Self.shifted(bank.priority[index]) : 0 }
         return bank.priority[index]
       }
     }
@@ -242,7 +307,7 @@ struct GICState {
         let number = (offset - 0xc00) * 4 + k
         guard exists(number) else { break }
         let (bank, index) = bank(cpu, number)
-        if bank.isEdge[index] { value |= 2 << UInt64(2 * k) }
+        if bank.isEdge[index], !isRestricted || bank.group[index] { value |= 2 << UInt64(2 * k) }
       }
       return value
     }
@@ -250,22 +315,30 @@ struct GICState {
   }
 
   /// False: none of these.
-  mutating func write(_ offset: Int, _ byteCount: Int, _ value: UInt64, cpu: Int) -> Bool {
+  mutating func write(
+    _ offset: Int, _ byteCount: Int, _ value: UInt64, cpu: Int, isRestricted: Bool = false
+  ) -> Bool {
     let value32 = UInt32(truncatingIfNeeded: value)
     if offset >= 0x80, offset < 0x400, byteCount == 4, offset % 4 == 0 {
       let register = BitRegister(rawValue: offset & ~0x7f)!
       let index = (offset & 0x7f) / 4
       if index == 0 {
-        writeBits(register, &own[cpu], 0, value32)
+        writeBits(register, &own[cpu], 0, value32, isRestricted)
       } else if index - 1 < sharedCount / 32 {
-        writeBits(register, &shared, index - 1, value32)
+        writeBits(register, &shared, index - 1, value32, isRestricted)
       }
       return true
     }
     if (0x400..<0x800).contains(offset) {
       for k in 0..<byteCount where exists(offset - 0x400 + k) {
-        let priority = UInt8(truncatingIfNeeded: value >> UInt64(8 * k)) & Self.priorityMask
-        change(cpu, offset - 0x400 + k) { $0.priority[$1] = priority }
+        let byte = UInt8(truncatingIfNeeded: value >> UInt64(8 * k))
+        change(cpu, offset - 0x400 + k) {
+          if !isRestricted {
+            $0.priority[$1] = byte & Self.priorityMask
+          } else if $0.group[$1] {
+            $0.priority[$1] = (0x80 | byte >> 1) & Self.priorityMask
+          }
+        }
       }
       return true
     }
@@ -274,7 +347,7 @@ struct GICState {
         let number = (offset - 0xc00) * 4 + k
         guard exists(number), number >= 16 else { continue }
         let isEdge = value >> UInt64(2 * k + 1) & 1 != 0
-        change(cpu, number) { $0.isEdge[$1] = isEdge }
+        change(cpu, number) { if !isRestricted || $0.group[$1] { $0.isEdge[$1] = isEdge } }
       }
       return true
     }
@@ -283,5 +356,36 @@ struct GICState {
 
   private func bytes(_ count: Int, _ body: (Int) -> UInt8) -> UInt64 {
     (0..<count).reduce(0) { $0 | UInt64(body($1)) << UInt64(8 * $1) }
+  }
+
+  // MARK: What only the secure state has
+
+  /// IGRPMODR, from 0 on.
+  func readModifier(_ offset: Int, cpu: Int) -> UInt64 {
+    let word = offset / 4
+    if word == 0 { return UInt64(own[cpu].modifier.words[0]) }
+    return word - 1 < sharedCount / 32 ? UInt64(shared.modifier.words[word - 1]) : 0
+  }
+  mutating func writeModifier(_ offset: Int, _ value: UInt64, cpu: Int) {
+    let word = offset / 4
+    if word == 0 {
+      own[cpu].modifier.words[0] = UInt32(truncatingIfNeeded: value)
+    } else if word - 1 < sharedCount / 32 {
+      shared.modifier.words[word - 1] = UInt32(truncatingIfNeeded: value)
+    }
+  }
+
+  /// NSACR, from 0 on: two bits an interrupt.
+  func readOpenness(_ offset: Int, cpu: Int) -> UInt64 {
+    (0..<16).reduce(0) { value, k in
+      guard exists(offset * 4 + k) else { return value }
+      let (bank, index) = bank(cpu, offset * 4 + k)
+      return value | UInt64(bank.openness[index]) << UInt64(2 * k)
+    }
+  }
+  mutating func writeOpenness(_ offset: Int, _ value: UInt64, cpu: Int) {
+    for k in 0..<16 where exists(offset * 4 + k) {
+      change(cpu, offset * 4 + k) { $0.openness[$1] = UInt8(value >> UInt64(2 * k) & 3) }
+    }
   }
 }

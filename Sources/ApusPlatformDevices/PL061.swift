@@ -4,7 +4,7 @@ import Synchronization
 
 /// Arm's eight general-purpose pins [PrimeCell GPIO PL061, DDI 0190].
 ///
-/// Any thread. Inputs come from `setInput`; what the guest drives goes nowhere.
+/// Any thread. Inputs come from `setInput`; pins that the guest drives high are told to `rise`.
 public final class PL061: MMIODevice {
   public static let byteCount: UInt64 = 0x1000
   private struct State {
@@ -17,13 +17,19 @@ public final class PL061: MMIODevice {
     var mask: UInt8 = 0
     var edges: UInt8 = 0
     var alternate: UInt8 = 0
-    var data: UInt8 { inputs & ~direction | outputs & direction }
+    /// What the guest drives.
+    var driven: UInt8 { outputs & direction }
+    var data: UInt8 { inputs & ~direction | driven }
     /// GPIORIS.
     var raw: UInt8 { edges & ~isLevel | ~(data ^ event) & isLevel }
   }
   private let state = Mutex(State())
   private let line: InterruptLine
-  public init(_ line: InterruptLine) { self.line = line }
+  private let rise: @Sendable (_ pin: Int) -> Void
+  /// - Parameter rise: called, by any thread, when the guest drives a pin high that it did not drive high before.
+  public init(_ line: InterruptLine, rise: @escaping @Sendable (_ pin: Int) -> Void = { _ in }) {
+    (self.line, self.rise) = (line, rise)
+  }
 
   public func reset() { change { $0 = State(inputs: $0.inputs) } }
 
@@ -34,12 +40,17 @@ public final class PL061: MMIODevice {
   }
 
   private func change(_ body: (inout State) -> Void) {
-    state.withLock { state in
-      let before = state.data
+    var risen = state.withLock { state in
+      let (before, driven) = (state.data, state.driven)
       body(&state)
       let changed = before ^ state.data
       state.edges |= changed & (state.isBothEdges | ~(state.data ^ state.event))
       line.set(state.raw & state.mask != 0)
+      return state.driven & ~driven
+    }
+    while risen != 0 {
+      rise(risen.trailingZeroBitCount)
+      risen &= risen - 1
     }
   }
 

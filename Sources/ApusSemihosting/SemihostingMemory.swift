@@ -28,7 +28,7 @@ struct SemihostingMemory {
     var bytes = [UInt8](repeating: 0, count: count)
     let isRead = bytes.withUnsafeMutableBytes { buffer in
       forEachPage(address, count, isWrite: false) { physical, range in
-        space.read(physical, into: UnsafeMutableRawBufferPointer(rebasing: buffer[range]))
+        space.read(physical, into: UnsafeMutableRawBufferPointer(rebasing: buffer[range]), forCPU: true)
       }
     }
     return isRead ? bytes : nil
@@ -37,7 +37,7 @@ struct SemihostingMemory {
   func write(_ address: UInt64, _ bytes: [UInt8]) -> Bool {
     bytes.withUnsafeBytes { buffer in
       forEachPage(address, bytes.count, isWrite: true) { physical, range in
-        space.write(physical, from: UnsafeRawBufferPointer(rebasing: buffer[range]))
+        space.write(physical, from: UnsafeRawBufferPointer(rebasing: buffer[range]), forCPU: true)
       }
     }
   }

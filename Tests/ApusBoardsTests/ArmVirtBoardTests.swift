@@ -63,9 +63,28 @@ import Testing
     #expect(firstTree.root["intc@8000000"]?.cells("reg")?.count == 8)
   }
 
+  /// What QEMU's machine has with EL3; without firmware PSCI is the machine's.
+  @Test func security() throws {
+    let machine = try board(["-M", "virt,secure=on"])
+    let tree = try DeviceTree(parsing: try machine.deviceTreeBlob())
+    #expect(tree.root["psci"]?.string("method") == "hvc")
+    #expect(tree.root["flash@4000000"]?.cells("reg") == [0, 0x400_0000, 0, 0x400_0000])
+    #expect(tree.root["secure-chosen"]?.string("stdout-path") == "/pl011@9040000")
+    for node in ["secflash@0", "secram@e000000", "pl011@9040000", "pl061@90b0000", "gpio-poweroff"] {
+      #expect(tree.root[node]?.string("secure-status") == "okay", "\(node)")
+      #expect(tree.root[node]?.string("status") == "disabled")
+    }
+    // At their addresses nobody finds them but CPUs in the secure state, whose accesses have a bit more.
+    for address in [0, 0x904_0018, 0x90b_0fe0, 0xe00_0000] as [UInt64] {
+      #expect(machine.space.load(.init(address), 4) == nil, "0x\(String(address, radix: 16))")
+      #expect(machine.space.load(.init(ArmVirtMap.secure(address)), 4) != nil)
+    }
+    #expect(machine.space.ramPointer(.init(ArmVirtMap.secure(0xe00_0000)), 4096) == nil)
+  }
+
   @Test(arguments: [
     (["-M", "virt,gic-version=4"], "gic-version"), (["-M", "virt,virtualization=maybe"], "virtualization"),
-    (["-M", "virt,secure=on"], "secure=on"), (["-M", "virt,aia=none"], "aia"), (["-cpu", "rv64"], "rv64"),
+    (["-M", "virt,secure=maybe"], "secure"), (["-M", "virt,aia=none"], "aia"), (["-cpu", "rv64"], "rv64"),
     (["-cpu", "max,sve=on"], "sve"), (["-M", "virt,highmem=off"], "highmem"),
   ]) func refuses(arguments: [String], says: String) {
     guard case .failure(let error) = SystemCommandLine.parse(arguments, target: .aarch64) else {
