@@ -157,6 +157,7 @@ let package = Package(
       swiftSettings: hot),
     // Tests
     tests("ApusIRTests", ["ApusIR"]),
+    tests("ApusAsmX86Tests", ["ApusAsmX86", "ApusJIT", "ApusJITX86"]),
     tests(
       "ApusAccelTranslateTests",
       [

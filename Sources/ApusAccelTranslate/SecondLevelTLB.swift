@@ -21,6 +21,7 @@ final class SecondLevelTLB {
     var canStore: Bool
     var canFetch: Bool
     var isGlobal: Bool
+    var isGuarded: Bool
   }
   private static let entryCount = 4096
   private let mapping: HostMapping
@@ -75,21 +76,22 @@ final class SecondLevelTLB {
   }
 
   func insert(
-    _ page: UInt64, _ context: Int, physicalPage: UInt64, host: UnsafeMutableRawPointer?, ram: GuestRAM?,
-    canLoad: Bool, canStore: Bool, canFetch: Bool, isGlobal: Bool
+    _ page: UInt64, _ context: Int, _ found: GuestPage, host: UnsafeMutableRawPointer?, ram: GuestRAM?,
+    canFetch: Bool
   ) -> UnsafeMutablePointer<Entry> {
     let entry = slot(page, context)
     // What an earlier access found out about the same page stays true.
     let same =
-      isCurrent(entry, page, context) && entry.pointee.physicalPage == physicalPage
-      && entry.pointee.isGlobal == isGlobal
+      isCurrent(entry, page, context) && entry.pointee.physicalPage == found.physical >> 12
+      && entry.pointee.isGlobal == found.isGlobal
     let fetch = canFetch || (same && entry.pointee.canFetch)
     entry.initialize(
       to: Entry(
-        key: key(page, context), physicalPage: physicalPage, host: host,
+        key: key(page, context), physicalPage: found.physical >> 12, host: host,
         ram: ram.map { Unmanaged.passUnretained($0) }, space: tags[context].space,
-        generation: isGlobal ? tags[context].globalGeneration : tags[context].localGeneration,
-        canLoad: canLoad, canStore: canStore, canFetch: fetch, isGlobal: isGlobal))
+        generation: found.isGlobal ? tags[context].globalGeneration : tags[context].localGeneration,
+        canLoad: found.canLoad, canStore: found.canStore, canFetch: fetch, isGlobal: found.isGlobal,
+        isGuarded: found.isGuarded))
     return entry
   }
 

@@ -72,6 +72,7 @@ extension TranslatedVCPU {
   private static func isEngineScratch(_ offset: Int) -> Bool {
     switch offset {
     case StateHeader.exitRequest, StateHeader.argument0...StateHeader.result: true
+    case StateHeader.vectorScratch..<StateHeader.vectorScratch + 16: true
     case StateHeader.scratch..<1024: true
     default: false
     }

@@ -61,7 +61,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// The mode that each jump cache's entries were made for; all ones: it is empty.
   private var jumpCacheModes: [UInt32]
   // SAFETY: a word for every jump cache entry, alive as long as self; none in flat memory, where nobody reads them.
-  /// The physical page of each entry's block.
+  /// The physical page of each entry's block, and the kind of branches that find it in bits 57 and 56.
   private let jumpCachePhysicalPages: UnsafeMutablePointer<UInt64>
   /// Contexts whose jump cache or first-level TLB has entries that are not global.
   private var jumpCacheIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
@@ -152,10 +152,13 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// Takes a block's PC out of the jump caches. A racing jump of this vCPU runs the block once more, as it might have
   /// a moment before.
   func forgetJump(to pc: UInt64) {
-    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
-    for context in 0..<contextCount {
-      let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
-      if apus_load_relaxed64(entry) == pc { apus_store_relaxed64(entry, StateHeader.noPC(index)) }
+    for kind in 0...3 as ClosedRange<UInt32> {
+      let key = pc ^ StateHeader.jumpCacheTag(kind)
+      let index = Int(key >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+      for context in 0..<contextCount {
+        let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
+        if apus_load_relaxed64(entry) == key { apus_store_relaxed64(entry, StateHeader.noPC(index)) }
+      }
     }
   }
   /// A page now has translated code: stores to it must take the slow path.
@@ -340,16 +343,38 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     if mode != lastMode { (lastMode, lastContext) = (mode, guest.fetchContext(mode: mode)) }
     let context = lastContext
     guard jumpCacheModes[context] == mode else { return nil }
-    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+    let key = pc ^ StateHeader.jumpCacheTag(branchKind)
+    let index = Int(key >> 1) & (StateHeader.jumpCacheEntryCount - 1)
     let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
-    guard entry.load(as: UInt64.self) == pc else { return nil }
+    guard entry.load(as: UInt64.self) == key else { return nil }
+    branchKind = 0
     state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
     return entry.load(fromByteOffset: 8, as: UInt64.self)
+  }
+
+  private var branchKind: UInt32 {
+    get { state.load(fromByteOffset: StateHeader.branchKind, as: UInt32.self) }
+    set { state.storeBytes(of: newValue, toByteOffset: StateHeader.branchKind, as: UInt32.self) }
+  }
+  /// An indirect branch that has been checked, at its target.
+  private struct Arrival {
+    var kind: UInt32
+    var pc: UInt64
+    var mode: UInt32
+  }
+  /// Lets the guest check the branch that came here, if it has a kind.
+  private func takeBranch() -> Arrival? {
+    let arrival = Arrival(kind: branchKind, pc: pc, mode: mode)
+    guard arrival.kind != 0 else { return nil }
+    branchKind = 0
+    let source = state.load(fromByteOffset: StateHeader.argument0, as: UInt64.self)
+    return guest.checkBranch(kind: arrival.kind, from: source) ? arrival : nil
   }
 
   /// Finds the block for the state's PC and mode into `nextBlock`. False: back to the run loop first.
   private func findNext() -> Bool {
     defer { ungroupedPC = nil }
+    let arrival = takeBranch()
     if state.load(fromByteOffset: StateHeader.pendingExit, as: UInt32.self) & 2 != 0 {
       requestInterruptCheck()
     }
@@ -372,7 +397,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let mode = self.mode
       let context = guest.fetchContext(mode: mode)
       (lastMode, lastContext) = (mode, context)
-      guard let page = resolveFetch(pc, pc: pc, context) else { continue }
+      // What is found there may change the mode.
+      guard let page = resolveFetch(pc, pc: pc, context), self.mode == mode else { continue }
       let isUngrouped = pc == ungroupedPC
       let key = isUngrouped ? mode | TranslationCache.ungroupedKey : mode
       var found = cache.findBlock(
@@ -391,7 +417,10 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         // Code that was just translated may lie in a page that this vCPU may store to.
         dropStaleStorePermissions()
         if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
-        if isJIT, !isStepped, !isUngrouped { remember(pc, mode, context, number, page.physical) }
+        if isJIT, !isStepped, !isUngrouped {
+          let isArrival = arrival?.pc == pc && arrival?.mode == mode
+          remember(pc, isArrival ? arrival!.kind : 0, mode, context, number, page.physical)
+        }
         return true
       case .needsNextPage, .full:
         needsFlush = true
@@ -401,7 +430,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
 
   /// Enters a block into the jump cache of its mode.
-  private func remember(_ pc: UInt64, _ mode: UInt32, _ context: Int, _ number: UInt32, _ physical: UInt64) {
+  private func remember(
+    _ pc: UInt64, _ kind: UInt32, _ mode: UInt32, _ context: Int, _ number: UInt32, _ physical: UInt64
+  ) {
     if jumpCacheModes[context] != mode {
       // One without a mode is empty.
       if jumpCacheModes[context] != .max { clearJumpCache(context) }
@@ -413,15 +444,16 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       _ = jumpCachePages.insert(pc >> 12)
     }
     jumpCacheModes[context] = mode
-    let index = Int(pc >> 1) & (StateHeader.jumpCacheEntryCount - 1)
+    let key = pc ^ StateHeader.jumpCacheTag(kind)
+    let index = Int(key >> 1) & (StateHeader.jumpCacheEntryCount - 1)
     let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
     entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
-    entry.storeBytes(of: pc, as: UInt64.self)
+    entry.storeBytes(of: key, as: UInt64.self)
     if memory != nil {
       // A block of two pages is not looked at again after a flush: it goes.
       let isWithinPage = !cache.goesOnInSecondPage(number)
       jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
-        isWithinPage ? physical >> 12 : .max
+        isWithinPage ? physical >> 12 | UInt64(kind) << 56 : .max
     }
     if !lastFetchWasGlobal { jumpCacheIsLocal[context] = true }
     // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entry.
@@ -438,13 +470,14 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private func resolveLink() -> UInt64 {
     let number = state.load(fromByteOffset: StateHeader.argument2, as: UInt32.self)
     let (target, isUnstable, isUngrouped) = cache.linkTarget(number)
+    let mode = self.mode
     pc = target
     if isUngrouped { ungroupedPC = target }
     if isStepped { return 0 }
     if isUnstable, !isUngrouped { return dispatch() }
     guard findNext() else { return 0 }
     // A fault on the way leads elsewhere.
-    if pc == target { cache.connect(number, to: nextBlock) }
+    if pc == target, self.mode == mode { cache.connect(number, to: nextBlock) }
     return cache.codeAddress(nextBlock)
   }
 
@@ -520,7 +553,10 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       for candidate in [page, page &- 1] {
         let first = Int(truncatingIfNeeded: candidate << 11) & (StateHeader.jumpCacheEntryCount - 1)
         for entry in first..<first + 2048
-        where entries[entry * 2] >> 12 == candidate && (candidate == page || physical[entry] == .max) {
+        // But for the tag of a kind.
+        where (entries[entry * 2] ^ candidate << 12) & ~(3 << 62) < 4096
+          && (candidate == page || physical[entry] == .max)
+        {
           entries[entry * 2] = StateHeader.noPC(entry)
         }
       }
@@ -573,6 +609,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     for context in contexts where !keepGlobal || jumpCacheIsLocal[context] { revalidateJumpCache(context) }
   }
 
+  public func codePage(_ address: UInt64, context: Int) -> (host: UnsafeRawPointer?, isGuarded: Bool)? {
+    guard case .page(let entry) = resolve(address, .fetch, context) else { return nil }
+    return (entry.pointee.host.map { UnsafeRawPointer($0 + Int(address & 4095)) }, entry.pointee.isGuarded)
+  }
+
   public func setWatchedPages(_ pages: [UInt64]) {
     guard pages != watchedPages else { return }
     watchedPages = pages
@@ -614,19 +655,26 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
     let guest = self.guest!
     // A small memory of pages looked up: page number, then what it maps to.
-    var memory: InlineArray<64, (page: UInt64, physical: UInt64)> = .init(repeating: (.max, .max))
+    var memory: InlineArray<64, (page: UInt64, physical: UInt64, isGuarded: Bool)> = .init(
+      repeating: (.max, .max, false))
     for entry in 0..<StateHeader.jumpCacheEntryCount where entries[entry * 2] != StateHeader.noPC(entry) {
-      let pc = entries[entry * 2]
+      // A block of two pages.
+      if physical[entry] == .max {
+        entries[entry * 2] = StateHeader.noPC(entry)
+        continue
+      }
+      let kind = UInt32(truncatingIfNeeded: physical[entry] >> 56) & 3
+      let pc = entries[entry * 2] ^ StateHeader.jumpCacheTag(kind)
       let page = pc >> 12
       let slot = Int(page & 63)
       if memory[slot].page != page {
-        var mapped = UInt64.max
-        if case .page(let now, _, _, _, _) = guest.translateAddress(pc, .fetch, context: context) {
-          mapped = now >> 12
+        memory[slot] = (page, .max, false)
+        if case .page(let now) = guest.translateAddress(pc, .fetch, context: context) {
+          memory[slot] = (page, now.physical >> 12, now.isGuarded)
         }
-        memory[slot] = (page, mapped)
       }
-      if physical[entry] == .max || memory[slot].physical != physical[entry] {
+      if memory[slot].physical | UInt64(kind) << 56 != physical[entry] || kind != 0 && memory[slot].isGuarded
+      {
         entries[entry * 2] = StateHeader.noPC(entry)
       }
     }
@@ -675,13 +723,15 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
           "mmu: \(access) of 0x\(String(address, radix: 16)) in context \(context): fault \(fault)\n")
       }
       return .fault(fault)
-    case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount):
-      let ram = memory!.ramRegion(GuestPhysicalAddress(physical & ~4095), 4096, forCPU: true)
-      if byteCount > 4096 { tlb.noteLargePage(address & ~(byteCount - 1), byteCount, context) }
+    case .page(let found):
+      let first = found.physical & ~4095
+      let ram = memory!.ramRegion(GuestPhysicalAddress(first), 4096, forCPU: true)
+      if found.byteCount > 4096 {
+        tlb.noteLargePage(address & ~(found.byteCount - 1), found.byteCount, context)
+      }
       let entry = tlb.insert(
-        page, context, physicalPage: physical >> 12,
-        host: ram.map { $0.host + Int((physical & ~4095) - $0.base.rawValue) }, ram: ram,
-        canLoad: canLoad, canStore: canStore, canFetch: access == .fetch, isGlobal: isGlobal)
+        page, context, found, host: ram.map { $0.host + Int(first - $0.base.rawValue) }, ram: ram,
+        canFetch: access == .fetch)
       return .page(entry)
     }
   }

@@ -19,6 +19,7 @@ public final class TranslationCache: @unchecked Sendable {
   private var table: BlockTable
   private let block = IRBlock()
   var emitter: X86Emitter?
+  private let features: X86HostFeatures
   let buffer: CodeBuffer?
   private var emptyBufferOffset = 0
   private let sites: SlowSiteTable
@@ -48,11 +49,12 @@ public final class TranslationCache: @unchecked Sendable {
       options.engine == .jit
       ? try CodeBuffer(byteCount: options.codeBufferByteCount, isPrivate: options.forks) : nil
     block.optimisations = options.optimisations
-    if options.engine == .jit, !X86HostFeatures.current.hasFMA { block.optimisations.remove(.hostVector) }
+    features = X86HostFeatures(
+      level: options.hostLevel, hasCrypto: options.optimisations.contains(.hostCrypto))
     if options.engine == .jit {
-      let host = X86HostFeatures.current
-      if !host.hasCipher || !host.hasCarrylessMultiply { block.optimisations.remove(.hostCrypto) }
-      if !host.hasSHA { block.optimisations.remove(.hostSHA) }
+      precondition(X86HostLevel.host != nil, "adaptToHost would have chosen the interpreter")
+      if !features.hasCipher || !features.hasCarrylessMultiply { block.optimisations.remove(.hostCrypto) }
+      if !features.hasSHA { block.optimisations.remove(.hostSHA) }
     }
     if options.writesPerfMap { perfMap = PerfMap() }
     memory?.onMapChange { [unowned self] in lock.withLock { for vcpu in vcpus { vcpu.mappingsChanged() } } }
@@ -65,7 +67,8 @@ public final class TranslationCache: @unchecked Sendable {
       if let buffer, emitter == nil {
         emitter = X86Emitter(
           buffer: buffer, layout: vcpu.guest.layout, helpers: vcpu.guest.helpers,
-          optimisations: options.optimisations, runtime: TranslatedVCPU.runtime, sites: sites)
+          optimisations: options.optimisations, features: features, runtime: TranslatedVCPU.runtime,
+          sites: sites)
         emptyBufferOffset = buffer.used
       }
     }

@@ -46,8 +46,11 @@ public struct X86Assembler: @unchecked Sendable {
   // SAFETY: writes go to start + offset, which the owner of the code buffer keeps inside its mapping.
   public let start: UnsafeMutablePointer<UInt8>
   public var offset: Int
+  let vectorEncoding: X86VectorEncoding
 
-  public init(start: UnsafeMutablePointer<UInt8>, offset: Int) { (self.start, self.offset) = (start, offset) }
+  public init(start: UnsafeMutablePointer<UInt8>, offset: Int, vectorEncoding: X86VectorEncoding) {
+    (self.start, self.offset, self.vectorEncoding) = (start, offset, vectorEncoding)
+  }
 
   // MARK: Bytes
 
@@ -325,21 +328,24 @@ public struct X86Assembler: @unchecked Sendable {
   ) {
     let prefix: UInt8 = op == .left ? 1 : op == .right ? 3 : 2
     vex(
-      to.rawValue, vvvv: count.rawValue, rm: from.rawValue, map: 2, prefix: prefix, wide: wide, long: false,
-      0xf7)
+      to.rawValue, vvvv: count.rawValue, rm: from.rawValue, map: 2, prefix: prefix, wide: wide, 0xf7)
   }
   /// rorx (BMI2): to = from rotated right, flags untouched.
   public mutating func rotateRightX(_ to: X86Register, _ from: X86Register, by count: UInt8, wide: Bool) {
-    vex(to.rawValue, vvvv: 0, rm: from.rawValue, map: 3, prefix: 3, wide: wide, long: false, 0xf0)
+    vex(to.rawValue, vvvv: 0, rm: from.rawValue, map: 3, prefix: 3, wide: wide, 0xf0)
     byte(count)
   }
   /// andn (BMI1): to = ~a & b.
   public mutating func andNot(_ to: X86Register, _ a: X86Register, _ b: X86Register, wide: Bool = true) {
-    vex(to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 2, prefix: 0, wide: wide, long: false, 0xf2)
+    vex(to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 2, prefix: 0, wide: wide, 0xf2)
   }
   /// lzcnt, tzcnt, popcnt by opcode bd, bc, b8.
   public mutating func count(_ opcode: UInt8, _ to: X86Register, _ from: X86Register, wide: Bool) {
     registerForm(to.rawValue, from.rawValue, wide: wide, prefix: 0xf3, escape: true, opcode)
+  }
+  /// bsr and bsf by opcode bd, bc: the number of the highest or lowest bit set. Of 0: ZF, and `to` is undefined.
+  public mutating func bitScan(_ opcode: UInt8, _ to: X86Register, _ from: X86Register, wide: Bool) {
+    registerForm(to.rawValue, from.rawValue, wide: wide, escape: true, opcode)
   }
   /// Copies a bit of `a` to the carry flag.
   public mutating func bitTest(_ a: X86Register, bit: UInt8) {
@@ -352,10 +358,6 @@ public struct X86Assembler: @unchecked Sendable {
   public mutating func complementCarry() { byte(0xf5) }
   /// SF 7, ZF 6, AF 4, PF 2, CF 0 go to ah.
   public mutating func loadFlagsToAH() { byte(0x9f) }
-  /// pext: the bits of `a` under `mask`, packed.
-  public mutating func extractBits(_ to: X86Register, _ a: X86Register, _ mask: X86Register) {
-    vex(to.rawValue, vvvv: a.rawValue, rm: mask.rawValue, map: 2, prefix: 2, wide: false, long: false, 0xf5)
-  }
   public mutating func byteSwap(_ to: X86Register, wide: Bool = true) {
     byte(0x40 | (wide ? 8 : 0) | to.rawValue >> 3)
     byte(0x0f)
@@ -460,153 +462,14 @@ public struct X86Assembler: @unchecked Sendable {
     byte(0x58 | register.rawValue & 7)
   }
 
-  // MARK: Floating point (SSE2 scalar; FMA)
-
-  /// A scalar or packed SSE instruction: prefix 0xf2 double, 0xf3 single, 0x66 packed double, 0 packed single.
-  public mutating func sse(_ prefix: UInt8, _ opcode: UInt8, _ to: X86Vector, _ from: X86Vector) {
-    registerForm(to.rawValue, from.rawValue, wide: false, prefix: prefix, escape: true, opcode)
-  }
-  public mutating func sse(_ prefix: UInt8, _ opcode: UInt8, _ to: X86Vector, _ memory: X86Memory) {
-    memoryForm(to.rawValue, memory, wide: false, prefix: prefix, escape: true, opcode)
-  }
-  /// movaps between registers.
-  public mutating func move(_ to: X86Vector, _ from: X86Vector) { sse(0, 0x28, to, from) }
-  /// movsd / movss with memory; loads clear the rest.
-  public mutating func load(_ to: X86Vector, _ memory: X86Memory, double: Bool) {
-    sse(double ? 0xf2 : 0xf3, 0x10, to, memory)
-  }
-  public mutating func store(_ memory: X86Memory, _ from: X86Vector, double: Bool) {
-    sse(double ? 0xf2 : 0xf3, 0x11, from, memory)
-  }
-  /// movq / movd between register files.
-  public mutating func move(_ to: X86Vector, _ from: X86Register, wide: Bool) {
-    registerForm(to.rawValue, from.rawValue, wide: wide, prefix: 0x66, escape: true, 0x6e)
-  }
-  public mutating func move(_ to: X86Register, _ from: X86Vector, wide: Bool) {
-    registerForm(from.rawValue, to.rawValue, wide: wide, prefix: 0x66, escape: true, 0x7e)
-  }
-  /// cvtsi2sd/ss and cvttsd2si/cvtsd2si.
-  public mutating func convertFromInteger(_ to: X86Vector, _ from: X86Register, double: Bool, wide: Bool) {
-    registerForm(to.rawValue, from.rawValue, wide: wide, prefix: double ? 0xf2 : 0xf3, escape: true, 0x2a)
-  }
-  public mutating func convertToInteger(
-    _ to: X86Register, _ from: X86Vector, double: Bool, wide: Bool, truncating: Bool
-  ) {
-    registerForm(
-      to.rawValue, from.rawValue, wide: wide, prefix: double ? 0xf2 : 0xf3, escape: true,
-      truncating ? 0x2c : 0x2d)
-  }
-  /// vfmadd231 and relatives: to = ±(a * b) ± to. opcode b9 fmadd, bb fmsub, bd fnmadd, bf fnmsub.
-  public mutating func fused231(
-    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, double: Bool
-  ) {
-    vex(to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 2, prefix: 1, wide: double, long: false, opcode)
-  }
-  public mutating func loadMXCSR(_ memory: X86Memory) {
-    memoryForm(2, memory, wide: false, escape: true, 0xae)
-  }
-  public mutating func storeMXCSR(_ memory: X86Memory) {
-    memoryForm(3, memory, wide: false, escape: true, 0xae)
-  }
-  /// pclmulqdq by VEX: to = a.low x b.low.
-  public mutating func carrylessMultiply(_ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    vex(to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 3, prefix: 1, wide: false, long: false, 0x44)
-    byte(0)
-  }
-
-  /// A SHA instruction (0F38) on xmm0 to xmm7; sha256rnds2 (CB) reads xmm0, too.
-  public mutating func sha(_ opcode: UInt8, _ to: X86Vector, _ from: X86Vector) {
-    for one in [0x0f, 0x38, opcode, 0xc0 | to.rawValue << 3 | from.rawValue] { byte(one) }
-  }
-  public mutating func sha1Rounds(_ to: X86Vector, _ from: X86Vector, _ function: UInt8) {
-    for one in [0x0f, 0x3a, 0xcc, 0xc0 | to.rawValue << 3 | from.rawValue, function] { byte(one) }
-  }
-  /// crc32: the sum in `to`, with 1 << `scale` bytes of `from`.
-  public mutating func crc32c(_ to: X86Register, _ from: X86Register, scale: Int) {
-    if scale == 1 { byte(0x66) }
-    byte(0xf2)
-    byte(0x40 | (scale == 3 ? 8 : 0) | (to.rawValue >> 3) << 2 | from.rawValue >> 3)
-    for one in [0x0f, 0x38, scale == 0 ? 0xf0 : 0xf1, 0xc0 | (to.rawValue & 7) << 3 | from.rawValue & 7] {
-      byte(one)
-    }
-  }
-
-  /// movups.
-  public mutating func loadWhole(_ to: X86Vector, _ memory: X86Memory) { sse(0, 0x10, to, memory) }
-  public mutating func storeWhole(_ memory: X86Memory, _ from: X86Vector) { sse(0, 0x11, from, memory) }
-  /// movhps: the upper 64 bits.
-  public mutating func storeUpper(_ memory: X86Memory, _ from: X86Vector) { sse(0, 0x17, from, memory) }
-  /// An AVX instruction on 128 bits with prefix 66: to = a op b. map: 1 0F, 2 0F38.
-  public mutating func avx(_ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, map: UInt8 = 1) {
-    vex(to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: map, prefix: 1, wide: false, long: false, opcode)
-  }
-  /// The same with an immediate byte; prefix: 0 none, 1 66.
-  public mutating func avx(
-    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, immediate: UInt8, map: UInt8,
-    prefix: UInt8
-  ) {
-    vex(
-      to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: map, prefix: prefix, wide: false, long: false,
-      opcode)
-    byte(immediate)
-  }
-  /// A shift by an immediate: to = a shifted. opcode 71 words, 72 double words, 73 quad words; the extension is ModRM's.
-  public mutating func avxShift(
-    _ opcode: UInt8, _ group: UInt8, _ to: X86Vector, _ a: X86Vector, by count: UInt8
-  ) {
-    vex(group, vvvv: to.rawValue, rm: a.rawValue, map: 1, prefix: 1, wide: false, long: false, opcode)
-    byte(count)
-  }
-
-  /// The same with a memory operand; the prefix as `vex` has it.
-  public mutating func avx(
-    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ memory: X86Memory, map: UInt8 = 1, prefix: UInt8
-  ) {
-    var bytes = Bytes()
-    bytes.append(0xc4)
-    let reg = to.rawValue
-    let indexNumber = memory.index?.rawValue ?? 0
-    bytes.append(
-      (reg & 8 == 0 ? 0x80 : 0) | (indexNumber & 8 == 0 ? 0x40 : 0)
-        | (memory.base.rawValue & 8 == 0 ? 0x20 : 0)
-        | map)
-    bytes.append((~a.rawValue & 15) << 3 | prefix)
-    bytes.append(opcode)
-    appendMemory(&bytes, reg, memory)
-  }
-  /// The same with an immediate byte.
-  public mutating func avx(
-    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ memory: X86Memory, immediate: UInt8, map: UInt8,
-    prefix: UInt8
-  ) {
-    avx(opcode, to, a, memory, map: map, prefix: prefix)
-    byte(immediate)
-  }
-  /// vmovq: the lower 64 bits; the upper ones become 0.
-  public mutating func moveLower(_ to: X86Vector, _ from: X86Vector) { sse(0xf3, 0x7e, to, from) }
-  /// movsd: the lower 64 bits; the upper ones stay.
-  public mutating func mergeLower(_ to: X86Vector, _ from: X86Vector) { sse(0xf2, 0x10, to, from) }
-  /// vpextrq and vpinsrq of the upper 64 bits.
-  public mutating func extractUpper(_ to: X86Register, _ from: X86Vector) {
-    vex(
-      from.rawValue, vvvv: 0, rm: to.rawValue, map: 3, prefix: 1, wide: true, long: false, 0x16)
-    byte(1)
-  }
-  public mutating func insertUpper(_ to: X86Vector, _ from: X86Register) {
-    vex(
-      to.rawValue, vvvv: to.rawValue, rm: from.rawValue, map: 3, prefix: 1, wide: true, long: false, 0x22)
-    byte(1)
-  }
-
   /// A three-byte VEX prefix, the opcode and a register ModRM. prefix: 0 none, 1 0x66, 2 0xf3, 3 0xf2.
-  @inlinable
-  public mutating func vex(
-    _ reg: UInt8, vvvv: UInt8, rm: UInt8, map: UInt8, prefix: UInt8, wide: Bool, long: Bool, _ opcode: UInt8
+  mutating func vex(
+    _ reg: UInt8, vvvv: UInt8, rm: UInt8, map: UInt8, prefix: UInt8, wide: Bool, _ opcode: UInt8
   ) {
     var bytes = Bytes()
     bytes.append(0xc4)
     bytes.append((reg & 8 == 0 ? 0x80 : 0) | 0x40 | (rm & 8 == 0 ? 0x20 : 0) | map)
-    bytes.append((wide ? 0x80 : 0) | (~vvvv & 15) << 3 | (long ? 4 : 0) | prefix)
+    bytes.append((wide ? 0x80 : 0) | (~vvvv & 15) << 3 | prefix)
     bytes.append(opcode)
     bytes.append(0xc0 | (reg & 7) << 3 | rm & 7)
     flush(bytes)

@@ -3,12 +3,32 @@ import ApusIR
 /// What a memory access wants.
 public enum GuestAccess: UInt8, Sendable { case load, store, fetch }
 
+/// What a guest virtual address is translated to, and what its page allows in the context asked for.
+public struct GuestPage: Sendable {
+  /// The physical address of the byte asked for.
+  public var physical: UInt64
+  public var canLoad: Bool
+  /// False, too, where a first store must be seen (dirty bit).
+  public var canStore: Bool
+  /// The same in every address space.
+  public var isGlobal: Bool
+  /// The size of the mapping that the page is part of, a power of two.
+  public var byteCount: UInt64
+  /// Indirect branches into the page are checked; whom that concerns asks the engine's `codePage`.
+  public var isGuarded: Bool
+  @inlinable
+  public init(
+    physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64,
+    isGuarded: Bool = false
+  ) {
+    (self.physical, self.canLoad, self.canStore) = (physical, canLoad, canStore)
+    (self.isGlobal, self.byteCount, self.isGuarded) = (isGlobal, byteCount, isGuarded)
+  }
+}
+
 /// The outcome of translating a guest virtual address.
 public enum GuestTranslation: Sendable {
-  /// Mapped: the physical address of the byte asked for, and what the page allows in this context. `canStore` is
-  /// false, too, where a first store must be seen (dirty bit). `isGlobal`: the same in every address space.
-  /// `byteCount`: the size of the mapping that the page is part of, a power of two.
-  case page(physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64)
+  case page(GuestPage)
   /// An exception with this guest-specific number.
   case fault(UInt64)
 }
@@ -72,6 +92,10 @@ public protocol GuestCPU: AnyObject {
   /// The fault number of a watch point that this access to a watched page hits.
   func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
 
+  /// An indirect branch of a kind (`IRTerminator.indirect`), at `source`, leads to the state's PC and was not seen there
+  /// before. Takes the exception if it may not. True: branches of this kind may come here as long as the page is what it is.
+  func checkBranch(kind: UInt32, from source: UInt64) -> Bool
+
   /// Takes a pending, enabled interrupt, if there is one. Returns whether it did.
   func takeInterrupt() -> Bool
   /// Whether a sleeping guest should wake, and the host time (monotonic nanoseconds) of its own next timer.
@@ -96,6 +120,9 @@ public protocol GuestEngine: AnyObject {
   func compareExchange128(
     _ address: UInt64, _ expected: inout (UInt64, UInt64), _ desired: (UInt64, UInt64), context: Int
   ) -> UInt64?
+  /// Where the code at `address` is on the host, and whether its page is guarded; `nil` if it cannot be fetched. `host` is
+  /// `nil` where there is no RAM.
+  func codePage(_ address: UInt64, context: Int) -> (host: UnsafeRawPointer?, isGuarded: Bool)?
   /// Forgets translations of some contexts: all, or those of one page. `keepGlobal` spares global pages.
   func flushTLB(page: UInt64?, keepGlobal: Bool, contexts: GuestContexts)
   /// Forgets translations as `flushTLB` does, and, if `isShared`, lets the other vCPUs forget them, too.
@@ -117,6 +144,8 @@ public protocol GuestEngine: AnyObject {
 
 extension GuestCPU {
   public func canTranslate(context: Int) -> Bool { true }
+  /// For guests whose branches have no kinds.
+  public func checkBranch(kind: UInt32, from source: UInt64) -> Bool { true }
   /// For guests without watch points.
   public func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
   {

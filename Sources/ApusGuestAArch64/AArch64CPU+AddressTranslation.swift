@@ -43,8 +43,10 @@ extension AArch64CPU {
     guard regime.isEnabled else {
       guard virtual >> addressBits == 0 else { return walk.fault(Syndrome.addressSize, level: 0) }
       return finish(
-        walk, physical: virtual | (regime.isSecure ? Self.secureBit : 0), canLoad: true, canStore: true,
-        isGlobal: true, byteCount: 4096)
+        walk,
+        GuestPage(
+          physical: virtual | (regime.isSecure ? Self.secureBit : 0), canLoad: true, canStore: true,
+          isGlobal: true, byteCount: 4096))
     }
     let isLargeInput = walk.format.isLong || control.granuleBits == 16 && hasLargeAddresses
     let inputBits =
@@ -185,25 +187,26 @@ extension AArch64CPU {
       !walk.regime.hasUser
       || entry & Descriptor.notGlobal == 0 && leaf.isSecure == walk.regime.isSecure
     return finish(
-      walk, physical: output | walk.virtual & mask | (isSecure ? Self.secureBit : 0), canLoad: hasData,
-      canStore: hasData && mayBecomeWritable && entry & Descriptor.readOnly == 0, isGlobal: isGlobal,
-      byteCount: 1 << (entry & Descriptor.contiguous != 0 ? shift + 4 : shift))
+      walk,
+      GuestPage(
+        physical: output | walk.virtual & mask | (isSecure ? Self.secureBit : 0), canLoad: hasData,
+        canStore: hasData && mayBecomeWritable && entry & Descriptor.readOnly == 0, isGlobal: isGlobal,
+        byteCount: 1 << (entry & Descriptor.contiguous != 0 ? shift + 4 : shift),
+        isGuarded: entry & Descriptor.guarded != 0 && features.contains(.bti)))
   }
 
   /// Stage 1's result, and what stage 2 makes of it.
-  private func finish(
-    _ walk: Walk, physical: UInt64, canLoad: Bool, canStore: Bool, isGlobal: Bool, byteCount: UInt64
-  ) -> GuestTranslation {
-    guard walk.regime.usesStage2, !walk.isStage1Only else {
-      return .page(
-        physical: physical, canLoad: canLoad, canStore: canStore, isGlobal: isGlobal, byteCount: byteCount)
-    }
-    switch stage2(physical, walk.access, isUser: walk.isUser) {
-    case .fault(let status): return .fault(Syndrome.stage2(status, .output, walk.access, physical))
+  private func finish(_ walk: Walk, _ found: GuestPage) -> GuestTranslation {
+    guard walk.regime.usesStage2, !walk.isStage1Only else { return .page(found) }
+    switch stage2(found.physical, walk.access, isUser: walk.isUser) {
+    case .fault(let status): return .fault(Syndrome.stage2(status, .output, walk.access, found.physical))
     case .page(let page):
-      return .page(
-        physical: page.physical, canLoad: canLoad && page.canLoad, canStore: canStore && page.canStore,
-        isGlobal: isGlobal, byteCount: min(byteCount, page.byteCount))
+      var result = found
+      result.physical = page.physical
+      result.canLoad = found.canLoad && page.canLoad
+      result.canStore = found.canStore && page.canStore
+      result.byteCount = min(found.byteCount, page.byteCount)
+      return .page(result)
     }
   }
 

@@ -53,7 +53,8 @@ extension AArch64CPU {
     s[registers.link] = pc
     s[registers.status] =
       s.nzcv | s[.daif] | s[.pan] | s[.uao] | s[.statusBits] | s[.step] & PState.step | level << 2
-      | usesOwnStack
+      | s[.branchType] << 10 | usesOwnStack
+    s[.branchType] = 0
     s[.step] = 0
     s[.uao] = 0
     // SSBS becomes SCTLR_ELx.DSSBS.
@@ -90,6 +91,7 @@ extension AArch64CPU {
       return enterIllegalState(current)
     }
     selectStack(level: level, selected: status & 1)
+    if features.contains(.bti) { s[.branchType] = status >> 10 & 3 }
     s.nzcv = status & PState.condition
     s[.daif] = status & PState.daif
     if features.hasPAN {

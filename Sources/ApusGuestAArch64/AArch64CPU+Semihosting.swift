@@ -13,10 +13,10 @@ extension AArch64CPU {
     let context = Int(s.mode.context)
     s[x: 0] = semihosting.call(s[x: 0], s[x: 1]) { address, isStore in
       guard
-        case .page(let physical, let canLoad, let canStore, _, _) = translateAddress(
-          address, isStore ? .store : .load, context: context), isStore ? canStore : canLoad
+        case .page(let page) = translateAddress(address, isStore ? .store : .load, context: context),
+        isStore ? page.canStore : page.canLoad
       else { return nil }
-      return physical
+      return page.physical
     }
     s.pc = nextPC
     s.requestDispatch()

@@ -176,10 +176,9 @@ extension AArch64CPU {
     case (4, 0):
       return 1 << 60 | 1 << 56 | has(.dit) << 48 | (system?.environment.hasRegisters == true ? 1 << 24 : 0)
         | has(.fp16) << 20 | has(.fp16) << 16 | (hasHypervisor ? 0x111 : 0x11) | (hasMonitor ? 1 << 12 : 0)
-    // ID_AA64PFR1: MTE without tags; SSBS; BTI for processes
+    // ID_AA64PFR1: MTE without tags; SSBS; BTI
     case (4, 1):
-      let branchTargets = system == nil ? has(.bti) : 0
-      return has(.mte) << 8 | max(has(.ssbs), has(.ssbs2, 2)) << 4 | branchTargets
+      return has(.mte) << 8 | max(has(.ssbs), has(.ssbs2, 2)) << 4 | has(.bti)
     // ID_AA64DFR0: Armv8's debug registers (of 8.1 with virtual hosts), six break points and four watch points; PMUv3
     case (5, 0): return 3 << 20 | 5 << 12 | 1 << 8 | (hasHostExtensions ? 7 : 6)
     // ID_AA64ISAR0

@@ -70,10 +70,10 @@ extension AArch64CPU {
     }
     let isStage1Only = key.op1 != 4 || key.op2 < 2
     switch walk(address, isStore ? .store : .load, context: context, isStage1Only: isStage1Only) {
-    case .page(let physical, _, _, _, _):
+    case .page(let page):
       // Normal memory, inner shareable, and NS.
-      let isSecure = physical & Self.secureBit != 0
-      s[.par] = physical & 0xf_ffff_ffff_f000 | 0x800 | 0xff << 56 | (isSecure ? 0 : 1 << 9) | 3 << 7
+      let isSecure = page.physical & Self.secureBit != 0
+      s[.par] = page.physical & 0xf_ffff_ffff_f000 | 0x800 | 0xff << 56 | (isSecure ? 0 : 1 << 9) | 3 << 7
     case .fault(let number):
       let isStage2 = number & Syndrome.isStage2 != 0
       // EL2 hears of a virtual machine's tables that are not there.

@@ -182,10 +182,10 @@ extension AArch64CPU {
 
   /// Of the load or store at the PC, what lets EL2 carry it out: ISV and what follows it [D19.2.37, data aborts].
   func instructionSyndrome() -> UInt64 {
-    guard case .page(let physical, _, _, _, _) = walk(s.pc, .fetch, context: Int(s.mode.context)),
-      let pair = physicalMemory?.load(physical & ~7)
+    guard case .page(let page) = walk(s.pc, .fetch, context: Int(s.mode.context)),
+      let pair = physicalMemory?.load(page.physical & ~7)
     else { return 0 }
-    return Self.instructionSyndrome(UInt32(truncatingIfNeeded: pair >> (physical & 4 != 0 ? 32 : 0)))
+    return Self.instructionSyndrome(UInt32(truncatingIfNeeded: pair >> (page.physical & 4 != 0 ? 32 : 0)))
   }
 
   static func instructionSyndrome(_ word: UInt32) -> UInt64 {

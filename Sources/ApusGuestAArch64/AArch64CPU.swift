@@ -209,6 +209,7 @@ public final class AArch64CPU: GuestCPU {
       if s[.pan] != 0, level == 1 || level == 2 && mode.isHost { mode.setContext(UInt32(mode.context) - 1) }
       mode.rawValue |= AArch64Mode(context: 0, fpcr: fpcr).rawValue
       if s[.uao] != 0 { mode.overridesUserAccess = true }
+      if s[.branchType] != 0 { mode.hasBranchType = true }
       if s[.mdscr] != 0 { addDebug(to: &mode) }
       s.mode = mode
     }
@@ -267,14 +268,12 @@ public final class AArch64CPU: GuestCPU {
   public func translateAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> GuestTranslation {
     if system != nil {
       let found = walk(address, access, context: context)
-      guard hasMonitor,
-        case .page(let physical, let canLoad, let canStore, let isGlobal, let byteCount) = found
-      else { return found }
-      return .page(
-        physical: place(physical), canLoad: canLoad, canStore: canStore, isGlobal: isGlobal,
-        byteCount: byteCount)
+      guard hasMonitor, case .page(var page) = found else { return found }
+      page.physical = place(page.physical)
+      return .page(page)
     }
-    return .page(physical: address, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096)
+    return .page(
+      GuestPage(physical: address, canLoad: true, canStore: true, isGlobal: true, byteCount: 4096))
   }
   public func takeInterrupt() -> Bool {
     if let userHooks {

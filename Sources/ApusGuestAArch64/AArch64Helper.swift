@@ -13,7 +13,7 @@ enum AArch64Helper: Int, CaseIterable {
   case invalidateTLB, completeInvalidations, translateAddress
   case raiseStep, checkBreakPoints, checkTrap, hypervisorCall
   case extensionVector, randomNumber, authenticate
-  case semihosting, checkGranule, checkBranch, monitorCall, waitForEvent, sendEvent
+  case semihosting, checkGranule, branch, checkBranchTarget, monitorCall, waitForEvent, sendEvent
   case storeExclusiveNarrow, atomicNarrow, loadExclusivePair, storeExclusivePair, compareAndSwapPair
 
   static let table: [IRHelper] = allCases.map(\.helper)
@@ -86,12 +86,15 @@ enum AArch64Helper: Int, CaseIterable {
         AArch64CPU.with(state) { $0.halt(immediate, nextPC: nextPC) }
         return 0
       }
-    case .checkBranch:
-      // a: the target, b: bit 0 a call, bit 1 by x16 or x17.
-      IRHelper("check-branch", Self.everything) { state, target, kind, _ in
-        AArch64CPU.with(state) {
-          $0.checkBranch(to: target, isCall: kind & 1 != 0, usesLinkageRegister: kind & 2 != 0)
-        }
+    case .branch:
+      // a: the target, b: the kind.
+      IRHelper("branch", Self.everything) { state, target, kind, _ in
+        AArch64CPU.with(state) { $0.branch(to: target, kind: kind) }
+        return 0
+      }
+    case .checkBranchTarget:
+      IRHelper("check-branch-target", Self.everything) { state, _, _, _ in
+        AArch64CPU.with(state) { $0.checkBranchTarget() }
         return 0
       }
     case .checkGranule:

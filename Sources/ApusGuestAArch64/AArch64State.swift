@@ -125,7 +125,8 @@ public enum FPCR {
   }
 }
 
-/// What translated code depends on besides the bytes: the key of a block. Bit 20: branch targets are checked.
+/// What translated code depends on besides the bytes: the key of a block. Bit 20: the process has guarded pages; bit 21:
+/// PSTATE.BTYPE is not 0.
 ///
 /// ```
 ///  19    18      17     16        15
@@ -200,10 +201,15 @@ public struct AArch64Mode: Hashable, Sendable {
     get { rawValue >> 14 & 1 != 0 }
     set { rawValue = rawValue & ~(1 << 14) | (newValue ? 1 << 14 : 0) }
   }
-  /// Indirect branches look at their targets: there are guarded pages.
+  /// A process has guarded pages.
   var checksBranchTargets: Bool {
-    get { rawValue >> 20 & 1 != 0 }
-    set { rawValue = rawValue & ~(1 << 20) | (newValue ? 1 << 20 : 0) }
+    get { bit(20) }
+    set { setBit(20, newValue) }
+  }
+  /// The last branch is still to be checked.
+  var hasBranchType: Bool {
+    get { bit(21) }
+    set { setBit(21, newValue) }
   }
   public var context: UInt8 { level == 3 ? 8 : UInt8(rawValue & 3 | (rawValue >> 16 & 1) << 2) }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }

@@ -10,6 +10,8 @@ enum Syndrome {
   static let illegalState: UInt64 = 0x0e << 26 | 1 << 25
   static let waitTrap: UInt64 = 0x01 << 26 | 1 << 25 | 0x1e << 20
   static let authenticationTrap: UInt64 = 0x09 << 26 | 1 << 25
+  /// BTYPE is the lowest bits.
+  static let branchTarget: UInt64 = 0x0d << 26 | 1 << 25
   static let systemTrap: UInt64 = 0x18
   static let supervisorCall: UInt64 = 0x15
   static let hypervisorCall: UInt64 = 0x16

@@ -18,6 +18,8 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
     watchControl3
   /// PSTATE.SSBS and DIT, as bits 12 and 24.
   case statusBits
+  /// PSTATE.BTYPE.
+  case branchType
   /// Keys of pointer authentication.
   case apiaLow, apiaHigh, apibLow, apibHigh, apdaLow, apdaHigh, apdbLow, apdbHigh, apgaLow, apgaHigh
   // EL2's. HCR_EL2 as it has effect, and as it reads.

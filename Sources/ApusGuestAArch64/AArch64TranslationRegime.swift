@@ -14,6 +14,7 @@ enum Descriptor {
   static let readOnly: UInt64 = 1 << 7
   static let accessed: UInt64 = 1 << 10
   static let notGlobal: UInt64 = 1 << 11
+  static let guarded: UInt64 = 1 << 50
   static let dirtyManaged: UInt64 = 1 << 51
   static let contiguous: UInt64 = 1 << 52
   static let privilegedNeverExecute: UInt64 = 1 << 53
@@ -154,8 +155,10 @@ extension AArch64CPU {
   /// Tells the engine which address spaces the group's contexts belong to, if that changed.
   func updateAddressSpace(of group: ContextGroup) {
     let regime = regime(group.first)
-    // M, WXN; what decides about stage 2 and whose pages these are; the security state.
+    // M, WXN, and BT0 and BT1, which branches that are remembered depend on; what decides about stage 2 and whose pages
+    // these are; the security state.
     var machine = UInt32(regime.system & 1) << 16 | UInt32(regime.system >> 19 & 1) << 17
+    machine |= UInt32(regime.system >> 35 & 3) << 20
     if group == .hypervisor {
       machine |= regime.hasUser ? 1 << 18 : 0
     } else if group == .guest, isHypervisorEnabled {

@@ -45,8 +45,8 @@ extension AArch64Translator {
       block.poll(pc: pc)
       let target = x(rn)
       if opcode == .blr { setX(30, constant(pc &+ 4)) }
-      if opcode != .ret { checkBranch(to: target, isCall: opcode == .blr) }
-      finish(.indirect(target: target, hint: opcode == .ret ? .return : opcode == .blr ? .call : .jump))
+      if opcode == .ret { return finish(.indirect(target: target, hint: .return)) }
+      branch(to: target, isCall: opcode == .blr)
     case .svc:
       call(.systemCall, constant(pc &+ 4), constant(UInt64(bits(5, 16))))
       finish(.dispatch)
@@ -87,10 +87,17 @@ extension AArch64Translator {
     if number == 2 { finish(.dispatch) }
   }
 
-  /// An indirect branch where there may be guarded pages.
-  mutating func checkBranch(to target: IRValue, isCall: Bool) {
-    guard mode.checksBranchTargets else { return }
-    call(.checkBranch, target, constant((isCall ? 1 : 0) | (rn == 16 || rn == 17 ? 2 : 0)))
+  /// The end of an indirect branch that is no return.
+  mutating func branch(to target: IRValue, isCall: Bool) {
+    var kind: AArch64CPU.BranchType?
+    if features.contains(.bti), mode.isSystem || mode.checksBranchTargets {
+      kind = isCall ? .call : rn == 16 || rn == 17 ? .jumpToCall : .jump
+    }
+    if let kind, mode.step == .active || mode.checksBreakPoints {
+      call(.branch, target, constant(kind.rawValue))
+      return finish(.dispatch)
+    }
+    finish(.indirect(target: target, hint: isCall ? .call : .jump, kind: UInt8(kind?.rawValue ?? 0)))
   }
 
   private mutating func branch(to target: UInt64, _ comparison: (inout Self) -> Comparison) {

@@ -59,6 +59,13 @@ struct AArch64Translator {
       block.finish(.dispatch)
       return .block
     }
+    if mode.hasBranchType {
+      block.instruction(pc: pc, length: 4)
+      if mode.checksBreakPoints { call(.checkBreakPoints) }
+      call(.checkBranchTarget)
+      block.finish(.dispatch)
+      return .block
+    }
     while true {
       word = UnsafeRawPointer(code.bytes + offset).loadUnaligned(as: UInt32.self)
       block.instruction(pc: pc, length: 4)
@@ -165,7 +172,7 @@ struct AArch64Translator {
     case .direct(let target):
       completeStep()
       block.set64(StateHeader.pc, constant(target))
-    case .indirect(let target, _):
+    case .indirect(let target, _, _):
       completeStep()
       block.set64(StateHeader.pc, target)
     case .dispatch: break

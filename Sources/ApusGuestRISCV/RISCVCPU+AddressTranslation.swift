@@ -133,9 +133,10 @@ extension RISCVCPU {
   ) -> GuestTranslation {
     guard pmpAllows(physical, privilege, access) else { return .fault(busFault(access)) }
     return .page(
-      physical: physical, canLoad: canLoad && (access == .load || pmpAllows(physical, privilege, .load)),
-      canStore: canStore && (access == .store || pmpAllows(physical, privilege, .store)), isGlobal: isGlobal,
-      byteCount: byteCount)
+      GuestPage(
+        physical: physical, canLoad: canLoad && (access == .load || pmpAllows(physical, privilege, .load)),
+        canStore: canStore && (access == .store || pmpAllows(physical, privilege, .store)),
+        isGlobal: isGlobal, byteCount: byteCount))
   }
 
   func pmpConfiguration(_ index: Int) -> UInt64 {

@@ -26,11 +26,10 @@ extension RISCVCPU {
   }
 
   private func physicalAddress(_ address: UInt64, _ access: GuestAccess, context: Int) -> UInt64? {
-    guard
-      case .page(let physical, let canLoad, let canStore, _, _) = translateAddress(
-        address, access, context: context), access == .store ? canStore : access == .fetch || canLoad
+    guard case .page(let page) = translateAddress(address, access, context: context),
+      access == .store ? page.canStore : access == .fetch || page.canLoad
     else { return nil }
-    return physical
+    return page.physical
   }
 
   /// 32 bits of memory at a multiple of 2.

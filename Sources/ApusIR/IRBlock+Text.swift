@@ -10,7 +10,7 @@ extension IRBlock {
     _ instructions: UnsafePointer<IRInstruction>, _ count: Int, _ terminator: IRTerminator
   ) -> [Bool] {
     var isUsed = [Bool](repeating: false, count: count)
-    if case .indirect(let target, _) = terminator { isUsed[Int(target.index)] = true }
+    if case .indirect(let target, _, _) = terminator { isUsed[Int(target.index)] = true }
     for index in (0..<count).reversed() {
       let i = instructions[index]
       guard isUsed[index] || i.opcode.hasEffect else { continue }
@@ -46,7 +46,8 @@ extension IRBlock {
     }
     switch terminator {
     case .direct(let target): lines.append("  -> 0x\(String(target, radix: 16))")
-    case .indirect(let target, let hint): lines.append("  -> %\(target.index) (\(hint))")
+    case .indirect(let target, let hint, let kind):
+      lines.append("  -> %\(target.index) (\(hint)\(kind == 0 ? "" : ", kind \(kind)"))")
     case .dispatch: lines.append("  -> dispatch")
     }
     return lines.joined(separator: "\n") + "\n"

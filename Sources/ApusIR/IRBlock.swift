@@ -26,8 +26,9 @@ public enum IRBranchHint: UInt8, Sendable { case jump, call, `return` }
 public enum IRTerminator: Sendable, Equatable {
   /// To a constant guest PC.
   case direct(target: UInt64)
-  /// To a computed guest PC (an i64).
-  case indirect(target: IRValue, hint: IRBranchHint)
+  /// To a computed guest PC (an i64). A branch of a kind, 1 to 3, is one that the guest's CPU checks (`checkBranch`) at
+  /// targets that are not known yet.
+  case indirect(target: IRValue, hint: IRBranchHint, kind: UInt8 = 0)
   /// To wherever the state's PC points, through the dispatcher: the CPU mode may have changed.
   case dispatch
 }

@@ -20,7 +20,7 @@ public enum IRVerifier {
       }
       if isExit, IRCondition(rawValue: i.c) == nil { return "%\(index): bad condition" }
     }
-    if case .indirect(let target, _) = block.terminator {
+    if case .indirect(let target, _, _) = block.terminator {
       guard Int(target.index) < block.count,
         block.instructions[Int(target.index)].opcode.resultType == .i64
       else { return "terminator: target is not an i64 of this block" }

@@ -36,6 +36,10 @@ public enum StateHeader {
   public static let engine = 344
   /// The guest's CPU object, for the helpers. pointer.
   public static let guest = 352
+  /// The `kind` of an indirect branch that came to the dispatcher, which clears it; the branch's PC is `argument0`. u32.
+  public static let branchKind = 360
+  /// A vector of 16 bytes, for the code emitter.
+  public static let vectorScratch = 368
   /// Scratch for the code emitter. 8 x u64.
   public static let scratch = 384
   /// The IEEE flags for each value of MXCSR's six sticky bits, a byte each; written by the back end.
@@ -49,13 +53,17 @@ public enum StateHeader {
 
   /// Number of translation contexts (privilege levels) with a TLB and a jump cache of their own.
   public static let contextCount = 9
-  /// Jump cache entries: {guest PC, code address}, indexed by PC bits 1 up.
+  /// Jump cache entries: {guest PC, code address}, indexed by PC bits 1 up. The PC of a branch that has a kind is XORed with
+  /// `jumpCacheTag`, so that an entry is found by branches of one kind.
   public static let jumpCacheEntryCount = 8192
   public static let jumpCacheEntryByteCount = 16
   public static let jumpCaches = 4096
   public static func jumpCache(_ context: Int) -> Int {
     jumpCaches + context * jumpCacheEntryCount * jumpCacheEntryByteCount
   }
+  /// Makes other PCs of those that are multiples of 4.
+  /// - Parameter kind: 0 to 3; 0 has no tag.
+  public static func jumpCacheTag(_ kind: UInt32) -> UInt64 { UInt64(kind) << 62 | UInt64(kind & 2) }
   /// TLB entries: {page for loads, page for stores, host address of the page, unused}.
   public static let tlbEntryCount = 1024
   public static let tlbEntryByteCount = 32

@@ -102,13 +102,18 @@ public final class IREvaluator {
     }
     switch terminator {
     case .direct(let target): setPC(target)
-    case .indirect(let target, _): setPC(values[Int(target.index)])
+    case .indirect(let target, _, let kind):
+      setPC(values[Int(target.index)])
+      if kind != 0 {
+        state.storeBytes(of: UInt32(kind), toByteOffset: StateHeader.branchKind, as: UInt32.self)
+        state.storeBytes(of: pc, toByteOffset: StateHeader.argument0, as: UInt64.self)
+      }
     case .dispatch: break
     }
   }
 
-  /// Carries out one memory or floating-point operation on given operands, for a back end's slow path. `nil`: it
-  /// took an exception.
+  /// Carries out one operation on memory or floating-point numbers, or a product without carries, on given operands, for
+  /// a back end's slow path. `nil`: it took an exception.
   public func runOne(
     _ opcode: IROpcode, _ a: UInt64, _ b: UInt64, _ c: UInt64, immediate: Int64, pc: UInt64,
     state: UnsafeMutableRawPointer, memory: some EvaluatorMemory
@@ -120,6 +125,7 @@ public final class IREvaluator {
     (values[0], values[1], values[2]) = (a, b, c)
     let instruction = IRInstruction(opcode, a: 0, b: 1, c: 2, immediate: immediate)
     if opcode.setsFloatFlags { return float(instruction, state) }
+    if opcode == .carrylessMultiply64 || opcode == .carrylessMultiplyHigh64 { return integer(instruction) }
     guard accessMemory(instruction, 3, pc, state, memory) else { return nil }
     return values[3]
   }

@@ -10,7 +10,8 @@ extension X86Emitter {
     Self.temporaryMask >> UInt16(register) & 1 != 0
   }
   @inline(__always) func diesHere(_ value: Int) -> Bool { Int(values[value].lastUse) <= index }
-  static let spillCount = 48
+  /// As many as fit before what follows in the state.
+  static let spillCount = (StateHeader.floatFlagTable - StateHeader.spill - 128) / 8
   func spillMemory(_ number: Int16) -> X86Memory { state(StateHeader.spill + 128 + Int(number) * 8) }
 
   // MARK: General registers

@@ -29,7 +29,7 @@ extension X86Emitter {
     asm.move(other, immediate: CyclicRedundancy.ieee.divisor)
     asm.move(factors, other, wide: true)
     asm.carrylessMultiply(value, value, factors)
-    asm.avxShift(0x73, 3, value, value, by: 8)
+    asm.vectorShift(0x73, 3, value, value, by: 8)
     if scale < 2 {
       // The upper bits of the old sum are not used up.
       asm.move(other, sum, wide: false)
@@ -51,12 +51,12 @@ extension X86Emitter {
     switch operation {
     case .aesMix:
       // Undoes what the round does before it mixes columns.
-      asm.avx(decryptLast, a, a, b, map: 2)
-      asm.avx(encrypt, d, a, b, map: 2)
-    case .aesInverseMix: asm.avx(0xdb, d, .xmm0, a, map: 2)  // vaesimc
+      asm.vector(decryptLast, a, a, b, map: 2)
+      asm.vector(encrypt, d, a, b, map: 2)
+    case .aesInverseMix: asm.vector(0xdb, d, a, map: 2)  // aesimc
     default:
-      asm.avx(0xef, a, a, b)
-      asm.avx(0xef, b, b, b)
+      asm.vector(0xef, a, a, b)
+      asm.vector(0xef, b, b, b)
       let opcode =
         switch operation {
         case .aesEncrypt: encryptLast
@@ -64,7 +64,7 @@ extension X86Emitter {
         case .aesEncryptMix: encrypt
         default: decrypt
         }
-      asm.avx(opcode, d, a, b, map: 2)
+      asm.vector(opcode, d, a, b, map: 2)
     }
   }
 
@@ -84,29 +84,29 @@ extension X86Emitter {
     case .sha1Parity: sha1Rounds(1, constant: 0x6ed9_eba1)
     case .sha1Majority: sha1Rounds(2, constant: 0x8f1b_bcdc)
     case .sha1Rotate:
-      asm.avxShift(0x72, 6, d, n, by: 30)
-      asm.avxShift(0x72, 2, n, n, by: 2)
-      asm.avx(0xeb, d, d, n)
-      asm.avxShift(0x73, 7, d, d, by: 12)
-      asm.avxShift(0x73, 3, d, d, by: 12)
+      asm.vectorShift(0x72, 6, d, n, by: 30)
+      asm.vectorShift(0x72, 2, n, n, by: 2)
+      asm.vector(0xeb, d, d, n)
+      asm.vectorShift(0x73, 7, d, d, by: 12)
+      asm.vectorShift(0x73, 3, d, d, by: 12)
     case .sha1ScheduleFirst:
-      asm.avx(0x0f, n, n, d, immediate: 8, map: 3, prefix: 1)
-      asm.avx(0xef, d, d, n)
-      asm.avx(0xef, d, d, m)
+      asm.vector(0x0f, n, n, d, immediate: 8, map: 3)
+      asm.vector(0xef, d, d, n)
+      asm.vector(0xef, d, d, m)
     case .sha1ScheduleSecond:
-      asm.avxShift(0x73, 3, n, n, by: 4)
-      asm.avx(0xef, d, d, n)
+      asm.vectorShift(0x73, 3, n, n, by: 4)
+      asm.vector(0xef, d, d, n)
       rotateLeftByOne(d, d, n, m)
       // The lowest word is needed once more for the highest.
-      asm.avxShift(0x73, 7, .xmm0, d, by: 12)
+      asm.vectorShift(0x73, 7, .xmm0, d, by: 12)
       rotateLeftByOne(.xmm0, .xmm0, n, m)
-      asm.avx(0xef, d, d, .xmm0)
+      asm.vector(0xef, d, d, .xmm0)
     case .sha256First: sha256Rounds(isFirst: true)
     case .sha256Second: sha256Rounds(isFirst: false)
     case .sha256ScheduleFirst: asm.sha(0xcc, d, n)
     default:
-      asm.avx(0x0f, n, m, n, immediate: 4, map: 3, prefix: 1)
-      asm.avx(0xfe, d, d, n)
+      asm.vector(0x0f, n, m, n, immediate: 4, map: 3)
+      asm.vector(0xfe, d, d, n)
       asm.sha(0xcd, d, m)
     }
     storeRegister(operand.slots.destination, d, halves)
@@ -115,25 +115,25 @@ extension X86Emitter {
 
   /// Words of 32 bits: to = a, left by one. Changes b and c.
   private func rotateLeftByOne(_ to: X86Vector, _ a: X86Vector, _ b: X86Vector, _ c: X86Vector) {
-    asm.avxShift(0x72, 6, b, a, by: 1)
-    asm.avxShift(0x72, 2, c, a, by: 31)
-    asm.avx(0xeb, to, b, c)
+    asm.vectorShift(0x72, 6, b, a, by: 1)
+    asm.vectorShift(0x72, 2, c, a, by: 31)
+    asm.vector(0xeb, to, b, c)
   }
 
   /// xmm1: d to a from the top here; xmm2 has e; xmm3 the words, with a constant that the host adds, too.
   private func sha1Rounds(_ function: UInt8, constant: UInt64) {
     func reverse(_ register: X86Vector) {
-      asm.avx(0x70, register, .xmm0, register, immediate: 0x1b, map: 1, prefix: 1)
+      asm.vector(0x70, register, register, immediate: 0x1b)
     }
     let general = takeTemporary()
     asm.move(general, immediate: constant)
     asm.move(.xmm0, general, wide: false)
-    asm.avx(0x70, .xmm0, .xmm0, .xmm0, immediate: 0, map: 1, prefix: 1)
-    asm.avx(0xfa, .xmm3, .xmm3, .xmm0)
+    asm.vector(0x70, .xmm0, .xmm0, immediate: 0)
+    asm.vector(0xfa, .xmm3, .xmm3, .xmm0)
     reverse(.xmm3)
     // e: only the lowest word of the register counts, and it belongs to the first round, which is on top.
-    asm.avxShift(0x73, 7, .xmm2, .xmm2, by: 12)
-    asm.avx(0xfe, .xmm3, .xmm3, .xmm2)
+    asm.vectorShift(0x73, 7, .xmm2, .xmm2, by: 12)
+    asm.vector(0xfe, .xmm3, .xmm3, .xmm2)
     reverse(.xmm1)
     asm.sha1Rounds(.xmm1, .xmm3, function)
     reverse(.xmm1)
@@ -144,12 +144,12 @@ extension X86Emitter {
     let (x, y): (X86Vector, X86Vector) = isFirst ? (.xmm1, .xmm2) : (.xmm2, .xmm1)
     asm.move(.xmm0, .xmm3)
     func shuffle(_ to: X86Vector, _ low: X86Vector, _ high: X86Vector, _ order: UInt8) {
-      asm.avx(0xc6, to, low, high, immediate: order, map: 1, prefix: 0)
+      asm.vector(0xc6, to, low, high, immediate: order, prefix: 0)
     }
     shuffle(.xmm3, y, x, 0x11)
     shuffle(.xmm1, y, x, 0xbb)
     asm.sha(0xcb, .xmm1, .xmm3)
-    asm.avx(0x70, .xmm0, .xmm0, .xmm0, immediate: 0x0e, map: 1, prefix: 1)
+    asm.vector(0x70, .xmm0, .xmm0, immediate: 0x0e)
     asm.sha(0xcb, .xmm3, .xmm1)
     shuffle(.xmm1, .xmm3, .xmm1, isFirst ? 0xbb : 0x11)
   }

@@ -7,8 +7,8 @@ struct ColdStub {
   enum Kind {
     /// Leaves to the dispatcher at `pc`.
     case exit(pc: UInt64)
-    /// Leaves to the dispatcher; the PC is in the register.
-    case indirectMiss(X86Register)
+    /// Leaves to the dispatcher; the PC is in the register. A branch that has a kind says so, and where it is.
+    case indirectMiss(X86Register, kind: UInt8, source: UInt64)
     /// Goes to a block of another page through the jump cache.
     case crossPage(target: UInt64)
     /// A slow memory access. Operands as they were at the access.
@@ -172,25 +172,40 @@ extension X86Emitter {
       } else {
         emitCrossPage(target)
       }
-    case .indirect(let target, _):
+    case .indirect(let target, _, let kind):
       let register = use(target.index)
       if optimisations.contains(.jumpCache) {
         let scratch: X86Register = register == .rax ? .rcx : .rax
+        var key = register
+        if kind != 0 {
+          key = register == .rdx ? .rcx : .rdx
+          asm.moveKeepingFlags(key, immediate: StateHeader.jumpCacheTag(UInt32(kind)))
+          asm.arithmetic(.xor, key, register)
+        }
         let cache = StateHeader.jumpCache(context.jumpCacheContext) - StateHeader.bias
         // Entry (pc >> 1) & mask, 16 bytes each: eight times the masked PC.
-        asm.move(scratch, register, wide: false)
+        asm.move(scratch, key, wide: false)
         asm.arithmetic(
           .and, scratch, immediate: Int32((StateHeader.jumpCacheEntryCount - 1) << 1), wide: false)
-        asm.arithmetic(.cmp, register, X86Memory(.rbp, Int32(cache), index: scratch, scale: 3))
-        addStub(.indirectMiss(register), asm.jump(.notEqual))
+        asm.arithmetic(.cmp, key, X86Memory(.rbp, Int32(cache), index: scratch, scale: 3))
+        addStub(.indirectMiss(register, kind: kind, source: currentPC), asm.jump(.notEqual))
         asm.jump(X86Memory(.rbp, Int32(cache + 8), index: scratch, scale: 3))
       } else {
-        asm.store(state(StateHeader.pc), register)
-        asm.jump(to: thunks.dispatch)
+        emitIndirectMiss(register, kind, source: currentPC)
       }
     case .dispatch:
       asm.jump(to: thunks.dispatch)
     }
+  }
+
+  private func emitIndirectMiss(_ register: X86Register, _ kind: UInt8, source: UInt64) {
+    asm.store(state(StateHeader.pc), register)
+    if kind != 0 {
+      asm.store(state(StateHeader.branchKind), immediate: Int32(kind), byteCount: 4)
+      asm.moveKeepingFlags(.rax, immediate: source)
+      asm.store(state(StateHeader.argument0), .rax)
+    }
+    asm.jump(to: thunks.dispatch)
   }
 
   private func emitCrossPage(_ target: UInt64) {
@@ -258,9 +273,7 @@ extension X86Emitter {
       case .exit(let pc):
         storePC(pc)
         asm.jump(to: thunks.dispatch)
-      case .indirectMiss(let register):
-        asm.store(state(StateHeader.pc), register)
-        asm.jump(to: thunks.dispatch)
+      case .indirectMiss(let register, let kind, let source): emitIndirectMiss(register, kind, source: source)
       case .crossPage(let target):
         emitCrossPage(target)
       case .memory(let site, let address, let value, let result):
@@ -335,8 +348,8 @@ extension X86Emitter {
     }
   }
 
-  /// Puts a fused multiply-add's operands where the slow path looks for them.
-  private func storeVectors(_ operands: [(X86Vector, Int)]) {
+  /// Puts operands where the slow path looks for them.
+  func storeVectors(_ operands: [(X86Vector, Int)]) {
     for (register, offset) in operands { asm.store(state(offset), register, double: true) }
   }
 }

@@ -93,7 +93,7 @@ extension X86Emitter {
       let isClear = isClear(source, above: 32)
       let register = vectorDestination()
       if !isClear {
-        asm.avx(0x21, register, source, source, immediate: 0x0e, map: 3, prefix: 1)  // vinsertps: zeros above
+        asm.vector(0x21, register, source, source, immediate: 0x0e, map: 3)  // insertps: zeros above
       } else if register != source {
         asm.move(register, source)
       }
@@ -148,7 +148,7 @@ extension X86Emitter {
       if Self.vectorTemporaryMask & ~lockedVectors != 0 {
         // Without the sign. Unordered counts as equal.
         let magnitude = takeVectorTemporary()
-        asm.avx(
+        asm.vector(
           0x54, magnitude, register, state(double ? Self.magnitudeMask64 : Self.magnitudeMask32), prefix: 0)
         asm.sse(prefix, 0x2e, magnitude, smallest)
         return (asm.jump(.equal), -1)
@@ -169,21 +169,31 @@ extension X86Emitter {
     let b = useVector(i.b)
     let bitCount = double ? 64 : 32
     // The bits above come from the first source. Which NaN wins does not matter here.
-    let swaps =
-      (opcode == 0x58 || opcode == 0x59) && !isClear(a, above: bitCount) && isClear(b, above: bitCount)
-    let (first, second) = swaps ? (b, a) : (a, b)
-    let isClear = isClear(first, above: bitCount)
+    let commutes = opcode == 0x58 || opcode == 0x59
+    let (aIsClear, bIsClear) = (isClear(a, above: bitCount), isClear(b, above: bitCount))
+    var swaps = commutes && !aIsClear && bIsClear
     let propagates = propagatesNaN(i)
-    // The slow path needs the operands. VEX form: reads both sources before it writes.
-    let inPlace = propagates ? pinnedResult(except: [a, b]) : vectorDestination()
+    let inPlace: X86Vector?
+    if propagates {
+      // The slow path needs the operands.
+      inPlace = pinnedResult(except: [a, b])
+    } else if features.hasAVX || commutes {
+      inPlace = vectorDestination()
+      // SSE's form overwrites its first source.
+      if !features.hasAVX, inPlace == a || inPlace == b { swaps = inPlace == b }
+    } else {
+      inPlace = pinnedResult(except: [b])
+    }
     let register = inPlace ?? takeVectorTemporary()
-    asm.vex(
-      register.rawValue, vvvv: first.rawValue, rm: second.rawValue, map: 1, prefix: double ? 3 : 2,
-      wide: false, long: false, opcode)
-    if isClear { noteClear(register, above: bitCount) }
-    guard propagates else { return checkNaN(register, double: double) }
-    let wrong = jumpsIfWrong(i, register, double: double)
-    addStub(.fused(site: site(i), register, a, b, b, double: double), wrong.0, wrong.1, resume: asm.offset)
+    let (first, second) = swaps ? (b, a) : (a, b)
+    asm.vector(opcode, register, first, second, prefix: double ? 3 : 2)
+    if swaps ? bIsClear : aIsClear { noteClear(register, above: bitCount) }
+    if propagates {
+      let wrong = jumpsIfWrong(i, register, double: double)
+      addStub(.fused(site: site(i), register, a, b, b, double: double), wrong.0, wrong.1, resume: asm.offset)
+    } else {
+      checkNaN(register, double: double)
+    }
     if inPlace == nil { finishVector(register) }
   }
 
@@ -197,6 +207,12 @@ extension X86Emitter {
     let a = useVector(i.a)
     let b = useVector(i.b)
     let c = useVector(i.c)
+    guard features.hasFMA else {
+      callSlowPath(i, [(a, StateHeader.argument0), (b, StateHeader.argument1), (c, StateHeader.result)])
+      let register = vectorDestination()
+      asm.load(register, state(StateHeader.result), double: double)
+      return noteClear(register, above: double ? 64 : 32)
+    }
     let inPlace = pinnedResult(except: [a, b, c])
     let register = inPlace ?? takeVectorTemporary()
     asm.move(register, c)
@@ -234,10 +250,7 @@ extension X86Emitter {
     // Equal values (zeros of either sign) and NaNs are left to the stub.
     asm.sse(double ? 0x66 : 0, 0x2e, a, b)
     let site = asm.jump(.equal)  // unordered sets ZF too
-    asm.vex(
-      register.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 1, prefix: double ? 3 : 2, wide: false,
-      long: false,
-      isMaximum ? 0x5f : 0x5d)
+    asm.vector(isMaximum ? 0x5f : 0x5d, register, a, b, prefix: double ? 3 : 2)
     addStub(.minMax(register, a, b, double: double, isMaximum: isMaximum), site, resume: asm.offset)
     finishVector(register)
   }
@@ -362,9 +375,7 @@ extension X86Emitter {
       } else {
         let scratch = takeVectorTemporary()
         asm.sse(0, 0x28, scratch, mask)
-        asm.vex(
-          register.rawValue, vvvv: scratch.rawValue, rm: a.rawValue, map: 1, prefix: 0, wide: false,
-          long: false, 0x55)
+        asm.vector(0x55, register, scratch, a, prefix: 0)
       }
       return
     }
@@ -375,15 +386,11 @@ extension X86Emitter {
     switch kind {
     case .copy, .negate:
       // magnitude = ~mask & a; sign = mask & (b or ~b)
-      asm.vex(
-        magnitude.rawValue, vvvv: sign.rawValue, rm: a.rawValue, map: 1, prefix: 0, wide: false, long: false,
-        0x55)
+      asm.vector(0x55, magnitude, sign, a, prefix: 0)
       if kind == .copy {
         asm.sse(0, 0x54, sign, b)
       } else {
-        asm.vex(
-          sign.rawValue, vvvv: b.rawValue, rm: sign.rawValue, map: 1, prefix: 0, wide: false, long: false,
-          0x55)
+        asm.vector(0x55, sign, b, sign, prefix: 0)
       }
       asm.sse(0, 0x56, magnitude, sign)
     case .xor:
@@ -431,11 +438,15 @@ extension X86Emitter {
 
   /// Conversions that no host instruction does exactly run in the slow path.
   private func emitThroughSlowPath(_ i: IRInstruction) {
-    let source = useVector(i.a)
-    asm.store(state(StateHeader.argument0), source, double: true)
+    callSlowPath(i, [(useVector(i.a), StateHeader.argument0)])
+    asm.load(destination(), state(StateHeader.result))
+  }
+
+  /// Has the slow path do the operation on operands that it finds in the state.
+  func callSlowPath(_ i: IRInstruction, _ operands: [(X86Vector, Int)] = []) {
+    storeVectors(operands)
     asm.store(
       state(StateHeader.argument2), immediate: Int32(site(i)), byteCount: 4)
     asm.call(to: thunks.slowMemory)
-    asm.load(destination(), state(StateHeader.result))
   }
 }

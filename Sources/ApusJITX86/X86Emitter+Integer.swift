@@ -203,6 +203,8 @@ extension X86Emitter {
     let right = use(i.b)
     if features.hasBMI {
       asm.andNot(register, right, left)
+    } else if right == left {
+      asm.move(register, immediate: 0)
     } else if right == register {
       asm.not(register)
       asm.arithmetic(.and, register, left)
@@ -341,9 +343,16 @@ extension X86Emitter {
   private func emitCount(_ i: IRInstruction, _ opcode: UInt8, wide: Bool) {
     let register = destination()
     let source = use(i.a)
-    precondition(
-      features.hasBitCounts && features.hasBMI, "hosts without lzcnt, tzcnt, popcnt use the interpreter")
-    asm.count(opcode, register, source, wide: wide)
+    let isOnes = opcode == 0xb8
+    if isOnes || features.hasBMI { return asm.count(opcode, register, source, wide: wide) }
+    // What a scan for the highest bit finds is counted from below.
+    let width: UInt8 = wide ? 64 : 32
+    let isLeading = opcode == 0xbd
+    let ofZero = takeTemporary()
+    asm.moveKeepingFlags(ofZero, immediate: UInt64(isLeading ? 2 * width - 1 : width))
+    asm.bitScan(opcode, register, source, wide: wide)
+    asm.conditionalMove(.equal, register, ofZero, wide: false)
+    if isLeading { asm.arithmetic(.xor, register, immediate: Int32(width - 1), wide: false) }
   }
 
   private func emitExtend(_ i: IRInstruction, _ bits: Int, signed: Bool) {
@@ -357,7 +366,12 @@ extension X86Emitter {
   }
 
   private func emitCarrylessMultiply(_ i: IRInstruction) {
-    precondition(features.hasCarrylessMultiply, "hosts without pclmulqdq use the interpreter")
+    guard features.hasCarrylessMultiply else {
+      asm.store(state(StateHeader.argument0), use(i.a))
+      asm.store(state(StateHeader.argument1), use(i.b))
+      callSlowPath(i)
+      return asm.load(destination(), state(StateHeader.result))
+    }
     let left = takeVectorTemporary()
     let right = takeVectorTemporary()
     asm.move(left, use(i.a), wide: true)

@@ -1,7 +1,7 @@
 import ApusAsmX86
 import ApusIR
 
-// Vector registers of the state, 128 bits, on AVX. Some are pinned host registers, the others lie in memory. An operation
+// Vector registers of the state, 128 bits, on AVX or SSE 4.2. Some are pinned host registers, the others lie in memory. An operation
 // that is one instruction, or leaves its operands alone, works on the pinned ones; others on copies.
 
 extension X86Emitter {
@@ -36,7 +36,11 @@ extension X86Emitter {
 
   private func emit(_ opcodes: Opcodes, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
     guard let one = opcodes.byScale[scale] else { preconditionFailure("no such lanes") }
-    asm.avx(one.opcode, to, a, b, map: one.map)
+    asm.vector(one.opcode, to, a, b, map: one.map)
+  }
+  private func emit(_ opcodes: Opcodes, _ scale: Int, _ to: X86Vector, _ from: X86Vector) {
+    guard let one = opcodes.byScale[scale] else { preconditionFailure("no such lanes") }
+    asm.vector(one.opcode, to, from, map: one.map)
   }
 
   /// The pinned register that holds the vector register at `offset`.
@@ -65,7 +69,7 @@ extension X86Emitter {
       switch halves {
       case .both: if pinned != value { asm.move(pinned, value) }
       case .low: asm.mergeLower(pinned, value)
-      case .high: asm.avx(0x0d, pinned, pinned, value, immediate: 2, map: 3, prefix: 1)  // vblendpd
+      case .high: asm.vector(0x0d, pinned, pinned, value, immediate: 2, map: 3)  // blendpd
       }
       return
     }
@@ -124,7 +128,7 @@ extension X86Emitter {
       b = source(offset)
     } else {
       b = takeVectorTemporary()
-      asm.avx(0xef, b, b, b)
+      asm.vector(0xef, b, b, b)
     }
     // The result, and d where it is read: in place where the operands are copies, or gone with the only instruction.
     let target = operand.slots.destination
@@ -157,32 +161,32 @@ extension X86Emitter {
   /// d = the result; a and b may be changed.
   private func emit(_ operand: IRVectorOperand, _ a: X86Vector, _ b: X86Vector, _ d: X86Vector) {
     let scale = operand.scale
-    func ones(_ to: X86Vector) { asm.avx(0x76, to, to, to) }
+    func ones(_ to: X86Vector) { asm.vector(0x76, to, to, to) }
     switch operand.operation {
     case .move: asm.move(d, a)
     case .not:
       ones(b)
-      asm.avx(0xef, d, a, b)
-    case .and: asm.avx(0xdb, d, a, b)
-    case .andNot: asm.avx(0xdf, d, b, a)
-    case .or: asm.avx(0xeb, d, a, b)
+      asm.vector(0xef, d, a, b)
+    case .and: asm.vector(0xdb, d, a, b)
+    case .andNot: asm.vector(0xdf, d, b, a)
+    case .or: asm.vector(0xeb, d, a, b)
     case .orNot:
       ones(d)
-      asm.avx(0xef, d, d, b)
-      asm.avx(0xeb, d, d, a)
-    case .xor: asm.avx(0xef, d, a, b)
+      asm.vector(0xef, d, d, b)
+      asm.vector(0xeb, d, d, a)
+    case .xor: asm.vector(0xef, d, a, b)
     case .select:
-      asm.avx(0xdb, a, a, d)
-      asm.avx(0xdf, b, d, b)
-      asm.avx(0xeb, d, a, b)
+      asm.vector(0xdb, a, a, d)
+      asm.vector(0xdf, b, d, b)
+      asm.vector(0xeb, d, a, b)
     case .insertIfTrue:
-      asm.avx(0xdb, a, a, b)
-      asm.avx(0xdf, b, b, d)
-      asm.avx(0xeb, d, a, b)
+      asm.vector(0xdb, a, a, b)
+      asm.vector(0xdf, b, b, d)
+      asm.vector(0xeb, d, a, b)
     case .insertIfFalse:
-      asm.avx(0xdf, a, b, a)
-      asm.avx(0xdb, b, b, d)
-      asm.avx(0xeb, d, a, b)
+      asm.vector(0xdf, a, b, a)
+      asm.vector(0xdb, b, b, d)
+      asm.vector(0xeb, d, a, b)
     case .add: emit(Self.add, scale, d, a, b)
     case .subtract: emit(Self.subtract, scale, d, a, b)
     case .multiply: multiply(scale, d, a, b)
@@ -193,8 +197,7 @@ extension X86Emitter {
       multiply(scale, a, a, b)
       emit(Self.subtract, scale, d, d, a)
     case .negate: emit(Self.subtract, scale, d, b, a)
-    // One operand: the second register field must be all ones, register 0.
-    case .absolute: emit(Self.absolute, scale, d, .xmm0, a)
+    case .absolute: emit(Self.absolute, scale, d, a)
     case .equal: emit(Self.equal, scale, d, a, b)
     case .greaterSigned: emit(Self.greater, scale, d, a, b)
     case .greaterOrEqualSigned:
@@ -208,13 +211,13 @@ extension X86Emitter {
       emit(Self.minUnsigned, scale, d, a, b)
       emit(Self.equal, scale, d, d, a)
       ones(b)
-      asm.avx(0xef, d, d, b)
+      asm.vector(0xef, d, d, b)
     case .anySet:
-      asm.avx(0xdb, d, a, b)
-      asm.avx(0xef, b, b, b)
+      asm.vector(0xdb, d, a, b)
+      asm.vector(0xef, b, b, b)
       emit(Self.equal, scale, d, d, b)
       ones(b)
-      asm.avx(0xef, d, d, b)
+      asm.vector(0xef, d, d, b)
     case .minSigned: emit(Self.minSigned, scale, d, a, b)
     case .maxSigned: emit(Self.maxSigned, scale, d, a, b)
     case .minUnsigned: emit(Self.minUnsigned, scale, d, a, b)
@@ -248,21 +251,21 @@ extension X86Emitter {
     case .subtractSaturatedSigned: saturate(Self.subtractSaturatedSigned, Self.subtract, scale, d, a, b)
     case .subtractSaturatedUnsigned: saturate(Self.subtractSaturatedUnsigned, Self.subtract, scale, d, a, b)
     case .multiplyHighSaturated:
-      // vpmulhrsw gives 0x8000 for -32768 squared, and for nothing else.
-      asm.avx(0x0b, d, a, b, map: 2)
+      // pmulhrsw gives 0x8000 for -32768 squared, and for nothing else.
+      asm.vector(0x0b, d, a, b, map: 2)
       signs(b, 1)
       emit(Self.equal, 1, b, b, d)
-      asm.avx(0xef, d, d, b)
+      asm.vector(0xef, d, d, b)
       noteSaturation(b)
     case .countOnes: countOnes(d, a, b)
     case .permute:
-      // Above 15 the highest bit is set, which vpshufb takes for "zero".
+      // Above 15 the highest bit is set, which pshufb takes for "zero".
       loadConstant(d) { _ in 0x70 }
-      asm.avx(0xdc, b, b, d)
-      asm.avx(0, d, a, b, map: 2)
+      asm.vector(0xdc, b, b, d)
+      asm.vector(0, d, a, b, map: 2)
     case .broadcast:
       loadConstant(b) { UInt8(operand.amount << scale | $0 & ((1 << scale) - 1)) }
-      asm.avx(0, d, a, b, map: 2)
+      asm.vector(0, d, a, b, map: 2)
     case .addAcross: across(Self.add, operand, d, a, b)
     case .minAcrossSigned: across(Self.minSigned, operand, d, a, b)
     case .maxAcrossSigned: across(Self.maxSigned, operand, d, a, b)
@@ -276,20 +279,20 @@ extension X86Emitter {
     case .multiplyHighUnsigned: multiplyWidened(scale, isHigh: true, isSigned: false, d, a, b)
     case .narrowLowSigned, .narrowHighSigned:
       emit(Self.packSigned, scale, d, a, a)
-      emit(Self.widenSigned, scale, b, .xmm0, d)
-      asm.avx(0xef, b, b, a)
+      emit(Self.widenSigned, scale, b, d)
+      asm.vector(0xef, b, b, a)
       noteSaturation(b)
     case .narrowLowClamped, .narrowHighClamped:
       emit(Self.packUnsigned, scale, d, a, a)
-      emit(Self.widenUnsigned, scale, b, .xmm0, d)
-      asm.avx(0xef, b, b, a)
+      emit(Self.widenUnsigned, scale, b, d)
+      asm.vector(0xef, b, b, a)
       noteSaturation(b)
     case .narrowLowUnsigned, .narrowHighUnsigned:
       ones(b)
       shift(2, scale + 1, b, b, 8 << scale)
       emit(Self.minUnsigned, scale + 1, b, a, b)
       emit(Self.packUnsigned, scale, d, b, b)
-      asm.avx(0xef, b, b, a)
+      asm.vector(0xef, b, b, a)
       noteSaturation(b)
     case .interleaveLow: emit(Self.interleaveLow, scale, d, a, b)
     case .interleaveHigh: emit(Self.interleaveHigh, scale, d, a, b)
@@ -297,10 +300,10 @@ extension X86Emitter {
     case .oddLanes: lanes(scale, isOdd: true, d, a, b)
     case .flipSigns, .clearSigns:
       signs(b, scale)
-      asm.avx(operand.operation == .flipSigns ? 0xef : 0xdf, d, b, a)
+      asm.vector(operand.operation == .flipSigns ? 0xef : 0xdf, d, b, a)
     case .addPairs, .minPairsSigned, .maxPairsSigned, .minPairsUnsigned, .maxPairsUnsigned:
       pairs(operand.operation, scale, d, a, b)
-    case .extract: asm.avx(0x0f, d, b, a, immediate: UInt8(operand.amount), map: 3, prefix: 1)
+    case .extract: asm.vector(0x0f, d, b, a, immediate: UInt8(operand.amount), map: 3)
     case .narrowLow, .narrowHigh:
       if operand.amount != 0 { shift(2, scale + 1, a, a, operand.amount) }
       asm.move(b, a)
@@ -308,18 +311,18 @@ extension X86Emitter {
     case .widenLowSigned, .widenLowUnsigned, .widenHighSigned, .widenHighUnsigned:
       let isHigh = operand.operation == .widenHighSigned || operand.operation == .widenHighUnsigned
       let isSigned = operand.operation == .widenLowSigned || operand.operation == .widenHighSigned
-      if isHigh { asm.avxShift(0x73, 3, a, a, by: 8) }
-      emit(isSigned ? Self.widenSigned : Self.widenUnsigned, scale, d, .xmm0, a)
+      if isHigh { asm.vectorShift(0x73, 3, a, a, by: 8) }
+      emit(isSigned ? Self.widenSigned : Self.widenUnsigned, scale, d, a)
       if operand.amount != 0 { shift(6, scale + 1, d, d, operand.amount) }
     case .rotateRight:
       shift(2, scale, d, a, operand.amount)
       shift(6, scale, a, a, (8 << scale) - operand.amount)
-      asm.avx(0xeb, d, d, a)
+      asm.vector(0xeb, d, d, a)
     case .reverse: reverse(scale, within: operand.amount, d, a)
     case .aesEncrypt, .aesDecrypt, .aesEncryptMix, .aesDecryptMix, .aesMix, .aesInverseMix:
       cipher(operand.operation, a, b, d)
-    case .carrylessLow: asm.avx(0x44, d, a, b, immediate: 0, map: 3, prefix: 1)
-    case .carrylessHigh: asm.avx(0x44, d, a, b, immediate: 0x11, map: 3, prefix: 1)
+    case .carrylessLow: asm.vector(0x44, d, a, b, immediate: 0, map: 3)
+    case .carrylessHigh: asm.vector(0x44, d, a, b, immediate: 0x11, map: 3)
     case .sha1Choose, .sha1Parity, .sha1Majority, .sha1Rotate, .sha1ScheduleFirst, .sha1ScheduleSecond,
       .sha256First, .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
       preconditionFailure("emitHash does them")
@@ -328,31 +331,31 @@ extension X86Emitter {
 
   /// The highest bit of each lane of at least 16 bits.
   func signs(_ to: X86Vector, _ scale: Int) {
-    asm.avx(0x76, to, to, to)
+    asm.vector(0x76, to, to, to)
     shift(6, scale, to, to, (8 << scale) - 1)
   }
 
   /// d = a's lanes in reverse order within each `8 << container` bits. Changes a.
   private func reverse(_ scale: Int, within container: Int, _ d: X86Vector, _ a: X86Vector) {
-    if scale == 2 { return asm.avx(0x70, d, .xmm0, a, immediate: 0xb1, map: 1, prefix: 1) }
+    if scale == 2 { return asm.vector(0x70, d, a, immediate: 0xb1) }
     var source = a
     if scale == 0 {
       // The bytes of words change places.
       shift(6, 1, d, a, 8)
       shift(2, 1, a, a, 8)
-      asm.avx(0xeb, d, d, a)
+      asm.vector(0xeb, d, d, a)
       source = d
     }
     guard container > 1 else { return }
     // Then the words: those of the lower half (F2), those of the upper one (F3).
     let order: UInt8 = container == 2 ? 0xb1 : 0x1b
-    asm.avx(0x70, d, .xmm0, source, immediate: order, map: 1, prefix: 3)
-    asm.avx(0x70, d, .xmm0, d, immediate: order, map: 1, prefix: 2)
+    asm.vector(0x70, d, source, immediate: order, prefix: 3)
+    asm.vector(0x70, d, d, immediate: order, prefix: 2)
   }
 
   /// group: 2 right unsigned, 4 right signed, 6 left.
   func shift(_ group: UInt8, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ amount: Int) {
-    asm.avxShift(0x70 + UInt8(scale), group, to, a, by: UInt8(amount))
+    asm.vectorShift(0x70 + UInt8(scale), group, to, a, by: UInt8(amount))
   }
 
   /// The even or odd lanes of a and, behind them, of b. Changes a and b; d is written last.
@@ -363,15 +366,15 @@ extension X86Emitter {
         if !isOdd { shift(6, 1, register, register, 8) }
         shift(2, 1, register, register, 8)
       }
-      asm.avx(0x67, d, a, b)  // vpackuswb
+      asm.vector(0x67, d, a, b)  // packuswb
     case 1:
       for register in [a, b] {
         if !isOdd { shift(6, 2, register, register, 16) }
         shift(4, 2, register, register, 16)
       }
-      asm.avx(0x6b, d, a, b)  // vpackssdw
-    case 2: asm.avx(0xc6, d, a, b, immediate: isOdd ? 0xdd : 0x88, map: 1, prefix: 0)  // vshufps
-    default: asm.avx(isOdd ? 0x6d : 0x6c, d, a, b)
+      asm.vector(0x6b, d, a, b)  // packssdw
+    case 2: asm.vector(0xc6, d, a, b, immediate: isOdd ? 0xdd : 0x88, prefix: 0)  // shufps
+    default: asm.vector(isOdd ? 0x6d : 0x6c, d, a, b)
     }
   }
 
@@ -406,7 +409,7 @@ extension X86Emitter {
     asm.moveKeepingFlags(register, immediate: half(0))
     asm.move(to, register, wide: true)
     if half(0) == half(8) {
-      asm.avx(0x6c, to, to, to)  // vpunpcklqdq
+      asm.vector(0x6c, to, to, to)  // punpcklqdq
     } else {
       asm.store(state(StateHeader.argument0), to, double: true)
       asm.moveKeepingFlags(register, immediate: half(8))
@@ -419,7 +422,7 @@ extension X86Emitter {
   /// Notes saturation if any bit of the register is set.
   private func noteSaturation(_ mask: X86Vector) {
     let register = takeTemporary()
-    asm.avx(0x17, mask, .xmm0, mask, map: 2)  // vptest
+    asm.vector(0x17, mask, mask, map: 2)  // ptest
     asm.set(.notEqual, register)
     asm.extend(register, register, bits: 8, signed: false)
     asm.arithmetic(.or, register, state(StateHeader.saturation), wide: false)
@@ -433,7 +436,7 @@ extension X86Emitter {
   ) {
     emit(saturating, scale, d, a, b)
     emit(plain, scale, a, a, b)
-    asm.avx(0xef, a, a, d)
+    asm.vector(0xef, a, a, d)
     noteSaturation(a)
   }
 
@@ -449,14 +452,14 @@ extension X86Emitter {
     shift(2, 1, b, b, 8)
     emit(Self.multiply, 1, to, to, b)
     shift(6, 1, to, to, 8)
-    asm.avx(0xeb, to, to, even)
+    asm.vector(0xeb, to, to, even)
     lockedVectors &= ~(1 << UInt16(even.rawValue))
   }
 
   private func shiftBytes(isLeft: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ amount: Int) {
     loadConstant(b) { _ in isLeft ? 0xff << UInt8(amount) : 0xff >> UInt8(amount) }
     shift(isLeft ? 6 : 2, 1, d, a, amount)
-    asm.avx(0xdb, d, d, b)
+    asm.vector(0xdb, d, d, b)
   }
 
   /// a and scratch may be changed.
@@ -465,17 +468,17 @@ extension X86Emitter {
   ) {
     switch scale {
     case 0:
-      asm.avx(0x60, d, a, a)  // bytes to the upper halves of words
-      asm.avx(0x68, scratch, a, a)
+      asm.vector(0x60, d, a, a)  // bytes to the upper halves of words
+      asm.vector(0x68, scratch, a, a)
       shift(4, 1, d, d, 8 + amount)
       shift(4, 1, scratch, scratch, 8 + amount)
-      asm.avx(0x63, d, d, scratch)
+      asm.vector(0x63, d, d, scratch)
     case 3:
-      asm.avx(0xef, scratch, scratch, scratch)
+      asm.vector(0xef, scratch, scratch, scratch)
       emit(Self.greater, 3, scratch, scratch, a)
       shift(2, 3, d, a, amount)
       shift(6, 3, scratch, scratch, 64 - amount)
-      asm.avx(0xeb, d, d, scratch)
+      asm.vector(0xeb, d, d, scratch)
     default: shift(4, scale, d, a, amount)
     }
   }
@@ -485,11 +488,11 @@ extension X86Emitter {
     let table = takeVectorTemporary()
     loadConstant(table) { UInt8(truncatingIfNeeded: $0.nonzeroBitCount) }
     loadConstant(b) { _ in 0x0f }
-    asm.avx(0xdb, d, a, b)
-    asm.avx(0, d, table, d, map: 2)
+    asm.vector(0xdb, d, a, b)
+    asm.vector(0, d, table, d, map: 2)
     shift(2, 1, a, a, 4)
-    asm.avx(0xdb, a, a, b)
-    asm.avx(0, a, table, a, map: 2)
+    asm.vector(0xdb, a, a, b)
+    asm.vector(0, a, table, a, map: 2)
     emit(Self.add, 0, d, d, a)
     lockedVectors &= ~(1 << UInt16(table.rawValue))
   }
@@ -500,28 +503,28 @@ extension X86Emitter {
     let byteCount = 1 << operand.scale
     var distance = operand.isFull ? 8 : 4
     while distance >= byteCount {
-      asm.avxShift(0x73, 3, b, a, by: UInt8(distance))
+      asm.vectorShift(0x73, 3, b, a, by: UInt8(distance))
       emit(opcodes, operand.scale, a, a, b)
       distance /= 2
     }
     // Only the lowest lane.
-    asm.avxShift(0x73, 7, a, a, by: UInt8(16 - byteCount))
-    asm.avxShift(0x73, 3, d, a, by: UInt8(16 - byteCount))
+    asm.vectorShift(0x73, 7, a, a, by: UInt8(16 - byteCount))
+    asm.vectorShift(0x73, 3, d, a, by: UInt8(16 - byteCount))
   }
 
   private func addPairsWidened(_ scale: Int, isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
     func one(_ scale: Int) {
-      asm.avx(0x76, b, b, b)
-      emit(Self.absolute, scale, b, .xmm0, b)
+      asm.vector(0x76, b, b, b)
+      emit(Self.absolute, scale, b, b)
     }
     switch (scale, isSigned) {
     case (0, _):
-      // vpmaddubsw: unsigned bytes times signed ones.
+      // pmaddubsw: unsigned bytes times signed ones.
       one(0)
-      asm.avx(0x04, d, isSigned ? b : a, isSigned ? a : b, map: 2)
+      asm.vector(0x04, d, isSigned ? b : a, isSigned ? a : b, map: 2)
     case (1, true):
       one(1)
-      asm.avx(0xf5, d, a, b)  // vpmaddwd
+      asm.vector(0xf5, d, a, b)  // pmaddwd
     case (1, false):
       shift(6, 2, d, a, 16)
       shift(2, 2, d, d, 16)
@@ -536,9 +539,9 @@ extension X86Emitter {
     }
   }
 
-  /// vpmuldq, vpmuludq: of the even lanes of 32 bits.
+  /// pmuldq, pmuludq: of the even lanes of 32 bits.
   private func product(isSigned: Bool, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    if isSigned { asm.avx(0x28, to, a, b, map: 2) } else { asm.avx(0xf4, to, a, b) }
+    if isSigned { asm.vector(0x28, to, a, b, map: 2) } else { asm.vector(0xf4, to, a, b) }
   }
 
   private func multiplyWidened(
@@ -548,12 +551,12 @@ extension X86Emitter {
     switch scale {
     case 0:
       for register in [a, b] {
-        if isHigh { asm.avxShift(0x73, 3, register, register, by: 8) }
-        emit(isSigned ? Self.widenSigned : Self.widenUnsigned, 0, register, .xmm0, register)
+        if isHigh { asm.vectorShift(0x73, 3, register, register, by: 8) }
+        emit(isSigned ? Self.widenSigned : Self.widenUnsigned, 0, register, register)
       }
       emit(Self.multiply, 1, d, a, b)
     case 1:
-      asm.avx(isSigned ? 0xe5 : 0xe4, d, a, b)  // vpmulhw, vpmulhuw
+      asm.vector(isSigned ? 0xe5 : 0xe4, d, a, b)  // pmulhw, pmulhuw
       emit(Self.multiply, 1, a, a, b)
       emit(interleave, 1, d, a, d)
     default:

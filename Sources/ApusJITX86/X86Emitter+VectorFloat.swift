@@ -1,7 +1,7 @@
 import ApusAsmX86
 import ApusIR
 
-// Floating-point lanes on AVX, as X86Emitter+Vector.swift does integers. The host computes and collects the flags; what it
+// Floating-point lanes, as X86Emitter+Vector.swift does integers. The host computes and collects the flags; what it
 // gets wrong is seen in the result or, where that would raise a flag too many, in the operands: NaNs, underflow that
 // counts before rounding, conversions out of range. Then the slow path computes the whole operation from the state, which
 // has not been changed yet. Lanes that are not asked for hold copies of those that are, so that they raise nothing else.
@@ -15,6 +15,11 @@ extension X86Emitter {
     giveUp(slots.destination, halves)
     // What moved may move on: it is no operand.
     lockedVectors = 0
+    if operation.readsDestination, !features.hasFMA {
+      callSlowPath(i)
+      if let pinned = pinnedWhole(slots.destination) { noteChange(pinned) }
+      return
+    }
     let keeps = Self.keepsOperands(operation)
     func source(
       _ offset: Int, _ shape: IRVectorShape, element: Int? = nil
@@ -32,14 +37,14 @@ extension X86Emitter {
       b = source(offset, operand.shape, element: operand.element)
     } else {
       b = takeVectorTemporary()
-      asm.avx(0xef, b, b, b)
+      asm.vector(0xef, b, b, b)
     }
     let (d, scratch) = (takeVectorTemporary(), takeVectorTemporary())
     if operation.readsDestination { loadLanes(d, slots.destination, operand, operand.shape) }
     let compute = VectorFloatEmission(emitter: self, operand: operand, a: a, b: b, d: d, scratch: scratch)
     let slow = compute.emit()
     if operand.shape == .scalar, !operand.isDouble {
-      asm.avx(0xef, scratch, scratch, scratch)
+      asm.vector(0xef, scratch, scratch, scratch)
       asm.sse(0xf3, 0x10, scratch, d)  // movss
       storeRegister(slots.destination, scratch, halves)
     } else {
@@ -79,9 +84,9 @@ extension X86Emitter {
       let isUpper = element >= (operand.isDouble ? 1 : 2)
       loadRegister(to, offset, isFull: isUpper)
       if operand.isDouble {
-        asm.avx(isUpper ? 0x15 : 0x14, to, to, to)  // vunpckhpd, vunpcklpd
+        asm.vector(isUpper ? 0x15 : 0x14, to, to, to)  // unpckhpd, unpcklpd
       } else {
-        asm.avx(0xc6, to, to, to, immediate: UInt8(element * 0x55), map: 1, prefix: 0)
+        asm.vector(0xc6, to, to, to, immediate: UInt8(element * 0x55), prefix: 0)
       }
       return
     }
@@ -89,7 +94,7 @@ extension X86Emitter {
     case .full: loadRegister(to, offset, isFull: true)
     case .scalar where !operand.isDouble:
       loadRegister(to, offset, isFull: false)
-      asm.avx(0xc6, to, to, to, immediate: 0, map: 1, prefix: 0)
+      asm.vector(0xc6, to, to, to, immediate: 0, prefix: 0)
     case .half, .scalar:
       // movddup
       if let pinned = pinnedWhole(offset) {
@@ -111,37 +116,47 @@ private struct VectorFloatEmission {
   let d: X86Vector
   let scratch: X86Vector
 
+  /// Of cmpps: those that order raise invalid for quiet NaNs, too.
+  private enum Predicate: UInt8 {
+    case equal = 0
+    case less = 1
+    case lessOrEqual = 2
+    case unordered = 3
+    case greaterOrEqual = 0x0d
+    case greater = 0x0e
+  }
+
   /// A packed instruction in the operand's format.
-  private func packed(_ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, map: UInt8 = 1) {
-    vex(opcode, to, a, b, map: map, prefix: operand.isDouble ? 1 : 0)
+  private func packed(_ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    emitter.asm.vector(opcode, to, a, b, prefix: operand.isDouble ? 1 : 0)
   }
-  private func vex(
-    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector, map: UInt8 = 1, prefix: UInt8
-  ) {
-    emitter.asm.vex(
-      to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: map, prefix: prefix, wide: false, long: false,
-      opcode)
-  }
-  /// vcmpps, vcmppd.
-  private func compare(_ predicate: UInt8, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    emitter.asm.avx(
-      0xc2, to, a, b, immediate: predicate, map: 1, prefix: operand.isDouble ? 1 : 0)
+  /// cmpps, cmppd.
+  private func compare(_ predicate: Predicate, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    let prefix: UInt8 = operand.isDouble ? 1 : 0
+    // SSE has no greater: less the other way round.
+    switch predicate {
+    case .greaterOrEqual where !emitter.features.hasAVX:
+      emitter.asm.vector(0xc2, to, b, a, immediate: Predicate.lessOrEqual.rawValue, prefix: prefix)
+    case .greater where !emitter.features.hasAVX:
+      emitter.asm.vector(0xc2, to, b, a, immediate: Predicate.less.rawValue, prefix: prefix)
+    default: emitter.asm.vector(0xc2, to, a, b, immediate: predicate.rawValue, prefix: prefix)
+    }
   }
   /// A jump if any bit of the register is set.
   private func jumpIfAny(_ mask: X86Vector) -> Int {
-    emitter.asm.avx(0x17, mask, .xmm0, mask, map: 2)  // vptest
+    emitter.asm.vector(0x17, mask, mask, map: 2)  // ptest
     return emitter.asm.jump(.notEqual)
   }
   private func clearSigns(_ register: X86Vector, _ mask: X86Vector) {
     emitter.signs(mask, operand.isDouble ? 3 : 2)
-    emitter.asm.avx(0xdf, register, mask, register)
+    emitter.asm.vector(0xdf, register, mask, register)
   }
   /// All lanes of 32 bits.
   private func broadcast(_ to: X86Vector, _ value: UInt32) {
     let register = emitter.takeTemporary()
     emitter.asm.move(register, immediate: UInt64(value))
     emitter.asm.move(to, register, wide: false)
-    emitter.asm.avx(0xc6, to, to, to, immediate: 0, map: 1, prefix: 0)
+    emitter.asm.vector(0xc6, to, to, to, immediate: 0, prefix: 0)
   }
 
   /// A jump if a lane of the result is a NaN or may have been tiny before it was rounded; scratch is lost.
@@ -151,13 +166,25 @@ private struct VectorFloatEmission {
       // Equal to the smallest normal number, whatever the sign, or unordered.
       let mask = isDouble ? X86Emitter.magnitudeMask64 : X86Emitter.magnitudeMask32
       let normal = isDouble ? X86Emitter.smallestNormal64 : X86Emitter.smallestNormal32
-      emitter.asm.avx(0x54, scratch, d, emitter.state(mask), prefix: prefix)
-      emitter.asm.avx(
-        0xc2, scratch, scratch, emitter.state(normal), immediate: 8, map: 1, prefix: prefix)
+      emitter.asm.vector(0x54, scratch, d, emitter.state(mask), prefix: prefix)
+      guard emitter.features.hasAVX else { return jumpIfEqualOrUnordered(emitter.state(normal), isDouble) }
+      emitter.asm.vector(0xc2, scratch, scratch, emitter.state(normal), immediate: 8, prefix: prefix)
     } else {
-      emitter.asm.avx(0xc2, scratch, d, d, immediate: 3, map: 1, prefix: prefix)
+      emitter.asm.vector(0xc2, scratch, d, d, immediate: Predicate.unordered.rawValue, prefix: prefix)
     }
     return jumpIfAny(scratch)
+  }
+  /// A jump if a lane of scratch is that of the memory, or one of d is a NaN: SSE has no comparison for both.
+  private func jumpIfEqualOrUnordered(_ memory: X86Memory, _ isDouble: Bool) -> Int {
+    let prefix: UInt8 = isDouble ? 1 : 0
+    let (equal, unordered) = (emitter.takeTemporary(), emitter.takeTemporary())
+    emitter.asm.vector(
+      0xc2, scratch, scratch, memory, immediate: Predicate.equal.rawValue, prefix: prefix)
+    emitter.asm.moveSigns(equal, scratch, double: isDouble)
+    emitter.asm.vector(0xc2, scratch, d, d, immediate: Predicate.unordered.rawValue, prefix: prefix)
+    emitter.asm.moveSigns(unordered, scratch, double: isDouble)
+    emitter.asm.arithmetic(.or, equal, unordered, wide: false)
+    return emitter.asm.jump(.notEqual)
   }
 
   /// Returns the jump to the slow path, or -1.
@@ -167,7 +194,7 @@ private struct VectorFloatEmission {
     case .subtract: packed(0x5c, d, a, b)
     case .multiply: packed(0x59, d, a, b)
     case .divide: packed(0x5e, d, a, b)
-    case .squareRoot: packed(0x51, d, .xmm0, a)
+    case .squareRoot: emitter.asm.vector(0x51, d, a, prefix: operand.isDouble ? 1 : 0)
     case .multiplyAdd, .multiplySubtract:
       emitter.asm.fused231(operand.operation == .multiplyAdd ? 0xb8 : 0xbc, d, a, b, double: operand.isDouble)
     case .absoluteDifference:
@@ -177,17 +204,17 @@ private struct VectorFloatEmission {
       return slow
     case .minimum, .minimumNumber: return minimum(isMaximum: false)
     case .maximum, .maximumNumber: return minimum(isMaximum: true)
-    case .equal: compare(0, d, a, b)
-    case .greaterOrEqual: compare(0x0d, d, a, b)
-    case .greater: compare(0x0e, d, a, b)
-    case .lessOrEqual: compare(0x02, d, a, b)
-    case .less: compare(0x01, d, a, b)
+    case .equal: compare(.equal, d, a, b)
+    case .greaterOrEqual: compare(.greaterOrEqual, d, a, b)
+    case .greater: compare(.greater, d, a, b)
+    case .lessOrEqual: compare(.lessOrEqual, d, a, b)
+    case .less: compare(.less, d, a, b)
     case .absoluteGreaterOrEqual, .absoluteGreater:
       clearSigns(a, d)
       clearSigns(b, d)
-      compare(operand.operation == .absoluteGreater ? 0x0e : 0x0d, d, a, b)
+      compare(operand.operation == .absoluteGreater ? .greater : .greaterOrEqual, d, a, b)
     case .addPairs: addPairs()
-    case .fromSigned: vex(0x5b, d, .xmm0, a, prefix: 0)
+    case .fromSigned: emitter.asm.vector(0x5b, d, a, prefix: 0)  // cvtdq2ps
     case .fromUnsigned: fromUnsigned()
     case .toSigned: return toSigned()
     case .toUnsigned: return toUnsigned()
@@ -195,15 +222,15 @@ private struct VectorFloatEmission {
       let modes: [IRRounding: UInt8] = [.nearestEven: 0, .down: 1, .up: 2, .towardZero: 3]
       guard let mode = modes[operand.rounding] else { preconditionFailure("no such rounding") }
       let isSilent = operand.operation == .roundToIntegral
-      emitter.asm.avx(
-        operand.isDouble ? 0x09 : 0x08, d, .xmm0, a, immediate: mode | (isSilent ? 8 : 0), map: 3, prefix: 1)
+      emitter.asm.vector(
+        operand.isDouble ? 0x09 : 0x08, d, a, immediate: mode | (isSilent ? 8 : 0), map: 3)
     case .widenLow, .widenHigh:
-      if operand.operation == .widenHigh { emitter.asm.avx(0x15, a, a, a) }  // vunpckhpd
-      vex(0x5a, d, .xmm0, a, prefix: 0)
+      if operand.operation == .widenHigh { emitter.asm.vector(0x15, a, a, a) }  // unpckhpd
+      emitter.asm.vector(0x5a, d, a, prefix: 0)
     case .narrowLow, .narrowHigh:
-      vex(0x5a, d, .xmm0, a, prefix: 1)
+      emitter.asm.vector(0x5a, d, a)
       let slow = jumpIfWrong(mayBeTiny: true, isDouble: false)
-      if operand.operation == .narrowHigh { emitter.asm.avx(0x14, d, d, d) }  // vunpcklpd
+      if operand.operation == .narrowHigh { emitter.asm.vector(0x14, d, d, d) }  // unpcklpd
       return slow
     }
     switch operand.operation {
@@ -219,23 +246,23 @@ private struct VectorFloatEmission {
   /// NaNs are looked for first: the host's minimum would call a quiet one invalid. Of zeros it gives the second operand:
   /// both orders together have the sign.
   private func minimum(isMaximum: Bool) -> Int {
-    compare(3, d, a, b)
+    compare(.unordered, d, a, b)
     let slow = jumpIfAny(d)
     let opcode: UInt8 = isMaximum ? 0x5f : 0x5d
     packed(opcode, scratch, b, a)
     packed(opcode, d, a, b)
-    emitter.asm.avx(isMaximum ? 0xdb : 0xeb, d, d, scratch)
+    emitter.asm.vector(isMaximum ? 0xdb : 0xeb, d, d, scratch)
     return slow
   }
 
   private func addPairs() {
     let prefix: UInt8 = operand.isDouble ? 1 : 3
     switch operand.shape {
-    case .full: vex(0x7c, d, a, b, prefix: prefix)  // vhaddps, vhaddpd
+    case .full: emitter.asm.vector(0x7c, d, a, b, prefix: prefix)  // haddps, haddpd
     case .half:
-      emitter.asm.avx(0x14, d, a, b)  // vunpcklpd
-      vex(0x7c, d, d, d, prefix: prefix)
-    case .scalar: vex(0x7c, d, a, a, prefix: prefix)
+      emitter.asm.vector(0x14, d, a, b)  // unpcklpd
+      emitter.asm.vector(0x7c, d, d, d, prefix: prefix)
+    case .scalar: emitter.asm.vector(0x7c, d, a, a, prefix: prefix)
     }
   }
 
@@ -244,28 +271,28 @@ private struct VectorFloatEmission {
     emitter.shift(2, 2, scratch, a, 16)
     emitter.shift(6, 2, a, a, 16)
     emitter.shift(2, 2, a, a, 16)
-    vex(0x5b, scratch, .xmm0, scratch, prefix: 0)
-    vex(0x5b, a, .xmm0, a, prefix: 0)
+    emitter.asm.vector(0x5b, scratch, scratch, prefix: 0)
+    emitter.asm.vector(0x5b, a, a, prefix: 0)
     broadcast(d, 0x4780_0000)
-    vex(0x59, scratch, scratch, d, prefix: 0)
-    vex(0x58, d, scratch, a, prefix: 0)
+    emitter.asm.vector(0x59, scratch, scratch, d, prefix: 0)
+    emitter.asm.vector(0x58, d, scratch, a, prefix: 0)
   }
 
   /// 0x8000_0000 is either the true result or "invalid".
   private func toSigned() -> Int {
-    vex(0x5b, d, .xmm0, a, prefix: 2)  // vcvttps2dq
+    emitter.asm.vector(0x5b, d, a, prefix: 2)  // cvttps2dq
     emitter.signs(scratch, 2)
-    emitter.asm.avx(0x76, scratch, scratch, d)
+    emitter.asm.vector(0x76, scratch, scratch, d)
     return jumpIfAny(scratch)
   }
 
   /// Negative numbers, those from 2^31 and NaNs are left alone: as integers none is less than 2^31's bits.
   private func toUnsigned() -> Int {
     broadcast(scratch, 0x4f00_0000)
-    emitter.asm.avx(0x3f, scratch, scratch, a, map: 2)  // vpmaxud
-    emitter.asm.avx(0x76, scratch, scratch, a)
+    emitter.asm.vector(0x3f, scratch, scratch, a, map: 2)  // pmaxud
+    emitter.asm.vector(0x76, scratch, scratch, a)
     let slow = jumpIfAny(scratch)
-    vex(0x5b, d, .xmm0, a, prefix: 2)
+    emitter.asm.vector(0x5b, d, a, prefix: 2)
     return slow
   }
 }

@@ -162,12 +162,14 @@ public final class X86Emitter {
 
   public init(
     buffer: CodeBuffer, layout: StateLayout, helpers: [IRHelper], optimisations: IROptimisations,
-    runtime: X86Runtime, sites: SlowSiteTable
+    features: X86HostFeatures, runtime: X86Runtime, sites: SlowSiteTable
   ) {
     (self.buffer, self.layout, self.helpers, self.optimisations) = (buffer, layout, helpers, optimisations)
     self.sites = sites
-    features = .current
-    asm = X86Assembler(start: buffer.writable, offset: 0)
+    self.features = features
+    let scratch = X86Memory(.rbp, Int32(StateHeader.vectorScratch - StateHeader.bias))
+    asm = X86Assembler(
+      start: buffer.writable, offset: 0, vectorEncoding: features.hasAVX ? .vex : .legacy(scratch: scratch))
     let valueCount = IRBlock.capacity + AccessGroup.limit
     values = .allocate(capacity: valueCount)
     values.initialize(repeating: ValueInfo(), count: valueCount)
@@ -274,7 +276,7 @@ public final class X86Emitter {
       let root = Int(values[Int(operand)].root)
       if values[root].lastUse == 0 { values[root].lastUse = UInt16(truncatingIfNeeded: at) }
     }
-    if case .indirect(let target, _) = block.terminator { use(target.index, count) }
+    if case .indirect(let target, _, _) = block.terminator { use(target.index, count) }
     // The unpinned slots, a bit each, that are set again before anything can see them: by leaving the block, in a fault, in a
     // helper. A pinned one's set costs nothing.
     var overwritten: UInt32 = 0

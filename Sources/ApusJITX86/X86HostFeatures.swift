@@ -1,20 +1,41 @@
 import CApusHost
 
-/// What the host CPU offers beyond x86-64's baseline [SDM 2A, CPUID].
-public struct X86HostFeatures: Sendable {
-  /// BMI1 and BMI2: andn, tzcnt, rorx, shlx and relatives.
-  public var hasBMI: Bool
-  /// lzcnt and popcnt.
-  public var hasBitCounts: Bool
-  /// AVX and FMA3: three-operand scalar arithmetic and fused multiply-add.
-  public var hasFMA: Bool
-  public var hasCarrylessMultiply: Bool
-  /// AES-NI and SSE 4.2's crc32, with AVX.
-  public var hasCipher: Bool
-  /// SHA-1's and SHA-256's instructions, with AVX.
-  public var hasSHA: Bool
+/// How much of the host CPU's instructions generated code uses. Each level has what those before it have. [SDM 2A, CPUID]
+public enum X86HostLevel: Int32, CaseIterable, Comparable, Sendable {
+  /// x86-64-v2: SSE up to 4.2, popcnt.
+  case sse4 = 1
+  /// AVX: vector instructions with a destination of their own.
+  case avx = 2
+  /// x86-64-v3: AVX2, FMA, BMI1 and BMI2, lzcnt.
+  case avx2 = 3
 
-  public static let current = X86HostFeatures(
-    hasBMI: apus_cpu_supports(0), hasBitCounts: apus_cpu_supports(1), hasFMA: apus_cpu_supports(2),
-    hasCarrylessMultiply: apus_cpu_supports(3), hasCipher: apus_cpu_supports(4), hasSHA: apus_cpu_supports(5))
+  /// The highest that the host has; `nil`: not even x86-64-v2.
+  public static let host = X86HostLevel(rawValue: apus_host_level())
+
+  public static func < (a: X86HostLevel, b: X86HostLevel) -> Bool { a.rawValue < b.rawValue }
+}
+
+/// What generated code may use beyond x86-64's baseline.
+public struct X86HostFeatures: Sendable {
+  public let level: X86HostLevel
+  public var hasAVX: Bool { level >= .avx }
+  /// BMI1, BMI2 and lzcnt: andn, tzcnt, rorx, shlx and relatives.
+  public var hasBMI: Bool { level >= .avx2 }
+  /// Fused multiply-add.
+  public var hasFMA: Bool { level >= .avx2 }
+  public let hasCarrylessMultiply: Bool
+  /// AES-NI.
+  public let hasCipher: Bool
+  /// SHA-1's and SHA-256's instructions.
+  public let hasSHA: Bool
+
+  /// - Parameters:
+  ///   - level: one that the host has.
+  ///   - hasCrypto: whether to use what the host may have beside it for ciphers and products without carries.
+  public init(level: X86HostLevel, hasCrypto: Bool) {
+    self.level = level
+    hasCarrylessMultiply = hasCrypto && apus_cpu_supports(0)
+    hasCipher = hasCrypto && apus_cpu_supports(1)
+    hasSHA = apus_cpu_supports(2)
+  }
 }

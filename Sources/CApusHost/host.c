@@ -127,20 +127,32 @@ int apus_watch_signal(int signal, int eventfd) {
   return sigaction(signal, &action, 0);
 }
 
-// The compiler's run time does not know SHA's instructions: leaf 7, EBX bit 29.
-static bool has_sha_instructions(void) {
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b >> 29 & 1);
+// Bits of CPUID's leaf 1, extended leaf 1 and leaf 7.
+enum { SSE3 = 1 << 0, SSSE3 = 1 << 9, CMPXCHG16B = 1 << 13, SSE4_1 = 1 << 19, SSE4_2 = 1 << 20, POPCNT = 1 << 23 };
+enum { LAHF = 1 << 0, LZCNT = 1 << 5 };
+enum { SHA = 1 << 29 };
+
+int apus_host_level(void) {
+  unsigned a, b, leaf1 = 0, extended = 0, d;
+  __get_cpuid(1, &a, &b, &leaf1, &d);
+  __get_cpuid(0x80000001, &a, &b, &extended, &d);
+  const unsigned v2 = SSE3 | SSSE3 | CMPXCHG16B | SSE4_1 | SSE4_2 | POPCNT;
+  if ((leaf1 & v2) != v2 || !(extended & LAHF)) return 0;
+  // The compiler's run time asks whether the system keeps AVX's registers, too.
+  if (!__builtin_cpu_supports("avx")) return 1;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                 __builtin_cpu_supports("bmi2") && extended & LZCNT
+             ? 3
+             : 2;
 }
 
 bool apus_cpu_supports(int feature) {
+  unsigned a, b = 0, c, d;
   switch (feature) {
-  case 0: return __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-  case 1: return __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("lzcnt");
-  case 2: return __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma");
-  case 3: return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("avx");
-  case 4: return __builtin_cpu_supports("aes") && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("avx");
-  case 5: return has_sha_instructions() && __builtin_cpu_supports("avx");
+  case 0: return __builtin_cpu_supports("pclmul");
+  case 1: return __builtin_cpu_supports("aes");
+  // The compiler's run time does not know it.
+  case 2: return __get_cpuid_count(7, 0, &a, &b, &c, &d) && b & SHA;
   default: return false;
   }
 }

@@ -4,7 +4,7 @@ import ApusHost
 /// registers, flags and memory after each.
 ///
 ///     apus-difftest [--isa riscv64|aarch64] [--seed N] [--blocks N] [--length N] [--emulator PATH] [--reference PATH|none] [--only PREFIX]
-///                   [--options 'OPTIONS OF THE JIT'] [--save FILE]
+///                   [--host-level sse4|avx|avx2] [--options 'OPTIONS OF THE JIT'] [--save FILE]
 struct DifferentialTest {
   private var seed: UInt64 = 1
   private var blockCount = 1000
@@ -42,6 +42,7 @@ struct DifferentialTest {
       case "--reference": givenReference = value
       case "--only": only = value
       case "--save": saved = value
+      case "--host-level": options += ["-accel", "jit,host-level=\(value)"]
       case "--options": options += value.split(separator: " ").map(String.init)
       default: return usage(option)
       }

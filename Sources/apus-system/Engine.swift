@@ -134,6 +134,7 @@ func makeVCPUFactory(
     }
   }
   if logItems.contains("nochain") { options.optimisations.remove(.chain) }
+  if let warning = options.adaptToHost() { Messages.write(warning) }
   options.log.write = { HostLog.write($0) }
   return TranslatingVCPUFactory(options: options, target)
 }
@@ -162,6 +163,10 @@ private func apply(_ key: String, _ value: String, to options: inout TranslateOp
       throw MachineError("-accel \(name): tb-size is a number of MiB from 4 to 1024, not '\(value)'")
     }
     options.codeBufferByteCount = size << 20
+  case "host-level":
+    do throws(HostLevelError) { try options.limitHostLevel(value) } catch {
+      throw MachineError("-accel \(name): \(error.description)")
+    }
   case "block-limit":
     guard let count = Int(value), count >= 1, count <= 64 else {
       throw MachineError(
@@ -171,7 +176,8 @@ private func apply(_ key: String, _ value: String, to options: inout TranslateOp
   default:
     guard let one = IROptimisations.names.first(where: { $0.0 == key }) else {
       let known =
-        ["verify", "stats", "perf-map", "thread", "tb-size", "block-limit"] + IROptimisations.names.map(\.0)
+        ["verify", "stats", "perf-map", "thread", "tb-size", "block-limit", "host-level"]
+        + IROptimisations.names.map(\.0)
       throw MachineError("-accel \(name): \(ConfigurationError.unknown("option", key, among: known))")
     }
     if try flag() { options.optimisations.insert(one.1) } else { options.optimisations.remove(one.1) }

@@ -47,7 +47,7 @@ struct UserCommandLine {
       name: "cpu", environment: "CPU", value: "MODEL", help: "CPU model and properties, like rv64,zba=off"),
     Option(
       name: "accel", environment: "ACCEL", value: "NAME",
-      help: "jit (verify=on, perf-map=on, opt=-fold...) or interpreter"
+      help: "jit (verify=on, perf-map=on, opt=-fold..., host-level=sse4) or interpreter"
     ),
     Option(
       name: "g", environment: "", value: "PORT", help: "wait for a debugger on PORT of the loopback interface"
@@ -122,6 +122,11 @@ struct UserCommandLine {
     }
     options.arguments = [argumentZero ?? path] + rest
     options.environment = environment()
+    if let warning = options.translate.adaptToHost() {
+      writeStandardError("apus-\(options.isa.name): \(warning)\n")
+      // The programs that it executes need not say it again.
+      options.inherited += ["-accel", "interpreter"]
+    }
     let log = options.translate.log.items
     if !log.isEmpty { options.translate.log.write = { HostLog.write($0) } }
     return options
@@ -242,9 +247,13 @@ struct UserCommandLine {
           options.translate.writesPerfMap = parts[1] == "on"
         }
       case ("opt", 2): try selectOptimisations(parts[1])
+      case ("host-level", 2):
+        do throws(HostLevelError) { try options.translate.limitHostLevel(parts[1]) } catch {
+          throw ProgramError("-accel: \(error.description)", code: 1)
+        }
       default:
         throw ProgramError(
-          "-accel: '\(word)' is no property; there are verify=on, perf-map=on and opt=", code: 1)
+          "-accel: '\(word)' is no property; there are verify=on, perf-map=on, opt= and host-level=", code: 1)
       }
     }
   }

@@ -21,6 +21,13 @@ struct EngineTests {
     }
   }
 
+  /// Those below the host's.
+  private static let hostLevels: [TranslateOptions] = ["sse4", "avx"].compactMap { name in
+    var options = TranslateOptions()
+    do throws(HostLevelError) { try options.limitHostLevel(name) } catch { return nil }
+    return options
+  }
+
   static let engines: [TranslateOptions] = {
     var all = [TranslateOptions()]
     for (_, one) in IROptimisations.names {
@@ -37,7 +44,7 @@ struct EngineTests {
     var tiny = TranslateOptions()
     tiny.codeBufferByteCount = 4 << 20
     tiny.blockInstructionLimit = 1
-    return all + [plain, verified, interpreter, tiny]
+    return all + [plain, verified, interpreter, tiny] + hostLevels
   }()
 
   /// Runs 32-bit words from 0x8000_0000 in M-mode until they write to 0x10_0000; returns what they wrote.

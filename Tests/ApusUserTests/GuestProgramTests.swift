@@ -48,7 +48,7 @@ struct GuestProgramTests {
   static let withoutReference: Set = [
     "processes", "vfork", "interfaces", "trace", "filters", "sharing", "limits",
   ]
-  static let engines = ["jit", "interpreter", "jit,opt=none"]
+  static let engines = ["jit", "interpreter", "jit,opt=none", "jit,host-level=sse4"]
 
   @Test(.enabled(if: canCompile), arguments: programs)
   func program(_ name: String) {
@@ -97,6 +97,15 @@ struct GuestProgramTests {
     let outcome = HostProcess.run(
       [Self.products + "/apus-difftest", "--blocks", "2000", "--emulator", Self.emulator],
       into: Self.scratch + "/difftest")
+    #expect(outcome.code == 0, "\(String(decoding: outcome.output, as: UTF8.self))")
+  }
+
+  @Test(arguments: ["riscv64", "aarch64"]) func randomBlocksWithoutAVX(_ isa: String) {
+    let outcome = HostProcess.run(
+      [
+        Self.products + "/apus-difftest", "--isa", isa, "--blocks", "1000", "--seed", "50", "--host-level",
+        "sse4",
+      ], into: Self.scratch + "/sse4")
     #expect(outcome.code == 0, "\(String(decoding: outcome.output, as: UTF8.self))")
   }
 

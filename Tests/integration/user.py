@@ -175,7 +175,8 @@ def refusals():
 
 @case("options")
 def options():
-    for words in [["-nonsense"], ["-cpu", "none"], ["-accel", "none"], ["-accel", "jit,perf-map=x"], ["-s", "1"], ["-d", "none"], ["-L"], ["-L", "/nonexistent"],
+    for words in [["-nonsense"], ["-cpu", "none"], ["-accel", "none"], ["-accel", "jit,perf-map=x"], ["-accel", "jit,host-level=sse5"],
+                  ["-accel", "interpreter,host-level=sse4"], ["-s", "1"], ["-d", "none"], ["-L"], ["-L", "/nonexistent"],
                   []]:
         done = run(*words)
         check(done.returncode == 1 and done.stderr.startswith("apus-riscv64: ") and done.stderr.count("\n") == 1,

@@ -72,7 +72,9 @@ int apus_tap_set_offload(int fd, unsigned flags);
 // Whether the descriptor is a tap with IFF_VNET_HDR.
 int apus_tap_has_header(int fd);
 
-// Whether the CPU has: 0 BMI1 and BMI2, 1 lzcnt and popcnt, 2 AVX and FMA, 3 pclmulqdq with AVX.
+// What the CPU and its system have: 1 x86-64-v2, 2 AVX besides, 3 AVX2, FMA, BMI1, BMI2 and lzcnt besides; 0 less.
+int apus_host_level(void);
+// Whether the CPU has: 0 pclmulqdq, 1 AES-NI, 2 SHA's instructions.
 bool apus_cpu_supports(int feature);
 
 // Enters generated code at `code` with the state pointer in RBP; returns what the code leaves in RAX.
