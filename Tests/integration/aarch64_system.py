@@ -344,7 +344,7 @@ def uefi_grub():
 def bad_input():
     small = temporary() / "small"
     small.write_bytes(b"\x7fELF")
-    table = [(["-M", "virt,gic-version=5"], "gic-version"), (["-M", "virt,secure=on"], "secure"),
+    table = [(["-M", "virt,gic-version=5"], "gic-version"), (["-M", "virt,ras=on"], "ras"),
              (["-M", "virt,virtualization=maybe"], "virtualization"),
              (["-M", "raspi9"], "raspi9"), (["-cpu", "cortex-a99"], "cortex-a99"),
              (["-cpu", "max,sve=on"], "sve"), (["-cpu", "max,pauth=maybe"], "maybe"), (["-cpu", "cortex-a53,pauth=on"], "pauth"), (["-kernel", small], "ELF"),
