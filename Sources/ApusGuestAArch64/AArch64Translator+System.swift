@@ -104,7 +104,8 @@ extension AArch64Translator {
     {
       return setX(rd, call(.readSystem, constant(UInt64(key.rawValue))))
     }
-    guard mode.isSystem, let register = AArch64SystemRegister.named(key, features), mode.level >= register.reader
+    guard mode.isSystem, let register = AArch64SystemRegister.named(key, features),
+      mode.level >= register.reader
     else {
       // What identifies the CPU is trapped since Armv8.4.
       if mode.isSystem, mode.level == 0, features.hasRangeInvalidation, key.op0 == 3, key.n == 0, key.op1 < 3
@@ -129,7 +130,8 @@ extension AArch64Translator {
   mutating func writeRegister() {
     guard let key = key.resolved(level: mode.level, host: mode.isHost) else { return undefined() }
     if writeUserRegister() { return }
-    guard mode.isSystem, let register = AArch64SystemRegister.named(key, features), mode.level >= register.writer
+    guard mode.isSystem, let register = AArch64SystemRegister.named(key, features),
+      mode.level >= register.writer
     else {
       return undefined()
     }
