@@ -70,9 +70,11 @@ struct ArmVirtBoot: BoardBoot {
         }
       }
     }
-    tree.root.updateChild("chosen") {
-      $0.set("rng-seed", bytes: KernelFiles.random(32))
-      $0.set("kaslr-seed", bytes: KernelFiles.random(8))
+    for node in configuration.arm.hasSecurity ? ["chosen", "secure-chosen"] : ["chosen"] {
+      tree.root.updateChild(node) {
+        $0.set("rng-seed", bytes: KernelFiles.random(32))
+        $0.set("kaslr-seed", bytes: KernelFiles.random(8))
+      }
     }
     let blob = tree.encode()
     let address: UInt64
