@@ -195,6 +195,10 @@ extension GIC {
   private func isRestricted(_ access: ArmCPUEnvironment.Interface) -> Bool {
     hasSecurity && !access.isMonitor && !access.isSecure
   }
+  /// Whether a register of `group` is about an interrupt of `found`: EL3's accesses to group 1's are about both states'.
+  private func concerns(_ group: Int, _ found: Int, _ access: ArmCPUEnvironment.Interface) -> Bool {
+    group == found || hasSecurity && access.isMonitor && group != 0 && found != 0
+  }
   /// The interrupt that would be acknowledged, or a special number: EL3, which asks for group 0, hears of the others.
   private func pending(
     _ cpu: Int, group: Int, _ access: ArmCPUEnvironment.Interface, _ state: borrowing GICState
@@ -202,7 +206,7 @@ extension GIC {
     -> (number: UInt32, isSpecial: Bool)
   {
     guard let found = state.signalled(cpu) else { return (GICState.spurious, true) }
-    if found.group == group { return (UInt32(found.number), false) }
+    if concerns(group, found.group, access) { return (UInt32(found.number), false) }
     guard hasSecurity, group == 0, access.isMonitor else { return (GICState.spurious, true) }
     return (found.group == 2 ? 1020 : 1021, true)
   }
@@ -210,7 +214,7 @@ extension GIC {
     UInt64(
       change { state in
         let pending = pending(cpu, group: group, access, state)
-        return pending.isSpecial ? pending.number : state.acknowledge(cpu, group: group) & 0xff_ffff
+        return pending.isSpecial ? pending.number : state.acknowledge(cpu, group: nil) & 0xff_ffff
       })
   }
 
@@ -277,8 +281,12 @@ extension GIC {
     let group1 = group1(access)
     let number = Int(value & 0xff_ffff)
     func end(_ group: Int, _ state: inout GICState) {
-      state.end(
-        cpu, number, group: hasSecurity ? group : nil, splits: accessor(access), isRestricted: isRestricted)
+      if hasSecurity {
+        guard let running = state.interfaces[cpu].running.last, concerns(group, running.group, access) else {
+          return
+        }
+      }
+      state.end(cpu, number, splits: accessor(access), isRestricted: isRestricted)
     }
     return change { state in
       switch register {

@@ -56,7 +56,7 @@ def program_events():
 
 
 SUMS = {"gic-version=2": "c64db1731e4bdfc0", "gic-version=2,virtualization=on": "d04faeb82f77b091",
-        "gic-version=3": "7af41c587a26eabc", "gic-version=3,virtualization=on": "6066cde400321f03"}
+        "gic-version=3": "cd53070d2012c7cb", "gic-version=3,virtualization=on": "9869fe6bd33b38b4"}
 
 
 def power_off(machine):

@@ -563,14 +563,18 @@ static void interrupts3(void) {
     WRITE(SCR, SCR_RES1 | 3ul << 16 | 1);
     text("pending "); show(READ("s3_0_c12_c8_2")); show(READ("s3_0_c12_c8_0"));
     for (u64 ns = 0; ns < 2; ns++) {
-      // QEMU's EL3 has the non-secure group 1 in both states.
-      if (k == 1 && !ns) continue;
       WRITE(SCR, SCR_RES1 | 3ul << 16 | ns);
       show(READ("s3_0_c12_c12_2")); show(READ("s3_0_c12_c12_0"));
     }
     line("running", READ("s3_0_c12_c11_3"));
     WRITE(SCR, SCR_RES1 | 3ul << 16 | 1 | 1 << 2);
     access("rpr", 1, moved(rpr), 0, 0);
+    // EL3 has both groups 1, whichever state is below.
+    WRITE(SCR, SCR_RES1 | 3ul << 16 | (k != 1));
+    if (k == 0) WRITE("s3_0_c12_c12_1", 0); else WRITE("s3_0_c12_c8_1", numbers[k]);
+    line("other", READ("s3_0_c12_c11_3"));
+    if (k != 0) WRITE("s3_0_c12_c12_1", numbers[k]);
+    line("ended", READ("s3_0_c12_c11_3"));
     WRITE(SCR, SCR_RES1 | 3ul << 16 | (k == 1));
     if (k == 0) WRITE("s3_0_c12_c8_1", 0); else WRITE("s3_0_c12_c12_1", numbers[k]);
     line("ended", READ("s3_0_c12_c11_3"));
