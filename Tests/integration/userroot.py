@@ -78,7 +78,7 @@ class Root:
                   ["unshare", "--kill-child", "--mount", "--pid", "--fork", "--mount-proc"])
         done = subprocess.run(
             ["timeout", "-s", "KILL", str(timeout * PATIENCE), *spaces, "bash", "-c", SCRIPT, "bash", str(root),
-             os.path.realpath(self.emulator()), self.target, way, command, str(SOURCES / "bin" / "apus")],
+             os.path.abspath(self.emulator()), self.target, way, command, str(SOURCES / "bin" / "apus")],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         return done.stdout, done.returncode
 
