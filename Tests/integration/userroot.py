@@ -288,7 +288,7 @@ def python_tests(root):
                  "test_os", "test_faulthandler", "test_ctypes", "test_eintr", "test_select", "test_epoll", "test_pty", "test_ssl"]:
         if not list((root.directory / f"usr/lib/python{root.python}/test").glob(name + "*")):
             continue
-        root.expect(f"cd /tmp && python3 -m test --timeout 200 -i test_timerfd_initval -i '*VSOCK*' {name} 2>&1 | tail -30",
+        root.expect(f"cd /tmp && python3 -m test --timeout {int(400 * PATIENCE)} -i test_timerfd_initval -i '*VSOCK*' {name} 2>&1 | tail -30",
                     "esult: SUCCESS", 900)
         report(f"{name} passes")
 
