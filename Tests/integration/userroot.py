@@ -78,7 +78,7 @@ class Root:
                   ["unshare", "--kill-child", "--mount", "--pid", "--fork", "--mount-proc"])
         done = subprocess.run(
             ["timeout", "-s", "KILL", str(timeout * PATIENCE), *spaces, "bash", "-c", SCRIPT, "bash", str(root),
-             os.path.realpath(self.emulator()), self.target, way, command, str(SOURCES / "bin" / "apus")],
+             os.path.abspath(self.emulator()), self.target, way, command, str(SOURCES / "bin" / "apus")],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         return done.stdout, done.returncode
 
@@ -288,7 +288,7 @@ def python_tests(root):
                  "test_os", "test_faulthandler", "test_ctypes", "test_eintr", "test_select", "test_epoll", "test_pty", "test_ssl"]:
         if not list((root.directory / f"usr/lib/python{root.python}/test").glob(name + "*")):
             continue
-        root.expect(f"cd /tmp && python3 -m test --timeout 200 -i test_timerfd_initval -i '*VSOCK*' {name} 2>&1 | tail -30",
+        root.expect(f"cd /tmp && python3 -m test --timeout {int(400 * PATIENCE)} -i test_timerfd_initval -i '*VSOCK*' {name} 2>&1 | tail -30",
                     "esult: SUCCESS", 900)
         report(f"{name} passes")
 
