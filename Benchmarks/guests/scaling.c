@@ -1,4 +1,4 @@
-// N threads that compute and now and then take a lock: scaling N. Prints a checksum that does not depend on N's order.
+// N threads that compute and now and then take a lock: scaling N [TIMES]. Prints a checksum that does not depend on N's order.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -24,7 +24,7 @@ static void *work(void *argument) {
 
 int main(int count, char **arguments) {
   int threads = count > 1 ? atoi(arguments[1]) : 1;
-  rounds = 16000 / threads;
+  rounds = 16000L * (count > 2 ? atoi(arguments[2]) : 1) / threads;
   pthread_t ids[64];
   for (long k = 0; k < threads; k++) pthread_create(&ids[k], 0, work, (void *)k);
   for (int k = 0; k < threads; k++) pthread_join(ids[k], 0);
