@@ -1,6 +1,6 @@
 // Branch targets on the bare machine: pages with GP, at EL1 and EL0. A line an attempt: what was tried, and each exception's
 // syndrome, place and SPSR. FIRST says which attempt is made before any guarded page has been fetched.
-typedef unsigned long u64;
+#include "bare.h"
 
 __asm__(".section .text.start\n"
         ".global _start\n"
@@ -34,17 +34,6 @@ extern char vectors[];
 u64 enter(u64 program, u64 state, u64 target);
 u64 kept;
 
-#define READ(name) ({ u64 value; __asm__ volatile("mrs %0, " name : "=r"(value)); value; })
-#define WRITE(name, value) __asm__ volatile("msr " name ", %0; isb" : : "r"((u64)(value)))
-
-static void put(char c) { *(volatile unsigned *)0x9000000 = c; }
-static void text(const char *s) { while (*s) put(*s++); }
-static void show(u64 value) {
-  int shift = 60;
-  while (shift > 0 && value >> shift == 0) shift -= 4;
-  for (; shift >= 0; shift -= 4) put("0123456789abcdef"[value >> shift & 15]);
-  put(' ');
-}
 static void end(void) { __asm__ volatile("mov x0, %0; hvc #0" : : "r"(0x84000008ul) : "x0"); }
 
 static u64 level1[512] __attribute__((aligned(4096))), level2[512] __attribute__((aligned(4096)));

@@ -1,6 +1,6 @@
 // EL2 on the bare machine (virtualization=on): what its controls trap, the syndromes of stage 2, translation instructions.
 // A line an event: what was run, and where its exception went, with syndrome and addresses.
-typedef unsigned long u64;
+#include "bare.h"
 
 __asm__(".section .text.start\n"
         ".global _start\n"
@@ -40,17 +40,6 @@ __asm__(".section .text.start\n"
 extern char vectors1[], vectors2[];
 u64 enter(void *program, u64 state, u64 argument, u64 stack);
 
-#define READ(name) ({ u64 value; __asm__ volatile("mrs %0, " name : "=r"(value)); value; })
-#define WRITE(name, value) __asm__ volatile("msr " name ", %0; isb" : : "r"((u64)(value)))
-
-static void put(char c) { *(volatile unsigned *)0x9000000 = c; }
-static void text(const char *s) { while (*s) put(*s++); }
-static void show(u64 value) {
-  int shift = 60;
-  while (shift > 0 && value >> shift == 0) shift -= 4;
-  for (; shift >= 0; shift -= 4) put("0123456789abcdef"[value >> shift & 15]);
-  put(' ');
-}
 static void parameter(void) {
   u64 value = READ("par_el1") & 0xffffffffff3ff;
   show((value & 0x101) == 0x101 ? value & ~6ul : value);

@@ -1,7 +1,7 @@
 // EL3 on the bare machine (secure=on, this as its firmware): what it keeps from the levels below and in which state, secure
 // memory, exception returns, the interrupt controller's two sides, the secure timer.
 // A line an event: what was run, and where its exception went, with syndrome and addresses.
-typedef unsigned long u64;
+#include "bare.h"
 typedef unsigned u32;
 
 __asm__(".section .text.unlikely.start\n"
@@ -47,20 +47,10 @@ __asm__(".section .text.unlikely.start\n"
 extern char vectors1[], vectors2[], vectors3[];
 u64 enter(void *program, u64 state, u64 first, u64 second);
 
-#define READ(name) ({ u64 value; __asm__ volatile("mrs %0, " name : "=r"(value)); value; })
-#define WRITE(name, value) __asm__ volatile("msr " name ", %0; isb" : : "r"((u64)(value)))
 #define COUNT(list) (sizeof list / sizeof *list)
 #define SCR_RES1 0x430ul  // with RW
 #define SCR "scr_el3"
 
-static void put(char c) { *(volatile u32 *)0x9000000 = c; }
-static void text(const char *s) { while (*s) put(*s++); }
-static void show(u64 value) {
-  int shift = 60;
-  while (shift > 0 && value >> shift == 0) shift -= 4;
-  for (; shift >= 0; shift -= 4) put("0123456789abcdef"[value >> shift & 15]);
-  put(' ');
-}
 static void line(const char *name, u64 value) { text(name); put(' '); show(value); put('\n'); }
 static void end(void) {
   // The secure pins: the first one switches the machine off.
