@@ -21,7 +21,9 @@ extension IRBlock {
   }
 
   private static func operands(_ i: IRInstruction) -> [UInt16] {
-    [i.a, i.b, i.opcode == .exitIf64 || i.opcode == .exitIf32 ? .max : i.c].filter { $0 != .max }
+    // `c` may be something else: a condition, a length.
+    let hasThree = i.opcode != .exitIf64 && i.opcode != .exitIf32 && i.opcode != .instruction
+    return [i.a, i.b, hasThree ? i.c : .max].filter { $0 != .max }
   }
 
   /// The same for a copy of a block's instructions.

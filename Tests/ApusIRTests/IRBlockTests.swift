@@ -26,6 +26,21 @@ struct IRBlockTests {
         """)
   }
 
+  @Test func textWithoutUnusedValues() {
+    let block = block { $0.set64(8, $0.binary(.add64, $0.const64(2), $0.const64(3))) }
+    #expect(
+      block.text(omitsUnused: true) == """
+         ---- 0x1000
+          %3: i64 = const64 0x5
+          set64 %3 [8]
+          -> 0x1004
+
+        """)
+    // Shorter than its instruction is long.
+    let short = self.block { _ in }
+    #expect(short.text(omitsUnused: true) == " ---- 0x1000\n  -> 0x1004\n")
+  }
+
   @Test func readsForwardTheLastWrite() {
     let block = block {
       $0.set64(8, $0.get64(16))

@@ -194,6 +194,20 @@ def options():
     check(done.returncode == 0 and done.stderr.count("unimp:") == 2, f"{done.returncode} {done.stderr!r}")
 
 
+@case("translation-log")
+def translation_log():
+    """All blocks of a program in each form that -d shows."""
+    program = build("hello-static", HELLO, "-static", "-no-pie")
+    log = temporary() / "translation"
+    for items in [("in_asm", "op", "op_opt", "out_asm"), ("in_asm",), ("op",), ("op_opt",), ("out_asm",), ("exec", "cpu")]:
+        done = run("-d", ",".join(items), "-D", log, program)
+        check(done.returncode == 0 and done.stdout, f"{items}: {done.returncode} {done.stderr!r}")
+        text = log.read_text()
+        for item, mark in [("in_asm", "ecall"), ("op", "\nOP:"), ("op_opt", "OP without unused values:"), ("out_asm", "\nOUT: [size="),
+                           ("exec", "Trace 0: 0x"), ("cpu", "\nzero 0000")]:
+            check((mark in text) == (item in items), f"{items}: {mark!r}: {text[:2000]!r}")
+
+
 @case("chroot-without-binfmt")
 def chroot():
     """The emulator inside a root directory without /proc executes programs by its own path."""
