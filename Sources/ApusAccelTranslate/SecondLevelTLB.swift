@@ -2,7 +2,7 @@ import ApusGuest
 import ApusHost
 import ApusMemory
 
-/// A vCPU's large TLB behind the one that generated code looks into: direct-mapped, tagged with the address space,
+/// A vCPU's large TLB behind the one that generated code looks into: sets of four entries, tagged with the address space,
 /// so that its contents survive context switches, a virtual machine's included.
 ///
 /// Belongs to the vCPU's thread.
@@ -23,10 +23,13 @@ final class SecondLevelTLB {
     var isGlobal: Bool
     var isGuarded: Bool
   }
-  private static let entryCount = 4096
+  private static let setCount = 1024
+  private static let wayCount = 4
   private let mapping: HostMapping
-  // SAFETY: entryCount entries inside the mapping.
+  // SAFETY: setCount x wayCount entries inside the mapping.
   private let entries: UnsafeMutablePointer<Entry>
+  /// The way that the next full set loses.
+  private var nextVictim = 0
   /// What each context's entries are tagged with. An entry counts only with the generation it was made in: flushing is an
   /// increment.
   private struct Tag {
@@ -34,21 +37,23 @@ final class SecondLevelTLB {
     var globalGeneration: UInt32 = 1
     var localGeneration: UInt32 = 1
   }
-  private var tags: InlineArray<9, Tag> = .init(repeating: Tag())
-  /// Ranges that contain all large pages seen since the last flush: for the lower and the upper half, of contexts 0 to 2,
-  /// then of 3 to 7, then of 8.
+  private var tags: InlineArray<13, Tag> = .init(repeating: Tag())
+  /// Ranges that contain all large pages seen since the last flush: for the lower and the upper half, of contexts 0 to 2
+  /// and 9 to 12, then of 3 to 7, then of 8.
   private var largePages = [(low: UInt64, high: UInt64)](repeating: (.max, 0), count: 6)
-  private static func groupMask(_ group: Int) -> UInt16 { group == 0 ? 7 : group == 1 ? 0xf8 : 0x100 }
+  private static func groupMask(_ group: Int) -> UInt16 { group == 0 ? 0x1e07 : group == 1 ? 0xf8 : 0x100 }
 
   init() throws(HostError) {
-    mapping = try HostMapping(anonymousByteCount: Self.entryCount * MemoryLayout<Entry>.stride)
+    mapping = try HostMapping(
+      anonymousByteCount: Self.setCount * Self.wayCount * MemoryLayout<Entry>.stride)
     entries = mapping.base.assumingMemoryBound(to: Entry.self)
   }
 
+  /// The first entry of a set.
   @inline(__always)
-  private func slot(_ page: UInt64, _ context: Int) -> UnsafeMutablePointer<Entry> {
-    let hash = page ^ page >> 12 ^ UInt64(context) << 10
-    return entries + Int(hash & UInt64(Self.entryCount - 1))
+  private func set(_ page: UInt64, _ context: Int) -> UnsafeMutablePointer<Entry> {
+    let hash = page ^ page >> 10 ^ UInt64(context) << 6
+    return entries + Int(hash & UInt64(Self.setCount - 1)) * Self.wayCount
   }
   @inline(__always)
   private func key(_ page: UInt64, _ context: Int) -> UInt64 { page << 4 | UInt64(context) }
@@ -65,21 +70,40 @@ final class SecondLevelTLB {
   func space(_ context: Int) -> GuestAddressSpace { tags[context].space }
   func setSpace(_ space: GuestAddressSpace, _ context: Int) { tags[context].space = space }
 
+  @inline(__always)
+  private func current(_ page: UInt64, _ context: Int) -> UnsafeMutablePointer<Entry>? {
+    let set = set(page, context)
+    for way in 0..<Self.wayCount where isCurrent(set + way, page, context) { return set + way }
+    return nil
+  }
   func find(_ page: UInt64, _ context: Int, _ access: GuestAccess) -> UnsafeMutablePointer<Entry>? {
-    let entry = slot(page, context)
-    guard isCurrent(entry, page, context) else { return nil }
+    guard let entry = current(page, context) else { return nil }
     switch access {
     case .load: return entry.pointee.canLoad ? entry : nil
     case .store: return entry.pointee.canStore ? entry : nil
     case .fetch: return entry.pointee.canFetch ? entry : nil
     }
   }
+  /// Where a page can be entered: a place that is free or that holds an older state of the same page, or else any.
+  private func place(_ page: UInt64, _ context: Int) -> UnsafeMutablePointer<Entry> {
+    if let entry = current(page, context) { return entry }
+    let set = set(page, context)
+    for way in 0..<Self.wayCount where isFree(set + way) { return set + way }
+    nextVictim = (nextVictim &+ 1) & (Self.wayCount - 1)
+    return set + nextVictim
+  }
+  /// Whether an entry counts in no address space any more.
+  private func isFree(_ entry: UnsafeMutablePointer<Entry>) -> Bool {
+    if entry.pointee.key == .max { return true }
+    let tag = tags[Int(entry.pointee.key & 15)]
+    return entry.pointee.generation != (entry.pointee.isGlobal ? tag.globalGeneration : tag.localGeneration)
+  }
 
   func insert(
     _ page: UInt64, _ context: Int, _ found: GuestPage, host: UnsafeMutableRawPointer?, ram: GuestRAM?,
     canFetch: Bool
   ) -> UnsafeMutablePointer<Entry> {
-    let entry = slot(page, context)
+    let entry = place(page, context)
     // What an earlier access found out about the same page stays true.
     let same =
       isCurrent(entry, page, context) && entry.pointee.physicalPage == found.physical >> 12
@@ -97,8 +121,8 @@ final class SecondLevelTLB {
 
   func remove(page: UInt64, _ contexts: GuestContexts) {
     for context in contexts {
-      let entry = slot(page, context)
-      if entry.pointee.key == key(page, context) { entry.pointee.key = .max }
+      let set = set(page, context)
+      for way in 0..<Self.wayCount where set[way].key == key(page, context) { set[way].key = .max }
     }
   }
 
@@ -115,7 +139,7 @@ final class SecondLevelTLB {
 
   // Large pages are entered page by page: forgetting one address of them must forget all of them.
   func noteLargePage(_ base: UInt64, _ byteCount: UInt64, _ context: Int) {
-    let half = Int(base >> 63) + (context < 3 ? 0 : context < 8 ? 2 : 4)
+    let half = Int(base >> 63) + (context < 3 || context > 8 ? 0 : context < 8 ? 2 : 4)
     largePages[half].low = min(largePages[half].low, base)
     largePages[half].high = max(largePages[half].high, base + (byteCount - 1))
   }

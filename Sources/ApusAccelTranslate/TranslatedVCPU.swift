@@ -22,6 +22,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   public let state: UnsafeMutableRawPointer
   private let stateMapping: HostMapping
   let tlb: SecondLevelTLB
+  private let firstLevel: FirstLevelTLB
+  private let jumps: JumpCaches
+  private let recentBlocks = RecentBlocks()
   let memory: AddressSpace?
   /// For what generated code leaves to it; many threads never need one.
   private(set) lazy var evaluator = IREvaluator()
@@ -56,20 +59,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private var interruptCheckRequested = false
   private var needsFlush = false
   private var failure: String?
-  /// A block that `dispatch` found for the run loop (stepped mode).
+  /// The block that `findNext` found, and its code.
   private var nextBlock: UInt32 = 0
-  /// The mode that each jump cache's entries were made for; all ones: it is empty.
-  private var jumpCacheModes: [UInt32]
-  // SAFETY: a word for every jump cache entry, alive as long as self; none in flat memory, where nobody reads them.
-  /// The physical page of each entry's block, and the kind of branches that find it in bits 57 and 56.
-  private let jumpCachePhysicalPages: UnsafeMutablePointer<UInt64>
-  /// Contexts whose jump cache or first-level TLB has entries that are not global.
-  private var jumpCacheIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
-  private var tlbIsLocal = [Bool](repeating: false, count: StateHeader.contextCount)
-  /// Contexts whose first-level TLB has entries.
-  private var tlbIsUsed = [Bool](repeating: false, count: StateHeader.contextCount)
-  /// The virtual pages that have, or had, jump cache entries; not kept in flat memory.
-  private var jumpCachePages = PageSet()
+  private var nextCode: UInt64 = 0
   public internal(set) var counters = VCPUCounters()
 
   /// - Parameter makeGuest: makes the guest's CPU on the state it is given, with this engine.
@@ -83,11 +75,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     stateMapping = try HostMapping(anonymousByteCount: StateHeader.byteCount)
     state = stateMapping.base
     tlb = try SecondLevelTLB()
-    jumpCachePhysicalPages = .allocate(
-      capacity: memory == nil ? 0 : StateHeader.contextCount * StateHeader.jumpCacheEntryCount)
+    let isPaged = memory != nil
+    firstLevel = FirstLevelTLB(state: state, contextCount: isPaged ? StateHeader.contextCount : 1)
+    jumps = JumpCaches(state: state, isPaged: isPaged)
     isJIT = cache.options.engine == .jit
     isStepped = !isJIT || cache.options.verifies || cache.options.log.items.contains(.execution)
-    jumpCacheModes = [UInt32](repeating: .max, count: StateHeader.contextCount)
     guest = makeGuest(state, self)
     state.storeBytes(
       of: Unmanaged.passUnretained(self).toOpaque(), toByteOffset: StateHeader.engine,
@@ -95,24 +87,10 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.hostMXCSR, as: UInt32.self)
     state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
     X86Emitter.initializeConstants(state)
-    for context in 0..<contextCount {
-      // The rest of fresh memory is zero, which is empty.
-      state.storeBytes(of: StateHeader.noPC(0), toByteOffset: StateHeader.jumpCache(context), as: UInt64.self)
-      for offset in [0, 8] {
-        state.storeBytes(
-          of: StateHeader.noPage(0), toByteOffset: StateHeader.tlb(context) + offset, as: UInt64.self)
-      }
-    }
     cache.attach(self)
   }
 
-  deinit {
-    jumpCachePhysicalPages.deallocate()
-    jumpCachePages.deallocate()
-  }
-
-  /// Flat memory has one context.
-  private var contextCount: Int { memory == nil ? 1 : StateHeader.contextCount }
+  deinit { recentBlocks.deallocate() }
 
   /// Calls `body` with the vCPU whose state this is; for the runtime functions.
   @inline(__always)
@@ -149,17 +127,11 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     guest.setInterrupt(number, level)
     if level { requestAttention() }
   }
-  /// Takes a block's PC out of the jump caches. A racing jump of this vCPU runs the block once more, as it might have
-  /// a moment before.
+  /// A block at this PC is dropped.
   func forgetJump(to pc: UInt64) {
-    for kind in 0...3 as ClosedRange<UInt32> {
-      let key = pc ^ StateHeader.jumpCacheTag(kind)
-      let index = Int(key >> 1) & (StateHeader.jumpCacheEntryCount - 1)
-      for context in 0..<contextCount {
-        let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
-        if apus_load_relaxed64(entry) == key { apus_store_relaxed64(entry, StateHeader.noPC(index)) }
-      }
-    }
+    recentBlocks.forget(pc)
+    apus_fence()
+    jumps.forget(pc)
   }
   /// A page now has translated code: stores to it must take the slow path.
   func codePageAppeared() {
@@ -226,6 +198,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
   func endRunning() {
     runsCode.store(false, ordering: .sequentiallyConsistent)
+    counters.jumpCacheClears = jumps.clears
     cache.endRunning()
   }
 
@@ -247,7 +220,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
 
   private func applyStaleness() {
-    if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
+    if codeStale.exchange(false, ordering: .acquiringAndReleasing) { forgetBlocks() }
     dropStaleStorePermissions()
     if mappingsStale.exchange(false, ordering: .acquiringAndReleasing) {
       flushTLB(page: nil, keepGlobal: false, contexts: .all)
@@ -328,8 +301,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private func dispatch() -> UInt64 {
     counters.dispatches += 1
     if let code = findInJumpCache() { return code }
-    guard findNext() else { return 0 }
-    return cache.codeAddress(nextBlock)
+    return findNext() ? nextCode : 0
   }
 
   /// The short way: the jump cache knows the block, and nothing else is asked of the run loop.
@@ -341,15 +313,10 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     let pc = self.pc
     let mode = self.mode
     if mode != lastMode { (lastMode, lastContext) = (mode, guest.fetchContext(mode: mode)) }
-    let context = lastContext
-    guard jumpCacheModes[context] == mode else { return nil }
-    let key = pc ^ StateHeader.jumpCacheTag(branchKind)
-    let index = Int(key >> 1) & (StateHeader.jumpCacheEntryCount - 1)
-    let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
-    guard entry.load(as: UInt64.self) == key else { return nil }
+    guard let code = jumps.find(pc, kind: branchKind, mode: mode, lastContext) else { return nil }
     branchKind = 0
     state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
-    return entry.load(fromByteOffset: 8, as: UInt64.self)
+    return code
   }
 
   private var branchKind: UInt32 {
@@ -400,6 +367,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       // What is found there may change the mode.
       guard let page = resolveFetch(pc, pc: pc, context), self.mode == mode else { continue }
       let isUngrouped = pc == ungroupedPC
+      let kind = arrival.map { $0.pc == pc && $0.mode == mode ? $0.kind : 0 } ?? 0
+      let isRemembered = isJIT && !isStepped && !isUngrouped
+      if isRemembered, findRecent(pc, page.physical >> 12, kind: kind, context) { return true }
       let key = isUngrouped ? mode | TranslationCache.ungroupedKey : mode
       var found = cache.findBlock(
         pc: pc, physical: page.physical, host: page.host, key: key, nextPage: nil, for: self)
@@ -413,13 +383,16 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       }
       switch found {
       case .block(let number):
-        nextBlock = number
+        (nextBlock, nextCode) = (number, isJIT ? cache.codeAddress(number) : 0)
         // Code that was just translated may lie in a page that this vCPU may store to.
         dropStaleStorePermissions()
-        if codeStale.exchange(false, ordering: .acquiringAndReleasing) { clearJumpCaches() }
-        if isJIT, !isStepped, !isUngrouped {
-          let isArrival = arrival?.pc == pc && arrival?.mode == mode
-          remember(pc, isArrival ? arrival!.kind : 0, mode, context, number, page.physical)
+        if codeStale.exchange(false, ordering: .acquiringAndReleasing) { forgetBlocks() }
+        if isRemembered {
+          let block = JumpCaches.Block(
+            pc: pc, mode: mode, code: nextCode,
+            physicalPage: cache.goesOnInSecondPage(number) ? nil : page.physical >> 12,
+            isGlobal: lastFetchWasGlobal)
+          remember(block, kind: kind, context, number: number)
         }
         return true
       case .needsNextPage, .full:
@@ -429,36 +402,32 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     }
   }
 
-  /// Enters a block into the jump cache of its mode.
-  private func remember(
-    _ pc: UInt64, _ kind: UInt32, _ mode: UInt32, _ context: Int, _ number: UInt32, _ physical: UInt64
-  ) {
-    if jumpCacheModes[context] != mode {
-      // One without a mode is empty.
-      if jumpCacheModes[context] != .max { clearJumpCache(context) }
-    }
-    // Flat memory has no pages that could come to mean something else.
-    if memory != nil, !jumpCachePages.insert(pc >> 12) {
-      // Too many pages to tell apart: begin anew, with this one.
-      clearJumpCaches()
-      _ = jumpCachePages.insert(pc >> 12)
-    }
-    jumpCacheModes[context] = mode
-    let key = pc ^ StateHeader.jumpCacheTag(kind)
-    let index = Int(key >> 1) & (StateHeader.jumpCacheEntryCount - 1)
-    let entry = state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount
-    entry.storeBytes(of: cache.codeAddress(number), toByteOffset: 8, as: UInt64.self)
-    entry.storeBytes(of: key, as: UInt64.self)
-    if memory != nil {
-      // A block of two pages is not looked at again after a flush: it goes.
-      let isWithinPage = !cache.goesOnInSecondPage(number)
-      jumpCachePhysicalPages[context * StateHeader.jumpCacheEntryCount + index] =
-        isWithinPage ? physical >> 12 | UInt64(kind) << 56 : .max
-    }
-    if !lastFetchWasGlobal { jumpCacheIsLocal[context] = true }
-    // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entry.
+  /// Finds a block that was found lately, which then is in the jump cache again.
+  private func findRecent(_ pc: UInt64, _ physicalPage: UInt64, kind: UInt32, _ context: Int) -> Bool {
+    let mode = self.mode
+    guard let recent = recentBlocks.find(pc, physicalPage, mode) else { return false }
+    let block = JumpCaches.Block(
+      pc: pc, mode: mode, code: recent.pointee.code, physicalPage: physicalPage, isGlobal: lastFetchWasGlobal)
+    (nextBlock, nextCode) = (recent.pointee.number, recent.pointee.code)
+    let entry = jumps.insert(block, kind: kind, context)
+    // As in `remember`: `forgetJump` begins with the recent blocks.
     apus_fence()
-    if cache.isInvalid(number) { entry.storeBytes(of: StateHeader.noPC(index), as: UInt64.self) }
+    if recentBlocks.find(pc, physicalPage, mode) == nil { jumps.remove(entry, context) }
+    return true
+  }
+
+  /// Enters a block into the jump cache of its mode, and among the recent ones.
+  private func remember(_ block: JumpCaches.Block, kind: UInt32, _ context: Int, number: UInt32) {
+    let entry = jumps.insert(block, kind: kind, context)
+    if let page = block.physicalPage {
+      recentBlocks.insert(number, code: block.code, block.pc, page, block.mode)
+    }
+    // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entries.
+    apus_fence()
+    if cache.isInvalid(number) {
+      jumps.remove(entry, context)
+      recentBlocks.forget(block.pc)
+    }
   }
   private var lastFetchWasGlobal = true
   /// The mode that was last looked at, and its context.
@@ -478,7 +447,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     guard findNext() else { return 0 }
     // A fault on the way leads elsewhere.
     if pc == target, self.mode == mode { cache.connect(number, to: nextBlock) }
-    return cache.codeAddress(nextBlock)
+    return nextCode
   }
 
   /// Physical and host address of the code at `address`; takes the exception and returns `nil` if there is none.
@@ -523,62 +492,15 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     }
     return (address, pointer)
   }
-  // MARK: Jump caches and TLBs
-
-  private func clearJumpCache(_ context: Int) {
-    counters.jumpCacheClears += 1
-    clear(
-      StateHeader.jumpCache(context), StateHeader.jumpCacheEntryCount * StateHeader.jumpCacheEntryByteCount)
-    state.storeBytes(of: StateHeader.noPC(0), toByteOffset: StateHeader.jumpCache(context), as: UInt64.self)
-    jumpCacheIsLocal[context] = false
-    jumpCacheModes[context] = .max
-  }
-  private func clear(_ offset: Int, _ byteCount: Int) {
-    (state + offset).initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
-  }
-  private func clearJumpCaches() {
-    for context in 0..<StateHeader.contextCount where jumpCacheModes[context] != .max {
-      clearJumpCache(context)
-    }
-    jumpCachePages.removeAll()
-  }
-  /// Takes the entries of one virtual page out.
-  private func clearJumpCaches(ofPage page: UInt64) {
-    counters.jumpCachePageClears += 1
-    jumpCachePages.remove(page)
-    for context in 0..<StateHeader.contextCount where jumpCacheModes[context] != .max {
-      let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
-      let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
-      // The entries of a page are neighbours, one for each possible instruction.
-      for candidate in [page, page &- 1] {
-        let first = Int(truncatingIfNeeded: candidate << 11) & (StateHeader.jumpCacheEntryCount - 1)
-        for entry in first..<first + 2048
-        // But for the tag of a kind.
-        where (entries[entry * 2] ^ candidate << 12) & ~(3 << 62) < 4096
-          && (candidate == page || physical[entry] == .max)
-        {
-          entries[entry * 2] = StateHeader.noPC(entry)
-        }
-      }
-    }
-  }
-  private func clearTLB(_ context: Int) {
-    clear(StateHeader.tlb(context), StateHeader.tlbEntryCount * StateHeader.tlbEntryByteCount)
-    for offset in [0, 8] {
-      state.storeBytes(
-        of: StateHeader.noPage(0), toByteOffset: StateHeader.tlb(context) + offset, as: UInt64.self)
-    }
-    tlbIsLocal[context] = false
-    tlbIsUsed[context] = false
+  private func forgetBlocks() {
+    jumps.clearAll()
+    recentBlocks.removeAll()
   }
   private func dropStaleStorePermissions() {
-    guard storesStale.exchange(false, ordering: .acquiringAndReleasing) else { return }
-    for context in 0..<StateHeader.contextCount where tlbIsUsed[context] {
-      let entries = (state + StateHeader.tlb(context)).assumingMemoryBound(to: UInt64.self)
-      for entry in 0..<StateHeader.tlbEntryCount {
-        entries[entry * 4 + 1] = StateHeader.noPage(entry)
-      }
-    }
+    guard storesStale.load(ordering: .sequentiallyConsistent),
+      storesStale.exchange(false, ordering: .acquiringAndReleasing)
+    else { return }
+    firstLevel.dropStores()
     cache.acknowledgeStores(self)
   }
 
@@ -590,23 +512,20 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     if let page, !tlb.isPartOfLargePage(page, contexts) {
       let number = page >> 12
       tlb.remove(page: number, contexts)
-      for context in contexts where tlbIsUsed[context] {
-        let index = Int(number) & (StateHeader.tlbEntryCount - 1)
-        let entry = (state + StateHeader.tlb(context) + index * StateHeader.tlbEntryByteCount)
-          .assumingMemoryBound(to: UInt64.self)
-        entry[0] = StateHeader.noPage(index)
-        entry[1] = StateHeader.noPage(index)
-      }
-      // A block of the page before may go on in this one.
-      if jumpCachePages.contains(number) || jumpCachePages.contains(number &- 1) {
-        clearJumpCaches(ofPage: number)
-      }
+      for context in contexts { firstLevel.remove(page: number, context) }
+      if jumps.clear(page: number) { counters.jumpCachePageClears += 1 }
       return
     }
     counters.fullTLBFlushes += 1
     tlb.flush(keepGlobal: keepGlobal, contexts)
-    for context in contexts where keepGlobal ? tlbIsLocal[context] : tlbIsUsed[context] { clearTLB(context) }
-    for context in contexts where !keepGlobal || jumpCacheIsLocal[context] { revalidateJumpCache(context) }
+    for context in contexts where !keepGlobal || firstLevel.isLocal(context) { firstLevel.clear(context) }
+    for context in contexts where !keepGlobal || jumps.isLocal(context) {
+      if guest.canTranslate(context: context) {
+        jumps.revalidate(context, guest)
+      } else {
+        jumps.clear(context)
+      }
+    }
   }
 
   public func codePage(_ address: UInt64, context: Int) -> (host: UnsafeRawPointer?, isGuarded: Bool)? {
@@ -646,50 +565,15 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     return true
   }
 
-  /// After a flush most code pages are where they were: looking each one up once is cheaper than finding all its
-  /// blocks again.
-  private func revalidateJumpCache(_ context: Int) {
-    guard jumpCacheModes[context] != .max else { return }
-    guard guest.canTranslate(context: context) else { return clearJumpCache(context) }
-    let entries = (state + StateHeader.jumpCache(context)).assumingMemoryBound(to: UInt64.self)
-    let physical = jumpCachePhysicalPages + context * StateHeader.jumpCacheEntryCount
-    let guest = self.guest!
-    // A small memory of pages looked up: page number, then what it maps to.
-    var memory: InlineArray<64, (page: UInt64, physical: UInt64, isGuarded: Bool)> = .init(
-      repeating: (.max, .max, false))
-    for entry in 0..<StateHeader.jumpCacheEntryCount where entries[entry * 2] != StateHeader.noPC(entry) {
-      // A block of two pages.
-      if physical[entry] == .max {
-        entries[entry * 2] = StateHeader.noPC(entry)
-        continue
-      }
-      let kind = UInt32(truncatingIfNeeded: physical[entry] >> 56) & 3
-      let pc = entries[entry * 2] ^ StateHeader.jumpCacheTag(kind)
-      let page = pc >> 12
-      let slot = Int(page & 63)
-      if memory[slot].page != page {
-        memory[slot] = (page, .max, false)
-        if case .page(let now) = guest.translateAddress(pc, .fetch, context: context) {
-          memory[slot] = (page, now.physical >> 12, now.isGuarded)
-        }
-      }
-      if memory[slot].physical | UInt64(kind) << 56 != physical[entry] || kind != 0 && memory[slot].isGuarded
-      {
-        entries[entry * 2] = StateHeader.noPC(entry)
-      }
-    }
-  }
-
   public func addressSpaceChanged(_ space: GuestAddressSpace, contexts: GuestContexts) {
+    guard memory != nil else { return }
     counters.addressSpaceSwitches += 1
     for context in contexts {
       // Global entries are those of a virtual machine.
       let isAnotherMachine = tlb.space(context).machine != space.machine
       tlb.setSpace(space, context)
-      if isAnotherMachine ? tlbIsUsed[context] : tlbIsLocal[context] { clearTLB(context) }
-      if isAnotherMachine ? jumpCacheModes[context] != .max : jumpCacheIsLocal[context] {
-        clearJumpCache(context)
-      }
+      if isAnotherMachine || firstLevel.isLocal(context) { firstLevel.clear(context) }
+      if isAnotherMachine || jumps.isLocal(context) { jumps.clear(context) }
     }
   }
 
@@ -745,24 +629,13 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     if !watchedPages.isEmpty, watchedPages.contains(page) { return }
     let offset = (entry.pointee.physicalPage << 12) &- ram.base.rawValue
     let hasCode = apus_load_relaxed8(ram.pageFlags + Int(offset >> 12)) & GuestRAM.pageHasCode != 0
-    let index = Int(page >> 12) & (StateHeader.tlbEntryCount - 1)
-    let slot = (state + StateHeader.tlb(context) + index * StateHeader.tlbEntryByteCount)
-      .assumingMemoryBound(to: UInt64.self)
-    slot[0] = entry.pointee.canLoad ? page : StateHeader.noPage(index)
-    slot[1] = entry.pointee.canStore && !hasCode && !ram.isReadOnly ? page : StateHeader.noPage(index)
-    slot[2] = UInt64(UInt(bitPattern: host))
-    tlbIsUsed[context] = true
-    if !entry.pointee.isGlobal { tlbIsLocal[context] = true }
+    firstLevel.insert(
+      address, context, host: host, canLoad: entry.pointee.canLoad,
+      canStore: entry.pointee.canStore && !hasCode && !ram.isReadOnly, isGlobal: entry.pointee.isGlobal)
   }
-}
-
-extension TranslatedVCPU {
   /// Whether generated code finds the page of `address`.
   func isInFirstLevel(_ address: UInt64, _ context: Int, isStore: Bool) -> Bool {
-    let page = address & ~4095
-    let index = Int(page >> 12) & (StateHeader.tlbEntryCount - 1)
-    let slot = state + StateHeader.tlb(context) + index * StateHeader.tlbEntryByteCount
-    return slot.load(fromByteOffset: isStore ? 8 : 0, as: UInt64.self) == page
+    firstLevel.contains(address, context, isStore: isStore)
   }
 }
 

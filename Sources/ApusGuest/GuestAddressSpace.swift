@@ -15,7 +15,7 @@ public struct GuestContexts: Hashable, Sendable, Sequence, IteratorProtocol {
   public var bits: UInt16
   @inlinable public init(bits: UInt16) { self.bits = bits }
   /// All of `StateHeader.contextCount`.
-  public static let all = GuestContexts(bits: 0x1ff)
+  public static let all = GuestContexts(bits: 0x1fff)
   @inlinable
   public mutating func next() -> Int? {
     guard bits != 0 else { return nil }

@@ -17,9 +17,9 @@ extension AArch64CPU {
     var context: Int
     /// Stage 1 alone: the result is an intermediate physical address.
     var isStage1Only: Bool
-    var isUser: Bool { context == 0 || context == 5 }
+    var isUser: Bool { AArch64CPU.isUser(context) }
     /// PAN has effect.
-    var isGuarded: Bool { context == 1 || context == 3 || context == 6 }
+    var isGuarded: Bool { context == 1 || context == 3 || context == 6 || context == 9 }
     func fault(_ status: UInt64) -> GuestTranslation { .fault(Syndrome.fault(status, access)) }
     func fault(_ kind: UInt64, level: Int) -> GuestTranslation { fault(Syndrome.status(kind, level)) }
   }

@@ -97,7 +97,7 @@ extension AArch64CPU {
 
   public func watchFault(_ address: UInt64, _ byteCount: Int, _ access: GuestAccess, context: Int) -> UInt64?
   {
-    let level: UInt64 = context == 0 || context == 5 ? 0 : context < 3 ? 1 : 2
+    let level: UInt64 = Self.isUser(context) ? 0 : Self.isOfGuest(context) ? 1 : 2
     guard canDebug(level: s[.exceptionLevel]) else { return nil }
     let last = address &+ UInt64(byteCount - 1)
     for point in watchPoints where Self.isEnabled(point.control, level: level) {

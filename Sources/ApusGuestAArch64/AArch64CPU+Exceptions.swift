@@ -102,7 +102,10 @@ extension AArch64CPU {
     if s[.mdscr] & MDSCR.step != 0, !couldStep, canDebug(level: level) { s[.step] = status & PState.step }
     // EL2 and EL3 may have changed what registers of lower levels say.
     if current == 3, level < 3, isHypervisorEnabled { updateAddressSpace(of: .hypervisor) }
-    if current >= 2, level < 2, !isHost { updateAddressSpace(of: .guest) }
+    if level < 2, !isHost {
+      if current >= 2 { updateKernelAddressSpace() }
+      if level == 0 { updateAddressSpace(of: .user) }
+    }
     updateMode()
     // PSTATE.IL as it was saved.
     if status & PState.illegal != 0 { return enterIllegalState(defaultTarget) }

@@ -163,7 +163,7 @@ extension AArch64CPU {
 
   /// EL1's tables or controls changed; what EL2 changes counts when EL1 comes back.
   private func translationChanged() {
-    if s[.exceptionLevel] < 2 { updateAddressSpace(of: .guest) }
+    if s[.exceptionLevel] < 2 { updateKernelAddressSpace() }
   }
 
   /// ID_AA64*_EL1: what is there.

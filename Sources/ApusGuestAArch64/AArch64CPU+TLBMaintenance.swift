@@ -12,8 +12,9 @@ extension AArch64CPU {
     let isGuest =
       key.op1 == 0
       ? !(level >= 2 && isHost) : key.op1 == 4 && (key.m == 0 || key.m == 4 || key.op2 == 4 || key.op2 == 6)
-    let group: ContextGroup = key.op1 == 6 ? .monitor : isGuest ? .guest : .hypervisor
-    let contexts = group.contexts
+    let contexts =
+      key.op1 == 6
+      ? ContextGroup.monitor.contexts : isGuest ? ContextGroup.guest : ContextGroup.hypervisor.contexts
     // CRm 7 and 6, and of stage 2 operations 4, are this CPU's alone, but for HCR_EL2.FB and what is of the outer domain.
     let isOfOuterDomain = key.op1 == 4 && key.m == 4 && [0, 3, 4, 7].contains(key.op2)
     let isLocal = key.m >= 6 || key.op1 == 4 && key.m == 4 && !isOfOuterDomain

@@ -67,9 +67,12 @@ public final class AArch64CPU: GuestCPU {
   /// The host's timers of the guest's.
   var scheduled = [EventLoop.TimerID?](repeating: nil, count: ArmCPUEnvironment.Timer.allCases.count)
   /// What control registers make of each level's mode.
-  private var levelModes: InlineArray<4, AArch64Mode> = .init(repeating: AArch64Mode(rawValue: 0))
+  var levelModes: InlineArray<4, AArch64Mode> = .init(repeating: AArch64Mode(rawValue: 0))
   /// What the engine was told last, by `ContextGroup`.
-  var addressSpaces: InlineArray<3, GuestAddressSpace> = .init(repeating: GuestAddressSpace())
+  var addressSpaces: InlineArray<5, GuestAddressSpace> = .init(repeating: GuestAddressSpace())
+  /// EL1's last two upper tables, without address space identifiers: the kernel's contexts, and the other ones.
+  var upperTables: (UInt64, UInt64) = (0, 0)
+  var hasOtherTable = false
   var performance = PerformanceMonitor()
   var performanceTimer: EventLoop.TimerID?
   /// Called, on any thread, when the CPU must look for interrupts. Set before the CPU runs.
@@ -155,6 +158,7 @@ public final class AArch64CPU: GuestCPU {
     state.storeBytes(of: UInt32(0x1f80), toByteOffset: StateHeader.guestMXCSR, as: UInt32.self)
     s.fpsr = 0
     for (index, value) in arguments.prefix(8).enumerated() { s[x: index] = value }
+    (upperTables, hasOtherTable) = ((0, 0), false)
     controlsChanged()
     updateTimers()
     performance = PerformanceMonitor()
@@ -191,6 +195,7 @@ public final class AArch64CPU: GuestCPU {
       var mode = AArch64Mode(level: UInt32(level), context: context, trapsFloat: trapsFloat)
       mode.isHost = level >= 2 ? hasHostExtensions : level == 0 && isHost
       mode.checksTraps = needsTrapChecks(level: level)
+      mode.hasOtherTable = level == 1 && hasOtherTable
       levelModes[Int(level)] = mode
     }
     updateMode()

@@ -126,7 +126,7 @@ public enum FPCR {
 }
 
 /// What translated code depends on besides the bytes: the key of a block. Bit 20: the process has guarded pages; bit 21:
-/// PSTATE.BTYPE is not 0.
+/// PSTATE.BTYPE is not 0; bit 22: EL1's contexts are those of the other upper table.
 ///
 /// ```
 ///  19    18      17     16        15
@@ -136,7 +136,9 @@ public enum FPCR {
 /// ```
 /// Contexts of EL1&0: 0 EL0, 1 EL1, 2 EL1 without PAN; of EL2: 4; of EL2&0: 3 EL2, 4 EL2 without PAN, 5 EL0; 6 and 7: as 3
 /// and 4, where EL2 traps floating point, which it does around a virtual machine's turn; of EL3, which the level says: 8. The
-/// upper bits of level and context are bits 15 and 16.
+/// upper bits of level and context are bits 15 and 16. EL1 has contexts for two upper tables, so that a kernel whose exceptions
+/// come to tables of their own (Linux's KPTI) finds the entries of each again: 9 and 10 are 1 and 2 with the other one.
+/// What EL1 accesses as EL0 has contexts 11 and 12, because its address space identifier may not be the one that EL0 has.
 public struct AArch64Mode: Hashable, Sendable {
   public var rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -180,7 +182,7 @@ public struct AArch64Mode: Hashable, Sendable {
   var unprivilegedContext: UInt8 {
     switch level {
     case _ where overridesUserAccess: context
-    case 1: 0
+    case 1: hasOtherTable ? 12 : 11
     case 2: isHost ? 5 : context
     default: context
     }
@@ -211,7 +213,14 @@ public struct AArch64Mode: Hashable, Sendable {
     get { bit(21) }
     set { setBit(21, newValue) }
   }
-  public var context: UInt8 { level == 3 ? 8 : UInt8(rawValue & 3 | (rawValue >> 16 & 1) << 2) }
+  /// EL1: the upper table is the other one of two.
+  var hasOtherTable: Bool {
+    get { bit(22) }
+    set { setBit(22, newValue) }
+  }
+  public var context: UInt8 {
+    level == 3 ? 8 : UInt8(rawValue & 3 | (rawValue >> 16 & 1) << 2 | (rawValue >> 22 & 1) << 3)
+  }
   var isSystem: Bool { rawValue >> 8 & 1 != 0 }
   /// 0 to 3; 0 in user-mode emulation.
   var level: UInt8 { UInt8(rawValue >> 9 & 1 | (rawValue >> 15 & 1) << 1) }

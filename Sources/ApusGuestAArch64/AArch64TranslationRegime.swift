@@ -118,7 +118,7 @@ extension AArch64CPU {
   var usesStage2: Bool { s[.hcr] & (HCR.stage2 | HCR.defaultCacheable) != 0 && s[.hcr] & HCR.general == 0 }
 
   func regime(_ context: Int) -> TranslationRegime {
-    if context < 3 {
+    if Self.isOfGuest(context) {
       let isOff = s[.hcr] & (HCR.defaultCacheable | HCR.general) != 0
       return TranslationRegime(
         control: s[.tcr], lowerTable: s[.ttbr0], upperTable: s[.ttbr1],
@@ -135,25 +135,66 @@ extension AArch64CPU {
       upperTable: s[.ttbr1EL2], system: s[.sctlr2], hasUser: hasUser)
   }
 
-  /// The contexts that go together: of EL1&0, of EL2, of EL3.
+  /// Contexts of EL1&0, and those in which accesses are EL0's: see `AArch64Mode`.
+  static func isOfGuest(_ context: Int) -> Bool { context < 3 || context > 8 }
+  static func isUser(_ context: Int) -> Bool { context == 0 || context == 5 || context > 10 }
+
+  /// The contexts that go together: EL0's, EL1's with either upper table, EL2's, EL3's.
   enum ContextGroup: Int {
-    case guest, hypervisor, monitor
-    var first: Int { [0, 3, 8][rawValue] }
-    var contexts: GuestContexts { [.init(bits: 7), .init(bits: 0xf8), .init(bits: 0x100)][rawValue] }
+    case user, kernel, otherKernel, hypervisor, monitor
+    var first: Int { [0, 1, 9, 3, 8][rawValue] }
+    var contexts: GuestContexts {
+      switch self {
+      case .user: GuestContexts(bits: 1)
+      case .kernel: GuestContexts(bits: 1 << 1 | 1 << 2 | 1 << 11)
+      case .otherKernel: GuestContexts(bits: 1 << 9 | 1 << 10 | 1 << 12)
+      case .hypervisor: GuestContexts(bits: 0xf8)
+      case .monitor: GuestContexts(bits: 1 << 8)
+      }
+    }
+    /// All of EL1&0.
+    static let guest = GuestContexts(bits: 0x1e07)
   }
 
   public func canTranslate(context: Int) -> Bool {
     // While EL2 runs, or its processes, EL1's registers may be those of any virtual machine; while EL3 does, those of lower
     // levels may be either state's.
     switch s[.exceptionLevel] {
-    case 3: context == 8
-    case 2: context >= 3
-    default: context >= 3 || !isHost
+    case 3: return context == 8
+    case 2: return !Self.isOfGuest(context)
+    default:
+      guard Self.isOfGuest(context) else { return true }
+      // Of EL1&0's contexts only those that are in the address space that the registers name.
+      let group: ContextGroup = context == 0 ? .user : context < 3 || context == 11 ? .kernel : .otherKernel
+      return !isHost && addressSpaces[group.rawValue] == addressSpace(of: group)
+        && (group == .user || (group == .otherKernel) == hasOtherTable)
     }
+  }
+
+  /// EL1&0's registers changed, or EL2 or EL3, which may have changed them, go to a lower level. EL0's address space is
+  /// looked at when EL0 is entered: until then EL1 may go back to the one before.
+  func updateKernelAddressSpace() {
+    let table = s[.ttbr1] & 0xffff_ffff_fffe
+    let current = hasOtherTable ? upperTables.1 : upperTables.0
+    if table != current {
+      // The other contexts' table, or one that takes its place.
+      hasOtherTable.toggle()
+      if hasOtherTable { upperTables.1 = table } else { upperTables.0 = table }
+      levelModes[1].hasOtherTable = hasOtherTable
+      updateMode()
+    }
+    updateAddressSpace(of: hasOtherTable ? .otherKernel : .kernel)
   }
 
   /// Tells the engine which address spaces the group's contexts belong to, if that changed.
   func updateAddressSpace(of group: ContextGroup) {
+    let space = addressSpace(of: group)
+    guard addressSpaces[group.rawValue] != space else { return }
+    addressSpaces[group.rawValue] = space
+    engine.addressSpaceChanged(space, contexts: group.contexts)
+  }
+
+  private func addressSpace(of group: ContextGroup) -> GuestAddressSpace {
     let regime = regime(group.first)
     // M, WXN, and BT0 and BT1, which branches that are remembered depend on; what decides about stage 2 and whose pages
     // these are; the security state.
@@ -161,14 +202,11 @@ extension AArch64CPU {
     machine |= UInt32(regime.system >> 35 & 3) << 20
     if group == .hypervisor {
       machine |= regime.hasUser ? 1 << 18 : 0
-    } else if group == .guest, isHypervisorEnabled {
+    } else if group != .monitor, isHypervisorEnabled {
       machine |= UInt32(s[.vttbr] >> 48) & (s[.vtcr] >> 19 & 1 != 0 ? 0xffff : 0xff)
       machine |= regime.usesStage2 ? 1 << 18 : 0
     }
     machine |= regime.isSecure ? 1 << 19 : 0
-    let space = GuestAddressSpace(identifier: UInt32(regime.identifier), machine: machine)
-    guard addressSpaces[group.rawValue] != space else { return }
-    addressSpaces[group.rawValue] = space
-    engine.addressSpaceChanged(space, contexts: group.contexts)
+    return GuestAddressSpace(identifier: UInt32(regime.identifier), machine: machine)
   }
 }

@@ -20,11 +20,11 @@ extension AArch64Translator {
         if target <= pc { block.poll(pc: pc) }
         return finish(.direct(target: target))
       }
-      branch(to: target) { $0.comparison(condition) }
+      branchConditionally(to: target) { $0.comparison(condition) }
     case .cbz, .cbnz:
       let target = pc &+ UInt64(bitPattern: signedBits(5, 19) << 2)
       let condition: IRCondition = opcode == .cbz ? .equal : .notEqual
-      branch(to: target) { this in
+      branchConditionally(to: target) { this in
         this.isWide
           ? Comparison(condition: condition, a: this.x(this.rd), b: this.constant(0))
           : Comparison(
@@ -34,7 +34,7 @@ extension AArch64Translator {
     case .tbz, .tbnz:
       let target = pc &+ UInt64(bitPattern: signedBits(5, 14) << 2)
       let bit = UInt64(bits(31, 1) << 5 | bits(19, 5))
-      branch(to: target) { this in
+      branchConditionally(to: target) { this in
         // The bit becomes the sign.
         let value = this.block.binary(.shl64, this.x(this.rd), this.constant(63 - bit))
         return Comparison(
@@ -46,7 +46,7 @@ extension AArch64Translator {
       let target = x(rn)
       if opcode == .blr { setX(30, constant(pc &+ 4)) }
       if opcode == .ret { return finish(.indirect(target: target, hint: .return)) }
-      branch(to: target, isCall: opcode == .blr)
+      branchIndirectly(to: target, isCall: opcode == .blr)
     case .svc:
       call(.systemCall, constant(pc &+ 4), constant(UInt64(bits(5, 16))))
       finish(.dispatch)
@@ -88,7 +88,7 @@ extension AArch64Translator {
   }
 
   /// The end of an indirect branch that is no return.
-  mutating func branch(to target: IRValue, isCall: Bool) {
+  mutating func branchIndirectly(to target: IRValue, isCall: Bool) {
     var kind: AArch64CPU.BranchType?
     if features.contains(.bti), mode.isSystem || mode.checksBranchTargets {
       kind = isCall ? .call : rn == 16 || rn == 17 ? .jumpToCall : .jump
@@ -100,7 +100,7 @@ extension AArch64Translator {
     finish(.indirect(target: target, hint: isCall ? .call : .jump, kind: UInt8(kind?.rawValue ?? 0)))
   }
 
-  private mutating func branch(to target: UInt64, _ comparison: (inout Self) -> Comparison) {
+  private mutating func branchConditionally(to target: UInt64, _ comparison: (inout Self) -> Comparison) {
     if mode.step == .active {
       let c = comparison(&self)
       let holds = block.binary(

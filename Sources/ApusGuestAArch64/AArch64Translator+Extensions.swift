@@ -162,7 +162,7 @@ extension AArch64Translator {
       let modifier = bits(24, 1) == 1 ? xsp(rd) : constant(0)
       let target = authenticated(x(rn), modifier, .check(key))
       if opcode == .blrAuthenticated { setX(30, constant(pc &+ 4)) }
-      branch(to: target, isCall: opcode == .blrAuthenticated)
+      branchIndirectly(to: target, isCall: opcode == .blrAuthenticated)
     case .retAuthenticated:
       storeFlags()
       block.poll(pc: pc)

@@ -27,7 +27,7 @@ public struct IRMemoryOperand: Sendable {
   @inlinable public init(rawValue: Int64) { self.rawValue = rawValue }
   /// - Parameters:
   ///   - displacement: bytes added to the address operand.
-  ///   - context: index of the translation context (privilege) that the access is made in, 0 to 8.
+  ///   - context: index of the translation context (privilege) that the access is made in, 0 to 12.
   ///   - ordered: acquire and release; atomics are always so.
   @inlinable
   public init(

@@ -52,7 +52,7 @@ public enum StateHeader {
   public static let spill = 448
 
   /// Number of translation contexts (privilege levels) with a TLB and a jump cache of their own.
-  public static let contextCount = 9
+  public static let contextCount = 13
   /// Jump cache entries: {guest PC, code address}, indexed by PC bits 1 up. The PC of a branch that has a kind is XORed with
   /// `jumpCacheTag`, so that an entry is found by branches of one kind.
   public static let jumpCacheEntryCount = 8192

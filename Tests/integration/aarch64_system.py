@@ -184,6 +184,15 @@ def guarded_pages():
         power_off(machine)
 
 
+@case("address-spaces")
+def address_spaces():
+    """20,000 steps over address spaces with several upper and lower tables, as kernels with KPTI have them: what is mapped after
+    each kind of TLB maintenance, at EL1 and EL0. The sum is that of QEMU 7.2's lines."""
+    program = bare_program("uppertables", "-DSTEPS=20000")
+    for options in [[], ["-accel", "interpreter"], ["-accel", "jit,verify=on"]]:
+        check_lines(program, "23e22d1a008cde7a", "-M", "virt", *options)
+
+
 @case("interpreter")
 def interpreter():
     # All the way to a shell takes a minute: the first seconds have page tables, exceptions and the interrupt controller.

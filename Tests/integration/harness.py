@@ -277,15 +277,16 @@ def run(*arguments, timeout=20, terminal=False):
 
 
 _cases = []
-_known_failures = set()
+_only_named = set()
 
 
-def case(name, known_failure=False):
-    """Declares a case. A known failure (docs/known-failures.md) runs only when it is named."""
+def case(name, only_named=False):
+    """Declares a case; with `only_named` one that runs only when it is named: it takes long, or is a known failure
+    (docs/known-failures.md)."""
     def declare(function):
         _cases.append((name, function))
-        if known_failure:
-            _known_failures.add(name)
+        if only_named:
+            _only_named.add(name)
         return function
     return declare
 
@@ -308,7 +309,7 @@ def main():
     title = pathlib.Path(sys.argv[0]).stem
     failed = 0
     for name, function in _cases:
-        if (name not in names) if names else (name in _known_failures):
+        if (name not in names) if names else (name in _only_named):
             continue
         started = time.monotonic()
         try:

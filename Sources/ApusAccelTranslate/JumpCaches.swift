@@ -1,0 +1,212 @@
+import ApusGuest
+import ApusIR
+import CApusHost
+
+/// A vCPU's jump caches, one for each translation context: where generated code looks up the block of an indirect branch,
+/// or of one to another page. The entries are in the vCPU's state.
+///
+/// Belongs to the vCPU's thread, but for `forget`.
+final class JumpCaches {
+  private struct Context {
+    /// The mode that the entries were made for; all ones: there are none.
+    var mode = UInt32.max
+    /// Some entries are of pages that are not global.
+    var isLocal = false
+    /// How many of `used` count; more than `usedLimit`: too many to tell.
+    var usedCount = 0
+  }
+  /// Clearing so many one by one costs less than clearing all.
+  private static let usedLimit = 2048
+  private static let entryCount = StateHeader.jumpCacheEntryCount
+
+  // SAFETY: the vCPU's state, which lives longer than self.
+  private let state: UnsafeMutableRawPointer
+  /// Flat memory has one context, and no pages that could come to mean something else.
+  private let isPaged: Bool
+  private let contextCount: Int
+  // SAFETY: contextCount contexts, contextCount x usedLimit indices, and in paged memory contextCount x entryCount words,
+  // alive as long as self.
+  private let contexts: UnsafeMutablePointer<Context>
+  /// The entries that have been filled since the context was cleared.
+  private let used: UnsafeMutablePointer<UInt16>
+  /// The physical page of each entry's block, and the kind of branches that find it in bits 57 and 56; all ones for a block
+  /// of two pages.
+  private let physicalPages: UnsafeMutablePointer<UInt64>
+  /// The virtual pages that have, or had, entries; not kept in flat memory.
+  private var pages = PageSet()
+  private(set) var clears: UInt64 = 0
+
+  init(state: UnsafeMutableRawPointer, isPaged: Bool) {
+    self.state = state
+    self.isPaged = isPaged
+    contextCount = isPaged ? StateHeader.contextCount : 1
+    contexts = .allocate(capacity: contextCount)
+    contexts.initialize(repeating: Context(), count: contextCount)
+    used = .allocate(capacity: contextCount * Self.usedLimit)
+    physicalPages = .allocate(capacity: isPaged ? contextCount * Self.entryCount : 0)
+    // The rest of fresh memory is zero, which is empty.
+    for context in 0..<contextCount { empty(0, context) }
+  }
+  deinit {
+    contexts.deallocate()
+    used.deallocate()
+    physicalPages.deallocate()
+    pages.deallocate()
+  }
+
+  // MARK: Entries
+
+  @inline(__always)
+  private func entry(_ index: Int, _ context: Int) -> UnsafeMutablePointer<UInt64> {
+    (state + StateHeader.jumpCache(context) + index * StateHeader.jumpCacheEntryByteCount)
+      .assumingMemoryBound(to: UInt64.self)
+  }
+  @inline(__always)
+  private static func index(_ key: UInt64) -> Int { Int(truncatingIfNeeded: key >> 1) & (entryCount - 1) }
+  private func empty(_ index: Int, _ context: Int) { entry(index, context)[0] = StateHeader.noPC(index) }
+
+  /// The code of the block at `pc`, for branches of a kind.
+  @inline(__always)
+  func find(_ pc: UInt64, kind: UInt32, mode: UInt32, _ context: Int) -> UInt64? {
+    guard contexts[context].mode == mode else { return nil }
+    let key = pc ^ StateHeader.jumpCacheTag(kind)
+    let entry = entry(Self.index(key), context)
+    return entry[0] == key ? entry[1] : nil
+  }
+
+  /// What an entry leads to.
+  struct Block {
+    var pc: UInt64
+    var mode: UInt32
+    var code: UInt64
+    /// `nil`: the block goes on in a second page. It is not looked at again after a flush: it goes.
+    var physicalPage: UInt64?
+    var isGlobal: Bool
+  }
+
+  /// - Returns: the entry, for `remove`.
+  func insert(_ block: Block, kind: UInt32, _ context: Int) -> Int {
+    if contexts[context].mode != block.mode {
+      clear(context)
+      contexts[context].mode = block.mode
+    }
+    if isPaged, !pages.insert(block.pc >> 12) {
+      // Too many pages to tell apart: begin anew, with this one.
+      clearAll()
+      contexts[context].mode = block.mode
+      _ = pages.insert(block.pc >> 12)
+    }
+    let key = block.pc ^ StateHeader.jumpCacheTag(kind)
+    let index = Self.index(key)
+    let entry = entry(index, context)
+    entry[1] = block.code
+    entry[0] = key
+    if isPaged {
+      physicalPages[context * Self.entryCount + index] =
+        block.physicalPage.map { $0 | UInt64(kind) << 56 } ?? .max
+    }
+    if !block.isGlobal { contexts[context].isLocal = true }
+    let count = contexts[context].usedCount
+    if count < Self.usedLimit { used[context * Self.usedLimit + count] = UInt16(index) }
+    if count <= Self.usedLimit { contexts[context].usedCount = count + 1 }
+    return index
+  }
+
+  func remove(_ index: Int, _ context: Int) { empty(index, context) }
+
+  /// Takes a block's PC out, from any thread. A racing jump of the vCPU runs the block once more, as it might have a moment
+  /// before.
+  func forget(_ pc: UInt64) {
+    for kind in 0...3 as ClosedRange<UInt32> {
+      let key = pc ^ StateHeader.jumpCacheTag(kind)
+      let index = Self.index(key)
+      for context in 0..<contextCount {
+        let entry = entry(index, context)
+        if apus_load_relaxed64(entry) == key { apus_store_relaxed64(entry, StateHeader.noPC(index)) }
+      }
+    }
+  }
+
+  // MARK: Flushes
+
+  func isUsed(_ context: Int) -> Bool { contexts[context].mode != .max }
+  func isLocal(_ context: Int) -> Bool { contexts[context].isLocal }
+
+  func clear(_ context: Int) {
+    guard isUsed(context) else { return }
+    clears += 1
+    if contexts[context].usedCount <= Self.usedLimit {
+      for index in usedEntries(context) { empty(Int(index), context) }
+    } else {
+      UnsafeMutableRawPointer(entry(0, context)).initializeMemory(
+        as: UInt8.self, repeating: 0, count: Self.entryCount * StateHeader.jumpCacheEntryByteCount)
+      empty(0, context)
+    }
+    contexts[context] = Context()
+  }
+  private func usedEntries(_ context: Int) -> UnsafeBufferPointer<UInt16> {
+    UnsafeBufferPointer(start: used + context * Self.usedLimit, count: contexts[context].usedCount)
+  }
+
+  func clearAll() {
+    for context in 0..<contextCount { clear(context) }
+    pages.removeAll()
+  }
+
+  /// Takes the entries of one virtual page out.
+  /// - Returns: whether it may have had any.
+  func clear(page: UInt64) -> Bool {
+    // A block of the page before may go on in this one.
+    guard pages.contains(page) || pages.contains(page &- 1) else { return false }
+    pages.remove(page)
+    for context in 0..<contextCount where isUsed(context) {
+      let entries = entry(0, context)
+      let physical = physicalPages + context * Self.entryCount
+      // The entries of a page are neighbours, one for each possible instruction.
+      for candidate in [page, page &- 1] {
+        let first = Int(truncatingIfNeeded: candidate << 11) & (Self.entryCount - 1)
+        for index in first..<first + 2048
+        // But for the tag of a kind.
+        where (entries[index * 2] ^ candidate << 12) & ~(3 << 62) < 4096
+          && (candidate == page || physical[index] == .max)
+        {
+          empty(index, context)
+        }
+      }
+    }
+    return true
+  }
+
+  /// After a flush most code pages are where they were: looking each one up once is cheaper than finding all its
+  /// blocks again. The guest's registers are those that the context translates by.
+  func revalidate(_ context: Int, _ guest: any GuestCPU) {
+    guard isUsed(context) else { return }
+    // A small memory of pages looked up: page number, then what it maps to.
+    var memory: InlineArray<64, (page: UInt64, physical: UInt64, isGuarded: Bool)> = .init(
+      repeating: (.max, .max, false))
+    func check(_ index: Int) {
+      let entry = entry(index, context)
+      let physical = physicalPages[context * Self.entryCount + index]
+      guard entry[0] != StateHeader.noPC(index) else { return }
+      guard physical != .max else { return empty(index, context) }
+      let kind = UInt32(truncatingIfNeeded: physical >> 56) & 3
+      let pc = entry[0] ^ StateHeader.jumpCacheTag(kind)
+      let page = pc >> 12
+      let slot = Int(page & 63)
+      if memory[slot].page != page {
+        memory[slot] = (page, .max, false)
+        if case .page(let now) = guest.translateAddress(pc, .fetch, context: context) {
+          memory[slot] = (page, now.physical >> 12, now.isGuarded)
+        }
+      }
+      if memory[slot].physical | UInt64(kind) << 56 != physical || kind != 0 && memory[slot].isGuarded {
+        empty(index, context)
+      }
+    }
+    if contexts[context].usedCount <= Self.usedLimit {
+      for index in usedEntries(context) { check(Int(index)) }
+    } else {
+      for index in 0..<Self.entryCount { check(index) }
+    }
+  }
+}
