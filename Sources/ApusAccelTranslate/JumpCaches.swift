@@ -14,9 +14,17 @@ final class JumpCaches {
     var isLocal = false
     /// How many of `used` count; more than `usedLimit`: too many to tell.
     var usedCount = 0
+    /// How many of `codePages` count; more than `codePageLimit`: too many, or blocks of two pages, which are not kept.
+    var codePageCount = 0
+  }
+  /// A page that has entries, by number.
+  private struct CodePage {
+    var virtual: UInt64
+    var physical: UInt64
   }
   /// Clearing so many one by one costs less than clearing all.
   private static let usedLimit = 2048
+  private static let codePageLimit = 128
   private static let entryCount = StateHeader.jumpCacheEntryCount
 
   // SAFETY: the vCPU's state, which lives longer than self.
@@ -24,11 +32,12 @@ final class JumpCaches {
   /// Flat memory has one context, and no pages that could come to mean something else.
   private let isPaged: Bool
   private let contextCount: Int
-  // SAFETY: contextCount contexts, contextCount x usedLimit indices, and in paged memory contextCount x entryCount words,
-  // alive as long as self.
+  // SAFETY: contextCount contexts, contextCount x usedLimit indices, and in paged memory contextCount x codePageLimit pages and
+  // contextCount x entryCount words, alive as long as self.
   private let contexts: UnsafeMutablePointer<Context>
   /// The entries that have been filled since the context was cleared.
   private let used: UnsafeMutablePointer<UInt16>
+  private let codePages: UnsafeMutablePointer<CodePage>
   /// The physical page of each entry's block, and the kind of branches that find it in bits 57 and 56; all ones for a block
   /// of two pages.
   private let physicalPages: UnsafeMutablePointer<UInt64>
@@ -43,6 +52,7 @@ final class JumpCaches {
     contexts = .allocate(capacity: contextCount)
     contexts.initialize(repeating: Context(), count: contextCount)
     used = .allocate(capacity: contextCount * Self.usedLimit)
+    codePages = .allocate(capacity: isPaged ? contextCount * Self.codePageLimit : 0)
     physicalPages = .allocate(capacity: isPaged ? contextCount * Self.entryCount : 0)
     // The rest of fresh memory is zero, which is empty.
     for context in 0..<contextCount { empty(0, context) }
@@ -50,6 +60,7 @@ final class JumpCaches {
   deinit {
     contexts.deallocate()
     used.deallocate()
+    codePages.deallocate()
     physicalPages.deallocate()
     pages.deallocate()
   }
@@ -104,12 +115,31 @@ final class JumpCaches {
     if isPaged {
       physicalPages[context * Self.entryCount + index] =
         block.physicalPage.map { $0 | UInt64(kind) << 56 } ?? .max
+      noteCodePage(block, context)
     }
     if !block.isGlobal { contexts[context].isLocal = true }
     let count = contexts[context].usedCount
     if count < Self.usedLimit { used[context * Self.usedLimit + count] = UInt16(index) }
     if count <= Self.usedLimit { contexts[context].usedCount = count + 1 }
     return index
+  }
+
+  private func noteCodePage(_ block: Block, _ context: Int) {
+    let count = contexts[context].codePageCount
+    guard count <= Self.codePageLimit else { return }
+    guard let physical = block.physicalPage else {
+      contexts[context].codePageCount = Self.codePageLimit + 1
+      return
+    }
+    let pages = codePages + context * Self.codePageLimit
+    let virtual = block.pc >> 12
+    // The last ones come again most often.
+    for number in (0..<count).reversed() where pages[number].virtual == virtual {
+      pages[number].physical = physical
+      return
+    }
+    if count < Self.codePageLimit { pages[count] = CodePage(virtual: virtual, physical: physical) }
+    contexts[context].codePageCount = count + 1
   }
 
   func remove(_ index: Int, _ context: Int) { empty(index, context) }
@@ -151,6 +181,18 @@ final class JumpCaches {
   func clearAll() {
     for context in 0..<contextCount { clear(context) }
     pages.removeAll()
+  }
+
+  /// In another address space: keeps the entries if all of their pages are the same there, as a kernel's are, or a forked
+  /// process's; else clears the context.
+  /// - Parameter physicalPage: looks a virtual page up, by number; `nil` if it is not there, or guarded.
+  func keep(_ context: Int, ifSame physicalPage: (UInt64) -> UInt64?) {
+    let count = contexts[context].codePageCount
+    guard isUsed(context), count <= Self.codePageLimit else { return clear(context) }
+    let pages = codePages + context * Self.codePageLimit
+    for number in 0..<count where physicalPage(pages[number].virtual) != pages[number].physical {
+      return clear(context)
+    }
   }
 
   /// Takes the entries of one virtual page out.

@@ -573,7 +573,16 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let isAnotherMachine = tlb.space(context).machine != space.machine
       tlb.setSpace(space, context)
       if isAnotherMachine || firstLevel.isLocal(context) { firstLevel.clear(context) }
-      if isAnotherMachine || jumps.isLocal(context) { jumps.clear(context) }
+      if isAnotherMachine {
+        jumps.clear(context)
+      } else if jumps.isLocal(context) {
+        jumps.keep(context) { page in
+          guard case .page(let entry) = resolve(page << 12, .fetch, context), !entry.pointee.isGuarded else {
+            return nil
+          }
+          return entry.pointee.physicalPage
+        }
+      }
     }
   }
 
