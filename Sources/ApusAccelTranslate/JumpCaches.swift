@@ -14,7 +14,7 @@ final class JumpCaches {
     var isLocal = false
     /// How many of `used` count; more than `usedLimit`: too many to tell.
     var usedCount = 0
-    /// How many of `codePages` count; more than `codePageLimit`: too many, or blocks of two pages, which are not kept.
+    /// How many of `codePages` count; more than `codePageLimit`: too many to be kept.
     var codePageCount = 0
   }
   /// A page that has entries, by number.
@@ -24,7 +24,8 @@ final class JumpCaches {
   }
   /// Clearing so many one by one costs less than clearing all.
   private static let usedLimit = 2048
-  private static let codePageLimit = 128
+  private static let codePageLimit = 512
+  private static let hintCount = 256
   private static let entryCount = StateHeader.jumpCacheEntryCount
 
   // SAFETY: the vCPU's state, which lives longer than self.
@@ -32,17 +33,21 @@ final class JumpCaches {
   /// Flat memory has one context, and no pages that could come to mean something else.
   private let isPaged: Bool
   private let contextCount: Int
-  // SAFETY: contextCount contexts, contextCount x usedLimit indices, and in paged memory contextCount x codePageLimit pages and
-  // contextCount x entryCount words, alive as long as self.
+  // SAFETY: contextCount contexts, contextCount x usedLimit indices, and in paged memory contextCount x codePageLimit pages,
+  // contextCount x hintCount numbers and contextCount x entryCount words, alive as long as self.
   private let contexts: UnsafeMutablePointer<Context>
   /// The entries that have been filled since the context was cleared.
   private let used: UnsafeMutablePointer<UInt16>
   private let codePages: UnsafeMutablePointer<CodePage>
+  /// Where in `codePages` a page may be, by the lowest bits of its number.
+  private let codePageHints: UnsafeMutablePointer<UInt16>
   /// The physical page of each entry's block, and the kind of branches that find it in bits 57 and 56; all ones for a block
   /// of two pages.
   private let physicalPages: UnsafeMutablePointer<UInt64>
   /// The virtual pages that have, or had, entries; not kept in flat memory.
   private var pages = PageSet()
+  /// Contexts whose entries are to be looked at before they are used: there was a flush that concerned them.
+  private(set) var stale = GuestContexts(bits: 0)
   private(set) var clears: UInt64 = 0
 
   init(state: UnsafeMutableRawPointer, isPaged: Bool) {
@@ -53,6 +58,9 @@ final class JumpCaches {
     contexts.initialize(repeating: Context(), count: contextCount)
     used = .allocate(capacity: contextCount * Self.usedLimit)
     codePages = .allocate(capacity: isPaged ? contextCount * Self.codePageLimit : 0)
+    let hintCount = isPaged ? contextCount * Self.hintCount : 0
+    codePageHints = .allocate(capacity: hintCount)
+    codePageHints.initialize(repeating: 0, count: hintCount)
     physicalPages = .allocate(capacity: isPaged ? contextCount * Self.entryCount : 0)
     // The rest of fresh memory is zero, which is empty.
     for context in 0..<contextCount { empty(0, context) }
@@ -61,6 +69,7 @@ final class JumpCaches {
     contexts.deallocate()
     used.deallocate()
     codePages.deallocate()
+    codePageHints.deallocate()
     physicalPages.deallocate()
     pages.deallocate()
   }
@@ -90,8 +99,9 @@ final class JumpCaches {
     var pc: UInt64
     var mode: UInt32
     var code: UInt64
-    /// `nil`: the block goes on in a second page. It is not looked at again after a flush: it goes.
-    var physicalPage: UInt64?
+    var physicalPage: UInt64
+    /// Where the block goes on, or all ones.
+    var secondPhysicalPage = UInt64.max
     var isGlobal: Bool
   }
 
@@ -113,9 +123,11 @@ final class JumpCaches {
     entry[1] = block.code
     entry[0] = key
     if isPaged {
+      let isWithinPage = block.secondPhysicalPage == .max
       physicalPages[context * Self.entryCount + index] =
-        block.physicalPage.map { $0 | UInt64(kind) << 56 } ?? .max
-      noteCodePage(block, context)
+        isWithinPage ? block.physicalPage | UInt64(kind) << 56 : .max
+      noteCodePage(block.pc >> 12, block.physicalPage, context)
+      if !isWithinPage { noteCodePage(block.pc >> 12 &+ 1, block.secondPhysicalPage, context) }
     }
     if !block.isGlobal { contexts[context].isLocal = true }
     let count = contexts[context].usedCount
@@ -124,22 +136,22 @@ final class JumpCaches {
     return index
   }
 
-  private func noteCodePage(_ block: Block, _ context: Int) {
+  private func noteCodePage(_ virtual: UInt64, _ physical: UInt64, _ context: Int) {
     let count = contexts[context].codePageCount
     guard count <= Self.codePageLimit else { return }
-    guard let physical = block.physicalPage else {
-      contexts[context].codePageCount = Self.codePageLimit + 1
-      return
-    }
     let pages = codePages + context * Self.codePageLimit
-    let virtual = block.pc >> 12
-    // The last ones come again most often.
-    for number in (0..<count).reversed() where pages[number].virtual == virtual {
-      pages[number].physical = physical
-      return
+    let hint = codePageHints + context * Self.hintCount + Int(virtual & UInt64(Self.hintCount - 1))
+    var number = Int(hint.pointee)
+    if number >= count || pages[number].virtual != virtual {
+      number = 0
+      while number < count, pages[number].virtual != virtual { number += 1 }
+      if number == count {
+        contexts[context].codePageCount = count + 1
+        if count == Self.codePageLimit { return }
+      }
+      hint.pointee = UInt16(number)
     }
-    if count < Self.codePageLimit { pages[count] = CodePage(virtual: virtual, physical: physical) }
-    contexts[context].codePageCount = count + 1
+    pages[number] = CodePage(virtual: virtual, physical: physical)
   }
 
   func remove(_ index: Int, _ context: Int) { empty(index, context) }
@@ -173,6 +185,7 @@ final class JumpCaches {
       empty(0, context)
     }
     contexts[context] = Context()
+    stale.remove(context)
   }
   private func usedEntries(_ context: Int) -> UnsafeBufferPointer<UInt16> {
     UnsafeBufferPointer(start: used + context * Self.usedLimit, count: contexts[context].usedCount)
@@ -183,15 +196,38 @@ final class JumpCaches {
     pages.removeAll()
   }
 
-  /// In another address space: keeps the entries if all of their pages are the same there, as a kernel's are, or a forked
-  /// process's; else clears the context.
+  func markStale(_ context: Int) { if isUsed(context) { stale.insert(context) } }
+
+  /// After a flush or in another address space most code pages may be where they were, as a kernel's are, or a forked process's:
+  /// looking each one up is cheaper than finding all their blocks again. The entries of the others go.
   /// - Parameter physicalPage: looks a virtual page up, by number; `nil` if it is not there, or guarded.
-  func keep(_ context: Int, ifSame physicalPage: (UInt64) -> UInt64?) {
-    let count = contexts[context].codePageCount
-    guard isUsed(context), count <= Self.codePageLimit else { return clear(context) }
+  func check(_ context: Int, _ physicalPage: (UInt64) -> UInt64?) {
+    guard isUsed(context), contexts[context].codePageCount <= Self.codePageLimit,
+      contexts[context].usedCount <= Self.usedLimit
+    else { return clear(context) }
     let pages = codePages + context * Self.codePageLimit
-    for number in 0..<count where physicalPage(pages[number].virtual) != pages[number].physical {
-      return clear(context)
+    var lost: InlineArray<4, UInt64> = .init(repeating: .max)
+    var lostCount = 0
+    var number = 0
+    while number < contexts[context].codePageCount {
+      if physicalPage(pages[number].virtual) == pages[number].physical {
+        number += 1
+        continue
+      }
+      if lostCount == lost.count { return clear(context) }
+      lost[lostCount] = pages[number].virtual
+      lostCount += 1
+      contexts[context].codePageCount -= 1
+      pages[number] = pages[contexts[context].codePageCount]
+    }
+    stale.remove(context)
+    guard lostCount > 0 else { return }
+    for index in usedEntries(context) {
+      let index = Int(index)
+      let page = (entry(index, context)[0] & ~(3 << 62)) >> 12
+      let isLost = (0..<lostCount).contains { lost[$0] & (1 << 50 - 1) == page }
+      // A block of two pages may be about any.
+      if isLost || physicalPages[context * Self.entryCount + index] == .max { empty(index, context) }
     }
   }
 
@@ -217,38 +253,5 @@ final class JumpCaches {
       }
     }
     return true
-  }
-
-  /// After a flush most code pages are where they were: looking each one up once is cheaper than finding all its
-  /// blocks again. The guest's registers are those that the context translates by.
-  func revalidate(_ context: Int, _ guest: any GuestCPU) {
-    guard isUsed(context) else { return }
-    // A small memory of pages looked up: page number, then what it maps to.
-    var memory: InlineArray<64, (page: UInt64, physical: UInt64, isGuarded: Bool)> = .init(
-      repeating: (.max, .max, false))
-    func check(_ index: Int) {
-      let entry = entry(index, context)
-      let physical = physicalPages[context * Self.entryCount + index]
-      guard entry[0] != StateHeader.noPC(index) else { return }
-      guard physical != .max else { return empty(index, context) }
-      let kind = UInt32(truncatingIfNeeded: physical >> 56) & 3
-      let pc = entry[0] ^ StateHeader.jumpCacheTag(kind)
-      let page = pc >> 12
-      let slot = Int(page & 63)
-      if memory[slot].page != page {
-        memory[slot] = (page, .max, false)
-        if case .page(let now) = guest.translateAddress(pc, .fetch, context: context) {
-          memory[slot] = (page, now.physical >> 12, now.isGuarded)
-        }
-      }
-      if memory[slot].physical | UInt64(kind) << 56 != physical || kind != 0 && memory[slot].isGuarded {
-        empty(index, context)
-      }
-    }
-    if contexts[context].usedCount <= Self.usedLimit {
-      for index in usedEntries(context) { check(Int(index)) }
-    } else {
-      for index in 0..<Self.entryCount { check(index) }
-    }
   }
 }

@@ -313,6 +313,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     let pc = self.pc
     let mode = self.mode
     if mode != lastMode { (lastMode, lastContext) = (mode, guest.fetchContext(mode: mode)) }
+    if jumps.stale.contains(lastContext) { checkJumps(lastContext) }
     guard let code = jumps.find(pc, kind: branchKind, mode: mode, lastContext) else { return nil }
     branchKind = 0
     state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
@@ -364,6 +365,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let mode = self.mode
       let context = guest.fetchContext(mode: mode)
       (lastMode, lastContext) = (mode, context)
+      if jumps.stale.contains(context) { checkJumps(context) }
       // What is found there may change the mode.
       guard let page = resolveFetch(pc, pc: pc, context), self.mode == mode else { continue }
       let isUngrouped = pc == ungroupedPC
@@ -390,7 +392,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         if isRemembered {
           let block = JumpCaches.Block(
             pc: pc, mode: mode, code: nextCode,
-            physicalPage: cache.goesOnInSecondPage(number) ? nil : page.physical >> 12,
+            physicalPage: page.physical >> 12, secondPhysicalPage: cache.secondPhysicalPage(number),
             isGlobal: lastFetchWasGlobal)
           remember(block, kind: kind, context, number: number)
         }
@@ -419,8 +421,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// Enters a block into the jump cache of its mode, and among the recent ones.
   private func remember(_ block: JumpCaches.Block, kind: UInt32, _ context: Int, number: UInt32) {
     let entry = jumps.insert(block, kind: kind, context)
-    if let page = block.physicalPage {
-      recentBlocks.insert(number, code: block.code, block.pc, page, block.mode)
+    if block.secondPhysicalPage == .max {
+      recentBlocks.insert(number, code: block.code, block.pc, block.physicalPage, block.mode)
     }
     // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entries.
     apus_fence()
@@ -521,9 +523,10 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     for context in contexts where !keepGlobal || firstLevel.isLocal(context) { firstLevel.clear(context) }
     for context in contexts where !keepGlobal || jumps.isLocal(context) {
       if guest.canTranslate(context: context) {
-        jumps.revalidate(context, guest)
+        checkJumps(context)
       } else {
-        jumps.clear(context)
+        // It is not the one that runs.
+        jumps.markStale(context)
       }
     }
   }
@@ -576,13 +579,17 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       if isAnotherMachine {
         jumps.clear(context)
       } else if jumps.isLocal(context) {
-        jumps.keep(context) { page in
-          guard case .page(let entry) = resolve(page << 12, .fetch, context), !entry.pointee.isGuarded else {
-            return nil
-          }
-          return entry.pointee.physicalPage
-        }
+        checkJumps(context)
       }
+    }
+  }
+  /// Whether what the jump cache knows is true by the guest's registers, which are the context's.
+  private func checkJumps(_ context: Int) {
+    jumps.check(context) { page in
+      guard case .page(let entry) = resolve(page << 12, .fetch, context), !entry.pointee.isGuarded else {
+        return nil
+      }
+      return entry.pointee.physicalPage
     }
   }
 

@@ -24,4 +24,6 @@ public struct GuestContexts: Hashable, Sendable, Sequence, IteratorProtocol {
     return first
   }
   @inlinable public func contains(_ context: Int) -> Bool { bits >> UInt16(context) & 1 != 0 }
+  @inlinable public mutating func insert(_ context: Int) { bits |= 1 << UInt16(context) }
+  @inlinable public mutating func remove(_ context: Int) { bits &= ~(1 << UInt16(context)) }
 }
