@@ -74,12 +74,28 @@ struct AArch64VectorUnit {
 
   /// Carries the instruction out; false for a word that is not allocated.
   mutating func execute() -> Bool {
-    guard var result = compute() else { return false }
-    if isScalar || !isFull && !isWidening { result.high = 0 }
+    guard let result = compute() else { return false }
+    write(result, isWhole: isFull && !isScalar || isWidening)
+    return true
+  }
+  /// - Parameter isWhole: the upper half of the result counts.
+  mutating func write(_ result: AArch64Vector, isWhole: Bool) {
+    var result = result
+    if !isWhole { result.high = 0 }
+    if let (rest, scale) = merged {
+      let lane = result[0, scale]
+      result = rest
+      result[0, scale] = lane
+    }
     s[v: Int(word & 31)] = result
     if isSaturated { s.isSaturated = true }
     unit.finish(s)
-    return true
+  }
+  /// What gives a scalar result the other lanes, and the lane's size (NEP).
+  private var merged: (rest: AArch64Vector, scale: Int)?
+  /// Keeps the other lanes of a register if the instruction is scalar, and FPCR.NEP is set.
+  mutating func keepLanes(of register: AArch64Vector, _ scale: Int, isScalar: Bool? = nil) {
+    if isScalar ?? self.isScalar, unit.mergesScalars { merged = (register, scale) }
   }
   /// The result has lanes of twice the width: all of it counts, whatever half the operands come from.
   private var isWidening = false
@@ -320,14 +336,16 @@ struct AArch64VectorUnit {
       default: return nil
       }
     }
-    let mask = ~format.signMask
+    // Comparisons that are true or false keep the second operand's lanes.
+    keepLanes(of: (0x1c...0x1d).contains(opcode) ? m : n, scale)
     typealias F = AArch64Float.Operation
     func arithmetic(_ operation: F) -> AArch64Vector {
       mapping(scale) { this, a, b, _ in this.unit.binary(operation, a, b, format) }
     }
     func compared(_ comparison: AArch64Float.Comparison, isAbsolute: Bool = false) -> AArch64Vector {
       mapping(scale) { this, a, b, _ in
-        let (x, y) = isAbsolute ? (a & mask, b & mask) : (a, b)
+        let (x, y) =
+          isAbsolute ? (this.unit.absolute(a, format), this.unit.absolute(b, format)) : (a, b)
         return this.unit.compare(comparison, x, y, format) ? .max : 0
       }
     }
@@ -347,11 +365,13 @@ struct AArch64VectorUnit {
     case (false, 0x1c): return isUpper ? nil : compared(.equal)
     case (false, 0x1f):
       return mapping(scale) { this, a, b, _ in
-        this.reciprocalStep(a, b, format, isSquareRoot: isUpper)
+        this.withoutExceptions { $0.reciprocalStep(a, b, format, isSquareRoot: isUpper) }
       }
     case (true, 0x1a):
       if isUpper {
-        return mapping(scale) { this, a, b, _ in this.unit.binary(.subtract, a, b, format) & mask }
+        return mapping(scale) { this, a, b, _ in
+          this.unit.absolute(this.unit.binary(.subtract, a, b, format), format)
+        }
       }
       return pairwise(scale) { $0.unit.binary(.add, $1, $2, format) }
     case (true, 0x1b): return isUpper ? nil : arithmetic(.multiply)
@@ -360,6 +380,16 @@ struct AArch64VectorUnit {
     case (true, 0x1f): return isUpper ? nil : arithmetic(.divide)
     default: return nil
     }
+  }
+
+  /// See `AArch64Float.withoutExceptions`.
+  @inline(__always)
+  private mutating func withoutExceptions(_ body: (inout Self) -> UInt64) -> UInt64 {
+    guard unit.soft.isAlternate else { return body(&self) }
+    let kept = unit
+    unit.ignoreExceptions()
+    defer { unit = kept }
+    return body(&self)
   }
 
   /// frecps: 2 - ab; frsqrts: (3 - ab) / 2; both fused. Infinity times zero gives 2 and 1.5.
@@ -376,7 +406,7 @@ struct AArch64VectorUnit {
     }
     if format.isNaN(x) || format.isNaN(y) {
       // The first operand is negated before NaNs are looked at.
-      return unit.binary(.multiply, x ^ format.signMask, y, format)
+      return unit.binary(.multiply, unit.negated(x, format), y, format)
     }
     guard isSquareRoot else { return unit.fused(x, y, two, format, negateProduct: true) }
     // 1.5 - (a / 2) b, the larger operand halved: exact unless both are so small that the product's size does not count.
@@ -565,6 +595,8 @@ struct AArch64VectorUnit {
     if opcode == 0x16 || opcode == 0x17, !isUpper { return convertedWidth(opcode) }
     guard isScalar || isFull || scale != 3 else { return nil }
     let width = self.width(scale)
+    // Not those of comparisons with zero.
+    if !(0xc...0xe).contains(opcode) { keepLanes(of: d, scale) }
     func integer(_ rounding: FloatRounding) -> AArch64Vector {
       unit.soft.rounding = rounding
       return mapping(scale) { this, a, _, _ in this.unit.toInteger(a, format, width: width, isSigned: !this.u)
@@ -588,8 +620,8 @@ struct AArch64VectorUnit {
     case (false, true, 0xd): return withZero(.equal)
     case (true, true, 0xd): return withZero(.greaterOrEqual, swapped: true)
     case (false, true, 0xe): return withZero(.greater, swapped: true)
-    case (false, true, 0xf): return isScalar ? nil : map(scale) { a, _, _ in a & ~format.signMask }
-    case (true, true, 0xf): return isScalar ? nil : map(scale) { a, _, _ in a ^ format.signMask }
+    case (false, true, 0xf): return isScalar ? nil : map(scale) { a, _, _ in unit.absolute(a, format) }
+    case (true, true, 0xf): return isScalar ? nil : map(scale) { a, _, _ in unit.negated(a, format) }
     case (false, false, 0x18): return integral(.nearestEven)
     case (false, false, 0x19): return integral(.down)
     case (false, true, 0x18): return integral(.up)
@@ -607,10 +639,19 @@ struct AArch64VectorUnit {
         let value = this.u || scale == 3 ? a : UInt64(bitPattern: this.signed(a, scale))
         return this.unit.fromInteger(value, isSigned: !this.u, format)
       }
-    case (false, true, 0x1d): return mapping(scale) { this, a, _, _ in this.reciprocalEstimate(a, format) }
-    case (true, true, 0x1d): return mapping(scale) { this, a, _, _ in this.squareRootEstimate(a, format) }
+    case (false, true, 0x1d):
+      return mapping(scale) { this, a, _, _ in
+        this.withoutExceptions { $0.reciprocalEstimate(a, format) }
+      }
+    case (true, true, 0x1d):
+      return mapping(scale) { this, a, _, _ in
+        this.withoutExceptions { $0.squareRootEstimate(a, format) }
+      }
     case (false, true, 0x1f):
-      return isScalar ? mapping(scale) { this, a, _, _ in this.reciprocalExponent(a, format) } : nil
+      guard isScalar else { return nil }
+      return mapping(scale) { this, a, _, _ in
+        this.withoutExceptions { $0.reciprocalExponent(a, format) }
+      }
     case (true, true, 0x1f):
       return isScalar ? nil : mapping(scale) { this, a, _, _ in this.unit.squareRoot(a, format) }
     case (false, true, 0x1c):
@@ -646,20 +687,11 @@ struct AArch64VectorUnit {
     }
     guard u ? isDouble : !isScalar else { return nil }
     if isSecond { result.low = d.low }
+    keepLanes(of: d, scale)
     for lane in 0..<lanes {
-      var value: UInt64
-      if u {
-        // Round to odd: truncated, with the lowest bit set if that was inexact.
-        let before = unit.soft.flags
-        unit.soft.flags = 0
-        unit.soft.rounding = .towardZero
-        value = unit.convert(n[lane, scale + 1], from: wide, to: narrow)
-        if unit.soft.flags & FloatFlags.inexact != 0 { value |= 1 }
-        unit.soft.flags |= before
-      } else {
-        value = unit.convert(n[lane, scale + 1], from: wide, to: narrow)
-      }
-      result[isSecond ? lane + lanes : lane, scale] = value
+      let value = n[lane, scale + 1]
+      result[isSecond ? lane + lanes : lane, scale] =
+        u ? unit.convertToOdd(value, from: wide, to: narrow) : unit.convert(value, from: wide, to: narrow)
     }
     return result
   }
@@ -678,6 +710,29 @@ struct AArch64VectorUnit {
     var b: UInt64 = 512
     while a * (b + 1) * (b + 1) < 1 << 28 { b += 1 }
     return (b + 1) / 2
+  }
+
+  /// With 12 bits [FEAT_RPRES]: 2^25 divided by the middle of the interval of `a`, to the nearest.
+  /// - Parameter a: 12 bits with the highest set. The result has 13 bits.
+  private static func preciseEstimate(_ a: UInt64) -> UInt64 {
+    let divisor = 2 * a + 1
+    let (quotient, remainder) = (UInt64(1) << 25).quotientAndRemainder(dividingBy: divisor)
+    return quotient + (2 * remainder > divisor ? 1 : 0)
+  }
+  /// 2^18 divided by the root of the middle of the interval, to the nearest: no such quotient is near the middle of two
+  /// integers, so that the order in which the manual rounds does not count.
+  private static func preciseRootEstimate(_ value: UInt64) -> UInt64 {
+    // Twice the middle.
+    let a = value < 2048 ? 2 * value + 1 : (value & ~1 + 1) * 2
+    // The largest r with (r - 1/2)^2 a / 2 <= 2^36.
+    var low: UInt64 = 4096
+    var high: UInt64 = 8192
+    while low + 1 < high {
+      let middle = (low + high) / 2
+      let twice = 2 * middle - 1
+      if twice * twice * a <= 1 << 39 { low = middle } else { high = middle }
+    }
+    return low
   }
 
   private mutating func reciprocalEstimate(_ a: UInt64, _ format: FloatFormat) -> UInt64 {
@@ -718,8 +773,10 @@ struct AArch64VectorUnit {
       unit.soft.flags |= FloatFlags.underflow
       return sign
     }
-    let estimated = Self.estimate(UInt32(256 | fraction >> 44))
-    var result = (estimated & 0xff) << 44
+    var result =
+      unit.hasPreciseEstimates && format == .single
+      ? (Self.preciseEstimate(2048 | fraction >> 41) & 0xfff) << 40
+      : (Self.estimate(UInt32(256 | fraction >> 44)) & 0xff) << 44
     if resultExponent == 0 {
       result = 1 << 51 | result >> 1
     } else if resultExponent == -1 {
@@ -740,7 +797,7 @@ struct AArch64VectorUnit {
     }
     if sign != 0 {
       unit.soft.flags |= FloatFlags.invalid
-      return format.defaultNaN
+      return unit.soft.defaultNaN(format)
     }
     if magnitude == format.infinity { return 0 }
     let bits = UInt64(format.fractionBits)
@@ -753,8 +810,13 @@ struct AArch64VectorUnit {
       }
       fraction = fraction << 1 & ((1 << 52) - 1)
     }
-    let scaled = exponent & 1 == 0 ? 256 | fraction >> 44 : 128 | fraction >> 45
     let resultExponent = (3 * format.bias - 1 - exponent) >> 1
+    if unit.hasPreciseEstimates, format == .single {
+      let scaled = exponent & 1 == 0 ? 2048 | fraction >> 41 : 1024 | fraction >> 42
+      return UInt64(resultExponent) << bits | ((Self.preciseRootEstimate(scaled) & 0xfff) << 40)
+        >> (52 - bits)
+    }
+    let scaled = exponent & 1 == 0 ? 256 | fraction >> 44 : 128 | fraction >> 45
     let estimated = Self.rootEstimate(UInt32(scaled))
     return UInt64(resultExponent) << bits | ((estimated & 0xff) << 44) >> (52 - bits)
   }
@@ -988,6 +1050,7 @@ struct AArch64VectorUnit {
     case 0x1c, 0x1f:
       guard scale >= 2 || isHalf else { return nil }
       let format: FloatFormat = scale == 3 ? .double : scale == 2 ? .single : .half
+      keepLanes(of: d, scale)
       if opcode == 0x1c {
         return mapping(scale) { this, a, _, _ in
           let value = this.u || scale == 3 ? a : UInt64(bitPattern: this.signed(a, scale))
@@ -1035,6 +1098,7 @@ struct AArch64VectorUnit {
         isHalf
         ? s[v: bits(16, 4)][h << 2 | l << 1 | bits(20, 1), 1]
         : s[v: bits(16, 5)][scale == 2 ? h << 1 | l : h, scale]
+      keepLanes(of: opcode == 9 ? n : d, scale)
       return mapping(scale) { this, a, _, d in
         if opcode == 9 { return this.unit.binary(this.u ? .multiplyExtended : .multiply, a, other, format) }
         return this.unit.fused(a, other, d, format, negateProduct: opcode == 5)

@@ -70,11 +70,12 @@ def models():
             machine.prompt()
             seen = machine.command("cat /proc/cpuinfo")
             check(part in seen, f"{model} is not what the guest sees")
-            check(("asimddp" in seen) == (model in ("cortex-a76", "neoverse-n1")) and "aes" in seen, f"{model}: {seen}")
+            check(("asimddp" in seen) == (model in ("cortex-a76", "neoverse-n1")) and "aes" in seen and " afp" not in seen,
+                  f"{model}: {seen}")
     with Machine(linux("-cpu", "max,pauth-impdef=off")) as machine:
         machine.prompt()
         seen = machine.command("cat /proc/cpuinfo")
-        for name in "pmull sha512 sha3 sm4 asimddp fphp asimdfhm fcma jscvt ilrcpc flagm2 frint i8mm bf16 sb paca pacg rng".split():
+        for name in "pmull sha512 sha3 sm4 asimddp fphp asimdfhm fcma jscvt ilrcpc flagm2 frint i8mm bf16 sb paca pacg rng afp rpres".split():
             check(f" {name} " in seen.replace("\r", " ").replace("\n", " ") + " ", f"max has no {name}: {seen}")
 
 
