@@ -180,8 +180,8 @@ extension AArch64CPU {
     // ID_AA64PFR1: MTE without tags; SSBS; BTI
     case (4, 1):
       return has(.mte) << 8 | max(has(.ssbs), has(.ssbs2, 2)) << 4 | has(.bti)
-    // ID_AA64DFR0: Armv8's debug registers (of 8.1 with virtual hosts), six break points and four watch points; PMUv3
-    case (5, 0): return 3 << 20 | 5 << 12 | 1 << 8 | (hasHostExtensions ? 7 : 6)
+    // ID_AA64DFR0: Armv8's debug registers (of 8.1 with virtual hosts), six break points, two of them for contexts, and four watch points; PMUv3
+    case (5, 0): return 1 << 28 | 3 << 20 | 5 << 12 | 1 << 8 | (hasHostExtensions ? 7 : 6)
     // ID_AA64ISAR0
     case (6, 0):
       return has(.rng) << 60 | (features.hasRangeInvalidation ? 2 << 56 : 0) | max(

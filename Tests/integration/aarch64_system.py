@@ -194,6 +194,25 @@ def address_spaces():
         check_lines(program, "23e22d1a008cde7a", "-M", "virt", *options)
 
 
+@case("context-points")
+def context_points():
+    """Break points that compare CONTEXTIDR_EL1, alone and named by addresses and watch points. QEMU 7.2 has the latter's lines; it
+    lacks those that are alone."""
+    program = bare_program("contextpoints")
+    for model, types in [("max", (2, 6)), ("cortex-a53", (2,))]:
+        lines = ["compare 1", "alone 0 0 0 c6000022 target"]
+        for kind in types:
+            lines.append(f"alone {kind} 0 0 c6000022 target")
+            for link in (4, 5):
+                lines += [f"address {kind + 1} {link} 0 c6000022 target", f"store {kind + 1} {link} 0 d6000062 store"]
+        lines += ["alone 0 0 1 c6000022 target", "end"]
+        for options in [[], ["-accel", "interpreter"], ["-accel", "jit,verify=on"]]:
+            done = subprocess.run([emulator(), "-M", "virt", "-cpu", model, "-m", "256", "-nographic", "-monitor", "none", "-serial",
+                                   "stdio", "-kernel", program, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  timeout=60)
+            check([line.strip() for line in done.stdout.splitlines()] == lines, f"{model} {options}: {done.stdout!r} {done.stderr!r}")
+
+
 @case("interpreter")
 def interpreter():
     # All the way to a shell takes a minute: the first seconds have page tables, exceptions and the interrupt controller.
