@@ -199,18 +199,27 @@ def context_points():
     """Break points that compare CONTEXTIDR_EL1, alone and named by addresses and watch points. QEMU 7.2 has the latter's lines; it
     lacks those that are alone."""
     program = bare_program("contextpoints")
-    for model, types in [("max", (2, 6)), ("cortex-a53", (2,))]:
-        lines = ["compare 1", "alone 0 0 0 c6000022 target"]
-        for kind in types:
-            lines.append(f"alone {kind} 0 0 c6000022 target")
-            for link in (4, 5):
-                lines += [f"address {kind + 1} {link} 0 c6000022 target", f"store {kind + 1} {link} 0 d6000062 store"]
-        lines += ["alone 0 0 1 c6000022 target", "end"]
+    # Types without the lowest bit, and what they compare: EL1's context, VMID or EL2's context.
+    lower, upper = {2, 6, 10, 14}, {8, 10, 12, 14}
+    for model, machine, types in [("max", "virt", (2, 6)), ("cortex-a53", "virt", (2,)),
+                                  ("max", "virt,virtualization=on", range(2, 16, 2)), ("cortex-a53", "virt,virtualization=on", (2, 8, 10))]:
+        lines = ["compare 1"]
+        for other in range(3 if "on" in machine else 2):
+            lines.append(f"alone 0 0 {other} c6000022 target")
+            for kind in types:
+                # 4 is for AArch32.
+                if kind == 4 or other == 1 and kind in lower or other == 2 and kind in upper:
+                    continue
+                lines.append(f"alone {kind:x} 0 {other} c6000022 target")
+                for link in (4, 5):
+                    lines += [f"address {kind + 1:x} {link} {other} c6000022 target", f"store {kind + 1:x} {link} {other} d6000062 store"]
+        lines.append("end")
         for options in [[], ["-accel", "interpreter"], ["-accel", "jit,verify=on"]]:
-            done = subprocess.run([emulator(), "-M", "virt", "-cpu", model, "-m", "256", "-nographic", "-monitor", "none", "-serial",
+            done = subprocess.run([emulator(), "-M", machine, "-cpu", model, "-m", "256", "-nographic", "-monitor", "none", "-serial",
                                    "stdio", "-kernel", program, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                   timeout=60)
-            check([line.strip() for line in done.stdout.splitlines()] == lines, f"{model} {options}: {done.stdout!r} {done.stderr!r}")
+            check([line.strip() for line in done.stdout.splitlines()] == lines,
+                  f"{model} {machine} {options}: {done.stdout!r} {done.stderr!r}")
 
 
 @case("interpreter")
