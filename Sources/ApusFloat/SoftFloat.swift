@@ -57,6 +57,9 @@ public struct SoftFloat {
   public var flushesToZero = false
   /// The same for half precision (Arm's FZ16).
   public var flushesHalfToZero = false
+  /// Arm's alternate behaviour (FPCR.AH): the default NaN is negative, of several NaNs the first operand's counts, negation
+  /// leaves NaNs alone, tiny results are looked for (and flushed, then inexact) after rounding.
+  public var isAlternate = false
   public func flushes(_ format: FloatFormat) -> Bool { format == .half ? flushesHalfToZero : flushesToZero }
   public init(_ rounding: FloatRounding, nanRule: FloatNaNRule = .defaultNaN) {
     (self.rounding, self.nanRule) = (rounding, nanRule)
@@ -100,15 +103,19 @@ public struct SoftFloat {
   private func infinity(_ sign: Bool, _ format: FloatFormat) -> UInt64 {
     format.infinity | (sign ? format.signMask : 0)
   }
+  public func defaultNaN(_ format: FloatFormat) -> UInt64 {
+    format.defaultNaN | (isAlternate ? format.signMask : 0)
+  }
   private mutating func invalid(_ format: FloatFormat) -> UInt64 {
     flags |= FloatFlags.invalid
-    return format.defaultNaN
+    return defaultNaN(format)
   }
   private mutating func propagate(_ format: FloatFormat, _ operands: UInt64...) -> UInt64 {
     let signalling = operands.first { format.isSignalling($0) }
     if signalling != nil { flags |= FloatFlags.invalid }
-    guard nanRule == .arm, let chosen = signalling ?? operands.first(where: { format.isNaN($0) }) else {
-      return format.defaultNaN
+    let first = isAlternate ? nil : signalling
+    guard nanRule == .arm, let chosen = first ?? operands.first(where: { format.isNaN($0) }) else {
+      return defaultNaN(format)
     }
     return chosen & format.mask | 1 << UInt64(format.fractionBits - 1)
   }
@@ -145,7 +152,7 @@ public struct SoftFloat {
       return (kept + (up ? 1 : 0), half || rest)
     }
 
-    if trueExponent < minExponent, flushes(format) {
+    if trueExponent < minExponent, flushes(format), !isAlternate {
       flags |= FloatFlags.underflow
       return zero(sign, format)
     }
@@ -153,14 +160,17 @@ public struct SoftFloat {
     let unboundedUnit = trueExponent - precision + 1
     let unit = max(unboundedUnit, minExponent - format.fractionBits)
     let (kept, inexact) = cut(unit)
-    if inexact {
-      flags |= FloatFlags.inexact
-      if trueExponent < minExponent {
-        // Tiny after rounding: would the unbounded result still lie below the smallest normal number?
-        let (unboundedKept, _) = cut(unboundedUnit)
-        let carried = unboundedKept >> UInt128(precision) != 0
-        if isTinyBeforeRounding || trueExponent + (carried ? 1 : 0) < minExponent {
-          flags |= FloatFlags.underflow
+    let isFlushed = isAlternate && flushes(format)
+    if inexact { flags |= FloatFlags.inexact }
+    if inexact || isFlushed, trueExponent < minExponent {
+      // Tiny after rounding: would the unbounded result still lie below the smallest normal number?
+      let (unboundedKept, _) = cut(unboundedUnit)
+      let carried = unboundedKept >> UInt128(precision) != 0
+      if isTinyBeforeRounding || trueExponent + (carried ? 1 : 0) < minExponent {
+        flags |= FloatFlags.underflow
+        if isFlushed {
+          flags |= FloatFlags.inexact
+          return zero(sign, format)
         }
       }
     }
@@ -318,8 +328,11 @@ public struct SoftFloat {
     let infiniteTimesZero =
       x.kind == .infinity && y.kind == .zero || x.kind == .zero && y.kind == .infinity
     // Even where c is a quiet NaN [RV-Unpriv 20.6, Arm ARM FPMulAdd].
-    if infiniteTimesZero, nanRule == .defaultNaN || !format.isSignalling(c) { return invalid(format) }
+    if infiniteTimesZero, isAlternate ? z.kind != .nan : nanRule == .defaultNaN || !format.isSignalling(c) {
+      return invalid(format)
+    }
     if x.kind == .nan || y.kind == .nan || z.kind == .nan {
+      if isAlternate { return propagate(format, a, b, c) }
       // Arm negates operands before it looks at them.
       let sign = format.signMask
       return propagate(format, c ^ (negateAddend ? sign : 0), a ^ (negateProduct ? sign : 0), b)
@@ -395,20 +408,37 @@ public struct SoftFloat {
 
   // MARK: Arm's operations
 
-  /// FPMin and FPMax: a NaN wins; with `isNumeric` FPMinNum and FPMaxNum: a quiet NaN loses.
+  /// FPMin and FPMax: a NaN wins; with `isNumeric` FPMinNum and FPMaxNum: a quiet NaN loses. By the alternate behaviour the
+  /// former return b, as it is, for any NaN and for two zeros.
   public mutating func armMinimum(
     _ a: UInt64, _ b: UInt64, _ format: FloatFormat, isMaximum: Bool, isNumeric: Bool
   ) -> UInt64 {
     let (aIsQuiet, bIsQuiet) = (
       format.isNaN(a) && !format.isSignalling(a), format.isNaN(b) && !format.isSignalling(b)
     )
+    if isAlternate, !isNumeric {
+      if format.isNaN(a) || format.isNaN(b) {
+        flags |= FloatFlags.invalid
+        return b & format.mask
+      }
+      if bothZero(a, b, format) { return b & format.mask }
+    }
     if isNumeric {
-      if aIsQuiet, !format.isNaN(b) { return b & format.mask }
-      if bIsQuiet, !format.isNaN(a) { return a & format.mask }
+      if aIsQuiet, !format.isNaN(b) { return alternateResult(b, format) }
+      if bIsQuiet, !format.isNaN(a) { return alternateResult(a, format) }
     }
     if format.isNaN(a) || format.isNaN(b) { return propagate(format, a, b) }
     let less = order(a, format) < order(b, format)
-    return (less != isMaximum ? a : b) & format.mask
+    let result = less != isMaximum ? a : b
+    return isNumeric ? alternateResult(result, format) : result & format.mask
+  }
+  /// FPMinNum and FPMaxNum round their result, which by the alternate behaviour flushes denormal numbers.
+  private mutating func alternateResult(_ a: UInt64, _ format: FloatFormat) -> UInt64 {
+    guard isAlternate, flushes(format), a & format.infinity == 0, a & format.fractionMask != 0 else {
+      return a & format.mask
+    }
+    flags |= FloatFlags.underflow | FloatFlags.inexact
+    return a & format.signMask
   }
 
   /// The nearest integral value in the format, by the rounding mode.
@@ -499,7 +529,7 @@ public struct SoftFloat {
     switch x.kind {
     case .nan:
       if from.isSignalling(a) { flags |= FloatFlags.invalid }
-      guard nanRule == .arm else { return to.defaultNaN }
+      guard nanRule == .arm else { return defaultNaN(to) }
       // The payload's upper bits stay.
       let payload = (a & from.fractionMask) << UInt64(63 - from.fractionBits)
       return (x.sign ? to.signMask : 0) | to.defaultNaN | payload >> UInt64(63 - to.fractionBits)

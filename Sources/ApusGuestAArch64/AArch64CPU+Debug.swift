@@ -88,10 +88,51 @@ extension AArch64CPU {
   func checkBreakPoints() {
     let level = s[.exceptionLevel]
     for point in breakPoints where Self.isEnabled(point.control, level: level) {
-      // Only addresses are compared, and the byte address select of an A64 instruction is all ones.
-      guard point.control >> 20 & 15 == 0, point.value == s.pc else { continue }
+      let type = point.control >> 20 & 15
+      let isHit =
+        switch type {
+        // The byte address select of an A64 instruction is all ones.
+        case 0: point.value & ~3 == s.pc
+        case 1: point.value & ~3 == s.pc && holds(link: point.control >> 16 & 15)
+        // Those that others name do nothing by themselves.
+        default: type & 1 == 0 && matchesContext(point.value, type)
+        }
+      guard isHit else { continue }
       let lower = Syndrome.breakPoint + (level == debugTarget ? 1 : 0)
       return trap(lower << 26 | 1 << 25 | Syndrome.debug, to: debugTarget)
+    }
+  }
+
+  /// Whether the context break point that another point names holds [StateMatch].
+  private func holds(link number: UInt64) -> Bool {
+    guard number >= AArch64SystemSlot.firstContextPoint, number < AArch64SystemSlot.breakPoints.count else {
+      return false
+    }
+    let point = breakPoints[Int(number)]
+    let type = point.control >> 20 & 15
+    return point.control & 1 != 0 && type & 1 != 0 && matchesContext(point.value, type)
+  }
+
+  /// The identifiers that a type of break point compares, without the lowest bit [BreakpointValueMatch]. EL1's and the upper
+  /// ones are those of a guest's levels, of a host's EL2's.
+  private func matchesContext(_ value: UInt64, _ type: UInt64) -> Bool {
+    let level = s[.exceptionLevel]
+    let isInHost = level != 3 && s.mode.isHost
+    func first(_ slot: AArch64SystemSlot) -> Bool { (s[slot] ^ value) << 32 == 0 }
+    let isFirst = level < 2 && !isInHost && first(.contextID)
+    func second() -> Bool { isHypervisorEnabled && level != 3 && s[.contextID2] & 0xffff_ffff == value >> 32 }
+    func machine() -> Bool {
+      let mask: UInt64 = hasHostExtensions && s[.vtcr] >> 19 & 1 != 0 ? 0xffff : 0xff
+      return isHypervisorEnabled && level < 2 && !isInHost && (s[.vttbr] >> 48 ^ value >> 32) & mask == 0
+    }
+    return switch type >> 1 {
+    case 1: isInHost ? first(.contextID2) : isFirst
+    case 3: features.hasPAN && isFirst
+    case 4: machine()
+    case 5: machine() && isFirst
+    case 6: hasHostExtensions && second()
+    case 7: hasHostExtensions && second() && isFirst
+    default: false
     }
   }
 
@@ -103,6 +144,7 @@ extension AArch64CPU {
     for point in watchPoints where Self.isEnabled(point.control, level: level) {
       // LSC: bit 3 loads, bit 4 stores.
       guard point.control >> (access == .store ? 4 : 3) & 1 != 0 else { continue }
+      if point.control >> 20 & 1 != 0, !holds(link: point.control >> 16 & 15) { continue }
       let range = Self.range(point)
       guard range.lowerBound <= last, address <= range.upperBound else { continue }
       if point.control >> 24 & 31 < 3 {

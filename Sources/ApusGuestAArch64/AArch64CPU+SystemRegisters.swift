@@ -150,13 +150,14 @@ extension AArch64CPU {
     case (0, 5): return 1 << 31
     // CSV2, CSV3 and the interrupt controller's registers are not a process's business.
     case (4, 0): return featureRegister(key) & 0x000f_0000_00ff_00ff
-    case (4, 1), (6, 1): return featureRegister(key)
+    case (4, 1), (6, 1), (6, 2): return featureRegister(key)
     // Neither is TLB maintenance.
     case (6, 0): return featureRegister(key) & ~(0xf << 56)
     // The debug architecture.
     case (5, 0): return 6
     // No granule of 4 or 64 KiB to speak of.
     case (7, 0): return 0xff00_0000
+    case (7, 1): return featureRegister(key) & 0xf << 44
     default: return 0
     }
   }
@@ -179,8 +180,8 @@ extension AArch64CPU {
     // ID_AA64PFR1: MTE without tags; SSBS; BTI
     case (4, 1):
       return has(.mte) << 8 | max(has(.ssbs), has(.ssbs2, 2)) << 4 | has(.bti)
-    // ID_AA64DFR0: Armv8's debug registers (of 8.1 with virtual hosts), six break points and four watch points; PMUv3
-    case (5, 0): return 3 << 20 | 5 << 12 | 1 << 8 | (hasHostExtensions ? 7 : 6)
+    // ID_AA64DFR0: Armv8's debug registers (of 8.1 with virtual hosts), six break points, two of them for contexts, and four watch points; PMUv3
+    case (5, 0): return 1 << 28 | 3 << 20 | 5 << 12 | 1 << 8 | (hasHostExtensions ? 7 : 6)
     // ID_AA64ISAR0
     case (6, 0):
       return has(.rng) << 60 | (features.hasRangeInvalidation ? 2 << 56 : 0) | max(
@@ -195,15 +196,17 @@ extension AArch64CPU {
         | (authentication == .qarma5 ? code << 24 | code << 4 : code << 28 | code << 8)
         | max(has(.lrcpc), has(.lrcpc2, 2)) << 20 | has(.fcma) << 16 | has(.jscvt) << 12
         | max(has(.dpb), has(.dpb2, 2))
+    // ID_AA64ISAR2
+    case (6, 2): return has(.rpres) << 4
     // ID_AA64MMFR0: granules of 4, 16 and 64 KiB, of stage 2, too; ASIDs of 16 bits; 48 or 52 bits of physical address
     case (7, 0):
       return hasLargeAddresses
         ? 3 << 40 | 2 << 36 | 3 << 32 | 1 << 28 | 2 << 20 | 2 << 4 | 6
         : (hasHypervisor ? 2 << 40 | 2 << 36 | 2 << 32 : 0) | 1 << 20 | 2 << 4 | 5
-    // ID_AA64MMFR1: XNX, PAN with at s1e1rp, hierarchical permissions off, virtual hosts, VMIDs of 16 bits, hardware flags
+    // ID_AA64MMFR1: AFP, XNX, PAN with at s1e1rp, hierarchical permissions off, virtual hosts, VMIDs of 16 bits, hardware flags
     case (7, 1):
       guard features.hasPAN else { return 0 }
-      return 2 << 20 | 1 << 12 | 2 | (hasHypervisor ? 1 << 28 | 1 << 8 | 2 << 4 : 0)
+      return has(.afp) << 44 | 2 << 20 | 1 << 12 | 2 | (hasHypervisor ? 1 << 28 | 1 << 8 | 2 << 4 : 0)
     // ID_AA64MMFR2: E0PD, TTL hints, EL0's traps of identification registers, 52 bits of virtual address, UAO
     case (7, 2):
       guard features.hasPAN else { return 0 }

@@ -177,7 +177,7 @@ public final class AArch64CPU: GuestCPU {
   }
 
   public func setFPCR(_ value: UInt64) {
-    s[.fpcr] = value & (features.contains(.fp16) ? FPCR.writable | FPCR.flushHalf : FPCR.writable)
+    s[.fpcr] = value & FPCR.writable(features)
     updateMode()
   }
 

@@ -1,47 +1,90 @@
 import ApusFloat
 import ApusIR
 
-/// Floating point in software, by FPCR: rounding, default NaN, flush to zero [Arm ARM A1.5].
+/// Floating point in software, by FPCR: rounding, default NaN, flush to zero, alternate behaviour [Arm ARM A1.5].
 struct AArch64Float {
   var soft: SoftFloat
-  private let flushes: Bool
+  /// Denormal operands count as zero (FIZ; FZ without AH).
+  private var flushesOperands: Bool
+  /// IDC notes the operands that were flushed (FZ without AH). With AH it notes denormal ones that were not.
+  private let notesFlushed: Bool
   /// Half precision's (FZ16); it does not note flushed operands.
   private let flushesHalf: Bool
   /// Conversions take half precision's largest exponent for numbers, not for infinities and NaNs (AHP).
-  private let isAlternative: Bool
-  /// FPSR.IDC: a denormal operand was flushed.
-  private var flushedOperand = false
+  private let hasAlternativeHalf: Bool
+  /// FPSR.IDC.
+  private var hadDenormal = false
+  /// The other lanes of a scalar result stay those of a register that the instruction names (NEP).
+  let mergesScalars: Bool
+  /// Estimates of single precision have 12 bits (RPRES, AH).
+  let hasPreciseEstimates: Bool
 
-  init(_ fpcr: UInt64, rounding: FloatRounding? = nil) {
-    soft = SoftFloat(
-      rounding ?? FPCR.rounding(fpcr), nanRule: fpcr & FPCR.defaultNaN != 0 ? .defaultNaN : .arm)
-    flushes = fpcr >> 24 & 1 != 0
-    soft.isTinyBeforeRounding = true
-    soft.flushesToZero = flushes
-    flushesHalf = fpcr >> 19 & 1 != 0
-    isAlternative = fpcr >> 26 & 1 != 0
+  init(_ fpcr: UInt64) {
+    soft = SoftFloat(FPCR.rounding(fpcr), nanRule: fpcr & FPCR.defaultNaN != 0 ? .defaultNaN : .arm)
+    let isAlternate = fpcr & FPCR.alternate != 0
+    soft.isAlternate = isAlternate
+    soft.isTinyBeforeRounding = !isAlternate
+    soft.flushesToZero = fpcr & FPCR.flush != 0
+    notesFlushed = soft.flushesToZero && !isAlternate
+    flushesOperands = notesFlushed || fpcr & FPCR.flushInputs != 0
+    flushesHalf = fpcr & FPCR.flushHalf != 0
+    hasAlternativeHalf = fpcr >> 26 & 1 != 0
     soft.flushesHalfToZero = flushesHalf
+    mergesScalars = fpcr & FPCR.merge != 0
+    // Each model that has AH has RPRES.
+    hasPreciseEstimates = isAlternate
+  }
+
+  /// What AH makes of reciprocals and of bfloat16: nearest, denormal numbers flushed on both sides, no exceptions.
+  mutating func withoutExceptions(_ body: (inout Self) -> UInt64) -> UInt64 {
+    guard soft.isAlternate else { return body(&self) }
+    var other = self
+    other.ignoreExceptions()
+    return body(&other)
+  }
+  mutating func ignoreExceptions() {
+    soft.rounding = .nearestEven
+    soft.flushesToZero = true
+    flushesOperands = true
   }
 
   /// Adds the flags that were raised to the state's.
   func finish(_ s: AArch64State) {
     if soft.flags != 0 { s.raiseFloatFlags(soft.flags) }
-    if flushedOperand { s[.inputDenormal] = 1 << 7 }
+    if hadDenormal { s[.inputDenormal] = 1 << 7 }
   }
 
   mutating func input(_ x: UInt64, _ format: FloatFormat) -> UInt64 {
-    guard format == .half ? flushesHalf : flushes, x & format.infinity == 0, x & format.fractionMask != 0
-    else {
-      return x
-    }
-    if format != .half { flushedOperand = true }
+    guard format == .half ? flushesHalf : flushesOperands, Self.isDenormal(x, format) else { return x }
+    if format != .half, notesFlushed { hadDenormal = true }
     return x & format.signMask
+  }
+  private static func isDenormal(_ x: UInt64, _ format: FloatFormat) -> Bool {
+    x & format.infinity == 0 && x & format.fractionMask != 0
+  }
+  /// With AH: IDC for operands that were not flushed [FPProcessDenorms].
+  mutating func noteDenormals(_ format: FloatFormat, _ a: UInt64, _ b: UInt64 = 0, _ c: UInt64 = 0) {
+    guard soft.isAlternate, format != .half else { return }
+    guard Self.isDenormal(a, format) || Self.isDenormal(b, format) || Self.isDenormal(c, format) else {
+      return
+    }
+    if !format.isNaN(a), !format.isNaN(b), !format.isNaN(c) { hadDenormal = true }
+  }
+
+  /// FPNeg and FPAbs: with AH a NaN keeps its sign.
+  func negated(_ x: UInt64, _ format: FloatFormat) -> UInt64 {
+    soft.isAlternate && format.isNaN(x) ? x : x ^ format.signMask
+  }
+  func absolute(_ x: UInt64, _ format: FloatFormat) -> UInt64 {
+    soft.isAlternate && format.isNaN(x) ? x : x & ~format.signMask
   }
 
   enum Operation { case add, subtract, multiply, divide, multiplyExtended }
 
   mutating func binary(_ operation: Operation, _ a: UInt64, _ b: UInt64, _ format: FloatFormat) -> UInt64 {
     let (a, b) = (input(a, format), input(b, format))
+    // Division by zero does not look at them.
+    if operation != .divide || b & format.mask & ~format.signMask != 0 { noteDenormals(format, a, b) }
     return switch operation {
     case .add: soft.add(a, b, format)
     case .subtract: soft.subtract(a, b, format)
@@ -53,31 +96,56 @@ struct AArch64Float {
   mutating func minimum(
     _ a: UInt64, _ b: UInt64, _ format: FloatFormat, isMaximum: Bool, isNumeric: Bool
   ) -> UInt64 {
-    soft.armMinimum(
-      input(a, format), input(b, format), format, isMaximum: isMaximum, isNumeric: isNumeric)
+    let (a, b) = (input(a, format), input(b, format))
+    func isQuiet(_ x: UInt64) -> Bool { format.isNaN(x) && !format.isSignalling(x) }
+    // A quiet NaN that loses counts as an infinity.
+    if isNumeric, isQuiet(a) || isQuiet(b) {
+      if !(format.isNaN(a) && format.isNaN(b)) { noteDenormals(format, isQuiet(a) ? b : a) }
+    } else {
+      noteDenormals(format, a, b)
+    }
+    return soft.armMinimum(a, b, format, isMaximum: isMaximum, isNumeric: isNumeric)
   }
   mutating func fused(
     _ a: UInt64, _ b: UInt64, _ c: UInt64, _ format: FloatFormat, negateProduct: Bool = false,
     negateAddend: Bool = false
   ) -> UInt64 {
-    soft.multiplyAdd(
-      input(a, format), input(b, format), input(c, format), format, negateProduct: negateProduct,
-      negateAddend: negateAddend)
+    let (a, b, c) = (input(a, format), input(b, format), input(c, format))
+    let before = soft.flags
+    soft.flags = 0
+    let result = soft.multiplyAdd(a, b, c, format, negateProduct: negateProduct, negateAddend: negateAddend)
+    if soft.flags & FloatFlags.invalid == 0 { noteDenormals(format, a, b, c) }
+    soft.flags |= before
+    return result
   }
   mutating func squareRoot(_ a: UInt64, _ format: FloatFormat) -> UInt64 {
-    soft.squareRoot(input(a, format), format)
+    let a = input(a, format)
+    if a & format.signMask == 0 { noteDenormals(format, a) }
+    return soft.squareRoot(a, format)
   }
   mutating func convert(_ a: UInt64, from: FloatFormat, to: FloatFormat) -> UInt64 {
     // Conversions between formats do not flush half precision.
     soft.flushesHalfToZero = false
     defer { soft.flushesHalfToZero = flushesHalf }
-    if isAlternative, from == .half, a & FloatFormat.half.infinity == FloatFormat.half.infinity {
+    if hasAlternativeHalf, from == .half, a & FloatFormat.half.infinity == FloatFormat.half.infinity {
       // 1.f times 2^16, which is half of what the exponent below says, doubled.
       let halved = soft.convert(a - (1 << 10), from: .half, to: to)
       return halved + (1 << UInt64(to.fractionBits))
     }
-    if isAlternative, to == .half { return toAlternativeHalf(input(a, from), from) }
-    return soft.convert(from == .half ? a : input(a, from), from: from, to: to)
+    let a = from == .half ? a : input(a, from)
+    noteDenormals(from, a)
+    if hasAlternativeHalf, to == .half { return toAlternativeHalf(a, from) }
+    return soft.convert(a, from: from, to: to)
+  }
+  /// FCVTXN: truncated, with the lowest bit set if that was inexact.
+  mutating func convertToOdd(_ a: UInt64, from: FloatFormat, to: FloatFormat) -> UInt64 {
+    let before = (flags: soft.flags, rounding: soft.rounding)
+    (soft.flags, soft.rounding) = (0, .towardZero)
+    let result = convert(a, from: from, to: to)
+    let isOdd = soft.flags & FloatFlags.inexact != 0
+    let isFlushed = soft.flushes(to) && result & ~to.signMask == 0
+    (soft.flags, soft.rounding) = (soft.flags | before.flags, before.rounding)
+    return isOdd && !isFlushed ? result | 1 : result
   }
   /// Numbers up to 2^17; what is larger becomes the largest one, and a NaN zero, both invalid.
   private mutating func toAlternativeHalf(_ a: UInt64, _ from: FloatFormat) -> UInt64 {
@@ -162,6 +230,7 @@ struct AArch64Float {
   enum Comparison { case equal, greaterOrEqual, greater }
   mutating func compare(_ comparison: Comparison, _ a: UInt64, _ b: UInt64, _ format: FloatFormat) -> Bool {
     let (a, b) = (input(a, format), input(b, format))
+    noteDenormals(format, a, b)
     return switch comparison {
     case .equal: soft.equal(a, b, format)
     case .greaterOrEqual: soft.less(b, a, format, orEqual: true)
@@ -187,14 +256,22 @@ enum AArch64FloatUnit {
     let n = s[v: Int(word >> 5 & 31)].low & mask
     let m = s[v: Int(word >> 16 & 31)].low & mask
     var unit = AArch64Float(s[.fpcr])
-    func set(_ value: UInt64) { s[v: Int(word & 31)] = AArch64Vector(low: value) }
+    /// - Parameters:
+    ///   - other: gives the other lanes with NEP; without it they become zero.
+    ///   - format: of the result, if it is not the operand's.
+    func set(_ value: UInt64, _ other: UInt32, _ format: FloatFormat) {
+      let rest = unit.mergesScalars ? s[v: Int(other & 31)] : AArch64Vector()
+      s[v: Int(word & 31)] = AArch64Vector(low: rest.low & ~format.mask | value, high: rest.high)
+    }
+    let (d, first) = (word, word >> 5)
     defer { unit.finish(s) }
     if word >> 24 & 0x1f == 0x1f {  // fused
       let negateAddend = word >> 21 & 1 != 0
       set(
         unit.fused(
           n, m, s[v: Int(word >> 10 & 31)].low & mask, format,
-          negateProduct: (word >> 15 & 1 != 0) != negateAddend, negateAddend: negateAddend))
+          negateProduct: (word >> 15 & 1 != 0) != negateAddend, negateAddend: negateAddend), word >> 10,
+        format)
       return true
     }
     let isWide = word >> 31 != 0
@@ -212,7 +289,7 @@ enum AArch64FloatUnit {
         set(
           unit.fromInteger(
             isUnsigned || isWide ? value : UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))),
-            isSigned: !isUnsigned, format, scale: scale))
+            isSigned: !isUnsigned, format, scale: scale), d, format)
       } else {
         unit.soft.rounding = .towardZero
         let result = unit.toInteger(n, format, width: width, isSigned: !isUnsigned, scale: scale)
@@ -234,7 +311,7 @@ enum AArch64FloatUnit {
         set(
           unit.fromInteger(
             isSigned && !isWide ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value))) : value,
-            isSigned: isSigned, format))
+            isSigned: isSigned, format), d, format)
         return true
       }
       unit.soft.rounding =
@@ -244,34 +321,37 @@ enum AArch64FloatUnit {
       return true
     }
     if word >> 10 & 3 == 2 {  // two sources
+      let result: UInt64
       switch word >> 12 & 15 {
-      case 0: set(unit.binary(.multiply, n, m, format))
-      case 1: set(unit.binary(.divide, n, m, format))
-      case 2: set(unit.binary(.add, n, m, format))
-      case 3: set(unit.binary(.subtract, n, m, format))
-      case 4: set(unit.minimum(n, m, format, isMaximum: true, isNumeric: false))
-      case 5: set(unit.minimum(n, m, format, isMaximum: false, isNumeric: false))
-      case 6: set(unit.minimum(n, m, format, isMaximum: true, isNumeric: true))
-      case 7: set(unit.minimum(n, m, format, isMaximum: false, isNumeric: true))
-      default: set(unit.binary(.multiply, n, m, format) ^ format.signMask)
+      case 0: result = unit.binary(.multiply, n, m, format)
+      case 1: result = unit.binary(.divide, n, m, format)
+      case 2: result = unit.binary(.add, n, m, format)
+      case 3: result = unit.binary(.subtract, n, m, format)
+      case 4: result = unit.minimum(n, m, format, isMaximum: true, isNumeric: false)
+      case 5: result = unit.minimum(n, m, format, isMaximum: false, isNumeric: false)
+      case 6: result = unit.minimum(n, m, format, isMaximum: true, isNumeric: true)
+      case 7: result = unit.minimum(n, m, format, isMaximum: false, isNumeric: true)
+      default: result = unit.negated(unit.binary(.multiply, n, m, format), format)
       }
+      set(result, first, format)
       return true
     }
     // One source.
     switch word >> 15 & 63 {
-    case 0: set(n)
-    case 1: set(n & ~format.signMask)
-    case 2: set(n ^ format.signMask)
-    case 3: set(unit.squareRoot(n, format))
+    // A move leaves nothing of the old register.
+    case 0: s[v: Int(d & 31)] = AArch64Vector(low: n)
+    case 1: set(unit.absolute(n, format), d, format)
+    case 2: set(unit.negated(n, format), d, format)
+    case 3: set(unit.squareRoot(n, format), d, format)
     case 4, 5, 7:
       let formats: [UInt32: FloatFormat] = [0: .single, 1: .double, 3: .half]
       guard let from = formats[word >> 22 & 3], let to = formats[word >> 15 & 3] else { return false }
-      set(unit.convert(s[v: Int(word >> 5 & 31)].low & from.mask, from: from, to: to))
+      set(unit.convert(s[v: Int(word >> 5 & 31)].low & from.mask, from: from, to: to), d, to)
     case 8...15:
       let mode = word >> 15 & 7
       let roundings: [FloatRounding] = [.nearestEven, .up, .down, .towardZero, .nearestAway]
       if mode < 5 { unit.soft.rounding = roundings[Int(mode)] }
-      set(unit.soft.roundToIntegral(unit.input(n, format), format, isExact: mode == 6))
+      set(unit.soft.roundToIntegral(unit.input(n, format), format, isExact: mode == 6), d, format)
     default: return false
     }
     return true
@@ -290,6 +370,7 @@ enum AArch64FloatUnit {
     var unit = AArch64Float(s[.fpcr])
     let a = unit.input(s[v: Int(word >> 5 & 31)].low & format.mask, format)
     let b = isZero ? 0 : unit.input(s[v: Int(word >> 16 & 31)].low & format.mask, format)
+    unit.noteDenormals(format, a, b)
     let flags: UInt64
     if format.isNaN(a) || format.isNaN(b) {
       _ = unit.soft.less(a, b, format, orEqual: false, isQuiet: !isSignalling)

@@ -1,5 +1,6 @@
 import ApusFloat
 import ApusIR
+import ApusISAAArch64
 
 /// An AArch64 CPU's state as a view of raw memory; generated code uses the same offsets.
 ///
@@ -116,10 +117,18 @@ public struct AArch64State: @unchecked Sendable {
 /// FPCR [Arm ARM C5.2.8].
 public enum FPCR {
   public static let defaultNaN: UInt64 = 1 << 25
-  /// What may be written: AHP, DN, FZ, RMode. Traps and short vectors are not implemented.
-  public static let writable: UInt64 = 1 << 26 | defaultNaN | 1 << 24 | 3 << 22
+  static let flush: UInt64 = 1 << 24
   /// FZ16, which half precision has.
   static let flushHalf: UInt64 = 1 << 19
+  /// NEP, AH and FIZ, which FEAT_AFP has.
+  static let merge: UInt64 = 1 << 2
+  static let alternate: UInt64 = 1 << 1
+  static let flushInputs: UInt64 = 1 << 0
+  /// What may be written: AHP, DN, FZ, RMode. Traps and short vectors are not implemented.
+  static func writable(_ features: AArch64FeatureSet) -> UInt64 {
+    1 << 26 | defaultNaN | flush | 3 << 22 | (features.contains(.fp16) ? flushHalf : 0)
+      | (features.contains(.afp) ? merge | alternate | flushInputs : 0)
+  }
   static func rounding(_ value: UInt64) -> FloatRounding {
     [.nearestEven, .up, .down, .towardZero][Int(value >> 22 & 3)]
   }
@@ -142,11 +151,11 @@ public enum FPCR {
 public struct AArch64Mode: Hashable, Sendable {
   public var rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
-  /// - Parameter fpcr: rounding and the default NaN are part of the key; flushing to zero runs in soft float.
+  /// - Parameter fpcr: rounding and the default NaN are part of the key; with FZ, NEP, AH or FIZ all runs in soft float.
   public init(context: UInt32, fpcr: UInt64) {
     rawValue =
       context | UInt32(fpcr >> 22 & 3) << 2 | (fpcr & FPCR.defaultNaN != 0 ? 1 << 6 : 0)
-      | (fpcr >> 24 & 1 != 0 ? 1 << 7 : 0)
+      | (fpcr & (FPCR.flush | FPCR.merge | FPCR.alternate | FPCR.flushInputs) != 0 ? 1 << 7 : 0)
   }
   /// For system emulation.
   /// - Parameters:
@@ -227,6 +236,6 @@ public struct AArch64Mode: Hashable, Sendable {
   var trapsFloat: Bool { rawValue >> 10 & 1 != 0 }
   var rounding: IRRounding { [.nearestEven, .up, .down, .towardZero][Int(rawValue >> 2 & 3)] }
   var isDefaultNaN: Bool { rawValue >> 6 & 1 != 0 }
-  /// Flush to zero: every operation is a helper's.
-  var flushesToZero: Bool { rawValue >> 7 & 1 != 0 }
+  /// FPCR wants what the host does not have: every operation is a helper's.
+  var needsSoftFloat: Bool { rawValue >> 7 & 1 != 0 }
 }

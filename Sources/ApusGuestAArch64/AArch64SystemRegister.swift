@@ -45,6 +45,8 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
     (.breakValue0, .breakControl0), (.breakValue1, .breakControl1), (.breakValue2, .breakControl2),
     (.breakValue3, .breakControl3), (.breakValue4, .breakControl4), (.breakValue5, .breakControl5),
   ]
+  /// From this one on they can compare contexts (ID_AA64DFR0_EL1.CTX_CMPs).
+  static let firstContextPoint = 4
   static let watchPoints: [(value: Self, control: Self)] = [
     (.watchValue0, .watchControl0), (.watchValue1, .watchControl1), (.watchValue2, .watchControl2),
     (.watchValue3, .watchControl3),
@@ -193,12 +195,13 @@ struct AArch64SystemRegister: Sendable {
     }
     // DBGBVR, DBGBCR, DBGWVR and DBGWCR.
     for (number, point) in AArch64SystemSlot.breakPoints.enumerated() {
-      rows.append(guarded(0, UInt16(number), 4, point.value, writable: ~3))
-      rows.append(guarded(0, UInt16(number), 5, point.control, writable: 0xe1e7))
+      let hasContext = number >= AArch64SystemSlot.firstContextPoint
+      rows.append(guarded(0, UInt16(number), 4, point.value, writable: hasContext ? .max : ~3))
+      rows.append(guarded(0, UInt16(number), 5, point.control, writable: hasContext ? 0xff_e1e7 : 0x1f_e1e7))
     }
     for (number, point) in AArch64SystemSlot.watchPoints.enumerated() {
       rows.append(guarded(0, UInt16(number), 6, point.value, writable: ~3))
-      rows.append(guarded(0, UInt16(number), 7, point.control, writable: 0x1f00_ffff))
+      rows.append(guarded(0, UInt16(number), 7, point.control, writable: 0x1f1f_ffff))
     }
     // The performance monitors'.
     for op2 in 0...7 as ClosedRange<UInt16> { rows.append(special(3, 9, 12, op2, reader: 0, writer: 0)) }

@@ -2,7 +2,7 @@ import ApusIR
 import ApusISAAArch64
 
 // Scalar floating point [Arm ARM C4.1.96]. What the host's unit does exactly is IR; minimum, maximum, half precision,
-// rounding to integral values and everything under flush-to-zero are soft float.
+// rounding to integral values and everything under FPCR's FZ, NEP, AH and FIZ are soft float.
 
 extension AArch64Translator {
   private var isDouble: Bool { bits(22, 1) == 1 }
@@ -47,7 +47,10 @@ extension AArch64Translator {
     case .fmovImmediate:
       let value = Self.expanded(bits(13, 8), isDouble: isDouble)
       setVector(rd, Halves(low: block.unary(.moveI64ToF64, constant(value))))
-    case .fmov, .fabs, .fneg: bitwise(opcode)
+    case .fmov: bitwise(opcode)
+    case .fabs, .fneg:
+      // With AH a NaN keeps its sign.
+      if mode.needsSoftFloat { soft() } else { bitwise(opcode) }
     case .fcsel:
       let condition = bits(12, 4)
       let holds = condition >= 14 ? constant(1) : value(of: condition)
@@ -60,7 +63,7 @@ extension AArch64Translator {
     case .frint, .fmax, .fmin, .fmaxnm, .fminnm: if !floatScalar(opcode) { soft() }
     case .fixedToFloat, .floatToFixed: soft()
     case .fcvt:
-      guard bits(22, 2) != 3, bits(15, 2) != 3, !mode.flushesToZero else { return soft() }
+      guard bits(22, 2) != 3, bits(15, 2) != 3, !mode.needsSoftFloat else { return soft() }
       if isDouble {
         setF(rd, block.unary(.convertF64ToF32, f(rn), immediate: floatOperand()), isDouble: false)
       } else {
@@ -71,18 +74,18 @@ extension AArch64Translator {
     case .fmul: arithmetic(.mulF32, .mulF64)
     case .fdiv: arithmetic(.divF32, .divF64)
     case .fnmul:
-      guard !mode.flushesToZero else { return soft() }
+      guard !mode.needsSoftFloat else { return soft() }
       let product = block.binary(isDouble ? .mulF64 : .mulF32, f(rn), f(rm), immediate: floatOperand())
       let negated = block.binary(
         isDouble ? .signInjectF64 : .signInjectF32, product, product,
         immediate: Int64(IRSignInjection.negate.rawValue))
       setF(rd, negated, isDouble: isDouble)
     case .fsqrt:
-      guard !mode.flushesToZero else { return soft() }
+      guard !mode.needsSoftFloat else { return soft() }
       setF(
         rd, block.unary(isDouble ? .sqrtF64 : .sqrtF32, f(rn), immediate: floatOperand()), isDouble: isDouble)
     case .fused:
-      guard !mode.flushesToZero else { return soft() }
+      guard !mode.needsSoftFloat else { return soft() }
       // fmadd a + n*m, fmsub a - n*m, fnmadd -a - n*m, fnmsub -a + n*m
       let negateAddend = bits(21, 1) == 1
       let result = block.ternary(
@@ -126,14 +129,14 @@ extension AArch64Translator {
   }
 
   private mutating func arithmetic(_ single: IROpcode, _ double: IROpcode) {
-    guard !mode.flushesToZero else { return soft() }
+    guard !mode.needsSoftFloat else { return soft() }
     setF(
       rd, block.binary(isDouble ? double : single, f(rn), f(rm), immediate: floatOperand()),
       isDouble: isDouble)
   }
 
   private mutating func compare(isConditional: Bool) {
-    guard !mode.flushesToZero else {
+    guard !mode.needsSoftFloat else {
       // The helper looks at the state's flags, and sets them.
       storeFlags()
       call(.softCompare, constant(UInt64(word)))
@@ -172,7 +175,7 @@ extension AArch64Translator {
   // MARK: Conversions
 
   private mutating func fromInteger() {
-    guard !mode.flushesToZero else { return soft() }
+    guard !mode.needsSoftFloat else { return soft() }
     let isUnsigned = bits(16, 1) == 1
     let opcode: IROpcode
     switch (isWide, isUnsigned, isDouble) {
@@ -192,7 +195,7 @@ extension AArch64Translator {
     let isUnsigned = bits(16, 1) == 1
     let isAway = bits(18, 1) == 1
     // Truncation to signed integers is the host's; the others are rare.
-    guard !isUnsigned, !isAway, bits(19, 2) == 3, !mode.flushesToZero else { return soft() }
+    guard !isUnsigned, !isAway, bits(19, 2) == 3, !mode.needsSoftFloat else { return soft() }
     let result = truncated(f(rn), isDouble: isDouble, isWide: isWide)
     setX(rd, isWide ? result : block.unary(.zeroExtend32, narrow(result)))
   }

@@ -1,13 +1,13 @@
 import ApusIR
 import ApusISAAArch64
 
-// Floating-point lanes, and the scalar instructions that are alike [Arm ARM C4.1.96]. Under flush to zero, and for what is
-// not here, `AArch64VectorUnit` and `AArch64FloatUnit` do.
+// Floating-point lanes, and the scalar instructions that are alike [Arm ARM C4.1.96]. Under FPCR's FZ, NEP, AH and
+// FIZ, and for what is not here, `AArch64VectorUnit` and `AArch64FloatUnit` do.
 
 extension AArch64Translator {
   /// Translates the instruction if it is one of these.
   mutating func floatVector(_ opcode: AArch64Opcode) -> Bool {
-    guard block.optimisations.contains(.hostVector), !mode.flushesToZero else { return false }
+    guard block.optimisations.contains(.hostVector), !mode.needsSoftFloat else { return false }
     switch opcode {
     case .vectorThreeSame: return threeSame(lanes)
     case .scalarThreeSame: return threeSame(.scalar)
@@ -24,7 +24,7 @@ extension AArch64Translator {
 
   /// The scalar instructions that have no values of their own in the IR.
   mutating func floatScalar(_ opcode: AArch64Opcode) -> Bool {
-    guard block.optimisations.contains(.hostVector), !mode.flushesToZero, bits(23, 1) == 0 else {
+    guard block.optimisations.contains(.hostVector), !mode.needsSoftFloat, bits(23, 1) == 0 else {
       return false
     }
     switch opcode {

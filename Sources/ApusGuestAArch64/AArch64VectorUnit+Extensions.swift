@@ -6,13 +6,11 @@ import ApusISAAArch64
 
 extension AArch64VectorUnit {
   mutating func executeExtension(_ opcode: AArch64Opcode) {
-    guard var result = extended(opcode) else { preconditionFailure("the rows allow only what is there") }
-    if !isFull && !isWhole(opcode) || isScalar && opcode.rawValue >= AArch64Opcode.sqrdmlah.rawValue {
-      result.high = 0
-    }
-    s[v: bits(0, 5)] = result
-    if isSaturated { s.isSaturated = true }
-    unit.finish(s)
+    guard let result = extended(opcode) else { preconditionFailure("the rows allow only what is there") }
+    write(
+      result,
+      isWhole: (isFull || isWhole(opcode))
+        && !(isScalar && opcode.rawValue >= AArch64Opcode.sqrdmlah.rawValue))
   }
 
   /// Instructions whose bit 30 does not give the length of the result.
@@ -36,12 +34,15 @@ extension AArch64VectorUnit {
       var narrow: UInt64 = 0
       for lane in 0..<4 { narrow |= toBrain(n[lane, 2]) << UInt64(16 * lane) }
       return isFull ? AArch64Vector(low: d.low, high: narrow) : AArch64Vector(low: narrow)
-    case .bfcvt: return AArch64Vector(low: toBrain(n[0, 2]))
+    case .bfcvt:
+      keepLanes(of: d, 1, isScalar: true)
+      return AArch64Vector(low: toBrain(n[0, 2]))
     case .fcmla, .fcmlaIndexed: return complexMultiplyAdd(isIndexed: opcode == .fcmlaIndexed)
     case .fcadd: return complexAdd()
     case .fmlal, .fmlalIndexed: return longMultiplyAdd(isIndexed: opcode == .fmlalIndexed)
     case .frintts:
       let isDouble = bits(22, 1) == 1
+      keepLanes(of: d, isDouble ? 3 : 2, isScalar: true)
       return AArch64Vector(
         low: rounded(
           n[0, isDouble ? 3 : 2], isDouble ? .double : .single, width: bits(16, 1) == 1 ? 64 : 32,
@@ -212,9 +213,9 @@ extension AArch64VectorUnit {
       let toImaginary: UInt64
       switch rotation {
       case 0: (toReal, toImaginary) = (re, im)
-      case 1: (toReal, toImaginary) = (im ^ format.signMask, re)
-      case 2: (toReal, toImaginary) = (re ^ format.signMask, im ^ format.signMask)
-      default: (toReal, toImaginary) = (im, re ^ format.signMask)
+      case 1: (toReal, toImaginary) = (unit.negated(im, format), re)
+      case 2: (toReal, toImaginary) = (unit.negated(re, format), unit.negated(im, format))
+      default: (toReal, toImaginary) = (im, unit.negated(re, format))
       }
       result[2 * pair, scale] = unit.fused(multiplier, toReal, d[2 * pair, scale], format)
       result[2 * pair + 1, scale] = unit.fused(multiplier, toImaginary, d[2 * pair + 1, scale], format)
@@ -229,9 +230,9 @@ extension AArch64VectorUnit {
     for pair in 0..<count(scale) / 2 {
       let (re, im) = (m[2 * pair, scale], m[2 * pair + 1, scale])
       result[2 * pair, scale] = unit.binary(
-        .add, n[2 * pair, scale], isBackward ? im : im ^ format.signMask, format)
+        .add, n[2 * pair, scale], isBackward ? im : unit.negated(im, format), format)
       result[2 * pair + 1, scale] = unit.binary(
-        .add, n[2 * pair + 1, scale], isBackward ? re ^ format.signMask : re, format)
+        .add, n[2 * pair + 1, scale], isBackward ? unit.negated(re, format) : re, format)
     }
     return result
   }
@@ -253,14 +254,13 @@ extension AArch64VectorUnit {
     for lane in 0..<lanes {
       let other = isIndexed ? element(1) : m[first + lane, 1]
       let (a, b) = (widened(n[first + lane, 1]), widened(other))
-      result[lane, 2] = unit.soft.multiplyAdd(
-        a, b, unit.input(d[lane, 2], .single), .single, negateProduct: isSubtraction)
+      result[lane, 2] = unit.fused(a, b, d[lane, 2], .single, negateProduct: isSubtraction)
     }
     return result
   }
 
   private mutating func toBrain(_ value: UInt64) -> UInt64 {
-    unit.soft.convert(unit.input(value, .single), from: .single, to: .brain)
+    unit.withoutExceptions { $0.soft.convert($0.input(value, .single), from: .single, to: .brain) }
   }
 
   /// a op b in single precision as bfloat16's dot products do it: no flags, default NaN, no denormals, and an inexact result
@@ -271,6 +271,7 @@ extension AArch64VectorUnit {
     soft.isTinyBeforeRounding = true
     let result = body(&soft)
     if soft.flags & FloatFlags.overflow != 0 { return result & 0x8000_0000 | 0x7f80_0000 }
+    if FloatFormat.single.isNaN(result) { return unit.soft.defaultNaN(.single) }
     return soft.flags & FloatFlags.inexact != 0 ? result | 1 : result
   }
   private func flushed(_ a: UInt64) -> UInt64 { a & 0x7f80_0000 == 0 ? a & 0x8000_0000 : a }
@@ -310,7 +311,9 @@ extension AArch64VectorUnit {
     var result = d
     for lane in 0..<4 {
       let other = isIndexed ? element(1) : m[2 * lane + odd, 1]
-      result[lane, 2] = unit.fused(n[2 * lane + odd, 1] << 16, other << 16, d[lane, 2], .single)
+      result[lane, 2] = unit.withoutExceptions {
+        $0.fused(n[2 * lane + odd, 1] << 16, other << 16, d[lane, 2], .single)
+      }
     }
     return result
   }

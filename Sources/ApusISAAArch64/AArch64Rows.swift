@@ -9,7 +9,8 @@ public enum AArch64Feature: UInt8, CaseIterable, Sendable {
   case flagm, flagm2, lrcpc2, sb, pauth, mte, bti
   // Registers and cache instructions, without rows of their own.
   // ssbs2: PSTATE.SSBS can be read and written, too.
-  case ssbs, ssbs2, dit, dpb, dpb2, rng, pan
+  // afp: FPCR's AH, NEP and FIZ; rpres: estimates of 12 bits with AH.
+  case ssbs, ssbs2, dit, dpb, dpb2, rng, pan, afp, rpres
 }
 
 /// A set of features.

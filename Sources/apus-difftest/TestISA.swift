@@ -19,7 +19,10 @@ protocol TestISA: Sendable {
   /// - Parameters:
   ///   - isCompared: there is a reference: nothing that it does otherwise.
   ///   - only: a prefix that mnemonics must have.
-  func generator(seed: UInt64, isCompared: Bool, only: String?) -> (_ address: UInt64, _ length: Int) ->
+  ///   - hasAlternateFloat: AArch64's FPCR.AH, NEP and FIZ are set now and then.
+  func generator(seed: UInt64, isCompared: Bool, only: String?, hasAlternateFloat: Bool) -> (
+    _ address: UInt64, _ length: Int
+  ) ->
     GeneratedBlock
   /// Code that loads the registers from the area, stores them and writes the area out, and ends the program.
   func prologue(_ area: UInt64) -> [UInt32]
@@ -47,7 +50,9 @@ struct RISCVTests: TestISA {
   /// QEMU 7.2 counts on into the upper half where the lower one is zero; the manual says 32 [RV-Unpriv 30.4.2].
   private static let referenceDeviations: Set<RISCVOpcode> = [.ctzw]
 
-  func generator(seed: UInt64, isCompared: Bool, only: String?) -> (UInt64, Int) -> GeneratedBlock {
+  func generator(seed: UInt64, isCompared: Bool, only: String?, hasAlternateFloat: Bool) -> (UInt64, Int) ->
+    GeneratedBlock
+  {
     var extensions = Self.common
     if !isCompared {
       extensions = .default

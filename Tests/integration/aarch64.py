@@ -307,9 +307,9 @@ def identification():
         "cortex-a53": "8fb 0 410fd034 80000000 11 0 11120 0 ff000000 0",
         "cortex-a76": "119ffb 0 414fd0b1 80000000 110011 10 100010211120 100001 ff000000 0",
         "neoverse-n1": "10119ffb 0 414fd0c1 80000000 110011 20 100010211120 100001 ff000000 0",
-        "max": "fdbffffb 36181 f0510 80000000 1000000110011 121 1021111110212120 10101110211102 ff000000 0",
-        "max,pauth=off": "3dbffffb 36181 f0510 80000000 1000000110011 121 1021111110212120 10101100211002 ff000000 0",
-        "max,pauth-impdef=off": "fdbffffb 36181 f0510 80000000 1000000110011 121 1021111110212120 10101101211012 ff000000 0",
+        "max": "fdbffffb 336181 f0510 80000000 1000000110011 121 1021111110212120 10101110211102 ff000000 0",
+        "max,pauth=off": "3dbffffb 336181 f0510 80000000 1000000110011 121 1021111110212120 10101100211002 ff000000 0",
+        "max,pauth-impdef=off": "fdbffffb 336181 f0510 80000000 1000000110011 121 1021111110212120 10101101211012 ff000000 0",
     }
     for model, values in expected.items():
         done = run("-cpu", model, program)
@@ -317,6 +317,18 @@ def identification():
     for model in ["max,pauth=maybe", "max,sve=on", "cortex-a53,pauth=on"]:
         done = run("-cpu", model, program)
         check(done.returncode == 1 and model in done.stderr and len(done.stderr.splitlines()) == 1, f"{model}: {done.stderr!r}")
+
+
+@case("alternate-float")
+def alternate_float():
+    """FPCR's AH, NEP and FIZ: the values are in the program."""
+    program = guestprograms.build("alternatefloat", "alternatefloat.c", "-static", "-march=armv8.6-a+fp16+fp16fml", target="aarch64")
+    expected = "hwcap2 1 1, cpuinfo 1, registers 1 1, fpcr 2000007\nframe 6, then 3\n178 checks, 0 wrong\n"
+    for engine in [[], ["-accel", "jit,opt=-host-vector"], ["-accel", "interpreter"]]:
+        done = run(*engine, program)
+        check(done.returncode == 0 and done.stdout == expected, f"{engine}: {done.stdout!r} {done.stderr!r}")
+    done = run("-cpu", "cortex-a76", program)
+    check(done.stdout == "hwcap2 0 0, cpuinfo 0, registers 0 0, fpcr 2000000\n", f"a model without AFP: {done.stdout!r}")
 
 
 @case("ciphers")

@@ -70,11 +70,12 @@ def models():
             machine.prompt()
             seen = machine.command("cat /proc/cpuinfo")
             check(part in seen, f"{model} is not what the guest sees")
-            check(("asimddp" in seen) == (model in ("cortex-a76", "neoverse-n1")) and "aes" in seen, f"{model}: {seen}")
+            check(("asimddp" in seen) == (model in ("cortex-a76", "neoverse-n1")) and "aes" in seen and " afp" not in seen,
+                  f"{model}: {seen}")
     with Machine(linux("-cpu", "max,pauth-impdef=off")) as machine:
         machine.prompt()
         seen = machine.command("cat /proc/cpuinfo")
-        for name in "pmull sha512 sha3 sm4 asimddp fphp asimdfhm fcma jscvt ilrcpc flagm2 frint i8mm bf16 sb paca pacg rng".split():
+        for name in "pmull sha512 sha3 sm4 asimddp fphp asimdfhm fcma jscvt ilrcpc flagm2 frint i8mm bf16 sb paca pacg rng afp rpres".split():
             check(f" {name} " in seen.replace("\r", " ").replace("\n", " ") + " ", f"max has no {name}: {seen}")
 
 
@@ -191,6 +192,34 @@ def address_spaces():
     program = bare_program("uppertables", "-DSTEPS=20000")
     for options in [[], ["-accel", "interpreter"], ["-accel", "jit,verify=on"]]:
         check_lines(program, "23e22d1a008cde7a", "-M", "virt", *options)
+
+
+@case("context-points")
+def context_points():
+    """Break points that compare CONTEXTIDR_EL1, alone and named by addresses and watch points. QEMU 7.2 has the latter's lines; it
+    lacks those that are alone."""
+    program = bare_program("contextpoints")
+    # Types without the lowest bit, and what they compare: EL1's context, VMID or EL2's context.
+    lower, upper = {2, 6, 10, 14}, {8, 10, 12, 14}
+    for model, machine, types in [("max", "virt", (2, 6)), ("cortex-a53", "virt", (2,)),
+                                  ("max", "virt,virtualization=on", range(2, 16, 2)), ("cortex-a53", "virt,virtualization=on", (2, 8, 10))]:
+        lines = ["compare 1"]
+        for other in range(3 if "on" in machine else 2):
+            lines.append(f"alone 0 0 {other} c6000022 target")
+            for kind in types:
+                # 4 is for AArch32.
+                if kind == 4 or other == 1 and kind in lower or other == 2 and kind in upper:
+                    continue
+                lines.append(f"alone {kind:x} 0 {other} c6000022 target")
+                for link in (4, 5):
+                    lines += [f"address {kind + 1:x} {link} {other} c6000022 target", f"store {kind + 1:x} {link} {other} d6000062 store"]
+        lines.append("end")
+        for options in [[], ["-accel", "interpreter"], ["-accel", "jit,verify=on"]]:
+            done = subprocess.run([emulator(), "-M", machine, "-cpu", model, "-m", "256", "-nographic", "-monitor", "none", "-serial",
+                                   "stdio", "-kernel", program, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  timeout=60)
+            check([line.strip() for line in done.stdout.splitlines()] == lines,
+                  f"{model} {machine} {options}: {done.stdout!r} {done.stderr!r}")
 
 
 @case("interpreter")

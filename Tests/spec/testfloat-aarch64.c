@@ -88,6 +88,18 @@ static const struct entry entries[] = {
   E(f64_to_f16, 1), E(f64_to_f32, 1),
 };
 
+static u64 infinity(const char *format) {
+  return format[1] == '1' ? 0x7c00 : format[1] == '3' ? 0x7f800000 : 0x7ff0000000000000;
+}
+static int isNaN(u64 x, const char *format) {
+  u64 exponent = infinity(format);
+  return (x & exponent) == exponent && x & (exponent & -exponent) - 1;
+}
+static u64 negativeDefault(const char *format) {
+  u64 exponent = infinity(format);
+  return exponent | exponent << 1 | (exponent & -exponent) >> 1;
+}
+
 int main(int argc, char **argv) {
   static const char *roundings[] = {"near_even", "minMag", "min", "max", "near_maxMag"};
   // FPCR's RMode.
@@ -107,6 +119,10 @@ int main(int argc, char **argv) {
     u64 field[5] = {0};
     char *at = line;
     for (int i = 0; i < entry->count + 2; i++) field[i] = strtoull(at, &at, 16);
+    // With FPCR.AH, infinity times zero leaves a NaN that is added; SoftFloat makes the default one.
+    if (fpcr & 2 && entry->count == 3 && isNaN(field[2], entry->name) && !isNaN(field[0], entry->name) &&
+        !isNaN(field[1], entry->name) && field[3] == negativeDefault(entry->name))
+      continue;
     u64 flags;
     asm volatile("msr fpcr, %0; msr fpsr, xzr" : : "r"(fpcr));
     u64 result = run(field[0], field[1], field[2]);

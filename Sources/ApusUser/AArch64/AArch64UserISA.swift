@@ -52,6 +52,7 @@ public struct AArch64UserISA: UserISA {
       (.sb, 29, "sb"),
       (.pauth, 30, "paca"), (.pauth, 31, "pacg"), (.dpb2, 64, "dcpodp"), (.flagm2, 71, "flagm2"),
       (.frintts, 72, "frint"), (.i8mm, 77, "i8mm"), (.bf16, 78, "bf16"), (.rng, 80, "rng"), (.bti, 81, "bti"),
+      (.afp, 84, "afp"), (.rpres, 85, "rpres"),
     ]
     return all.filter { model.features.contains($0.0) }.map { ($0.1, $0.2) }
   }
