@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""The level avx512, which hosts of tests may lack: on a CPU of Bochs, where a Debian kernel runs the emulator (long).
+
+Bochs is some hundred times slower than this host, so what must come out is computed here, by the interpreter.
+"""
+import hashlib
+import pathlib
+import re
+import shutil
+import socket
+import struct
+import subprocess
+
+from harness import Failure, Machine, PATIENCE, ROOT, Skip, add_to_archive, case, check, main, temporary
+import guestprograms
+
+BLOCKS = 200
+# Random programs: the guest, what the mnemonics begin with, seeds. First those that the level is about.
+PROGRAMS = [("aarch64", only, range(4000, 4000 + count)) for only, count in
+            [("cm", 2), ("s", 5), ("u", 5), ("b", 2), ("+sha3", 1), ("fcvt", 3), ("x", 1), ("abs", 1), ("c", 2), ("orn", 1),
+             ("extensions", 2), (None, 8)]]
+PROGRAMS += [("riscv64", only, range(4500, 4500 + count)) for only, count in [("fcvt", 2), (None, 8)]]
+# Others: the guest, the source.
+SOURCES = [("riscv64", guestprograms.HELLO), ("aarch64", guestprograms.HELLO), ("riscv64", "compute.c"),
+           ("aarch64", "vectorfloats.c")]
+# A CPU with all that the level may use, and one with no more than it must have.
+CPUS = {"icelake": "corei7_icelake_u", "skylake": "corei7_skylake_x"}
+
+SCRIPT = r"""
+echo; echo "LINE cpu $(grep -m1 ^flags /proc/cpuinfo | tr ' ' '\n' | grep -c -x -e avx512vl -e avx512bw -e avx512dq -e avx512cd)"
+cd /apus
+apus-riscv64 -accel jit,host-level=avx512 hello-riscv64 >/dev/null && echo LINE level
+for target in riscv64 aarch64; do
+  for program in *-$target; do
+    apus-$target $program >/tmp/out 2>/tmp/error; echo "LINE code $program $?"
+    cd /tmp; split -b PIECE -a 3 out piece-; cd /apus
+    echo "LINE sums $program $(md5sum /tmp/piece-* | cut -c 1-8 | tr '\n' ' ')"
+    rm -f /tmp/piece-*; head -c 300 /tmp/error
+  done
+done
+echo LINE end
+"""
+
+
+def emulator(target):
+    return ROOT / "bin" / f"apus-{target}"
+
+
+def make_programs(folder, programs, sources):
+    """Leaves programs as NAME-TARGET in a folder; returns their names."""
+    tool = emulator("riscv64").resolve().parent / "apus-difftest"
+    if not tool.exists():
+        raise Skip("apus-difftest is not built")
+    names = []
+    for target, only, seeds in programs:
+        for seed in seeds:
+            name = f"{only or 'all'}-{seed}-{target}"
+            subprocess.run([tool, "--isa", target, "--reference", "none", "--seed", str(seed), "--blocks", str(BLOCKS),
+                            *(["--only", only] if only else []), "--save", folder / name], check=True)
+            names.append(name)
+    for target, source in sources:
+        name = f"{'hello' if chr(10) in source else source.split('.')[0]}-{target}"
+        shutil.copy(guestprograms.build(name, source, "-static", "-O2", target=target), folder / name)
+        names.append(name)
+    return names
+
+
+def expected(folder, name, piece):
+    """The exit code, and the first digits of the sums of what the program writes, a piece at a time."""
+    done = subprocess.run([emulator(name.split("-")[-1]), "-accel", "interpreter", name], cwd=folder, stdin=subprocess.DEVNULL,
+                          capture_output=True, timeout=120 * PATIENCE)
+    pieces = [done.stdout[start:start + piece] for start in range(0, len(done.stdout), piece)]
+    return done.returncode, [hashlib.md5(part).hexdigest()[:8] for part in pieces]
+
+
+def make_disk(directory, bochs, kernel, ramdisk):
+    """A disk with one FAT partition, from which SYSLINUX boots."""
+    disk, first = directory / "disk.img", 2048
+    count = (sum(path.stat().st_size for path in (kernel, ramdisk)) + (16 << 20)) // 512
+    record = bytearray((bochs / "root/usr/lib/syslinux/mbr/mbr.bin").read_bytes()[:440].ljust(512, b"\0"))
+    record[446:462] = bytes([0x80, 0, 0, 0, 0x0c, 0, 0, 0]) + struct.pack("<II", first, count)
+    record[510:] = b"\x55\xaa"
+    with open(disk, "wb") as file:
+        file.write(record)
+        file.truncate((first + count) * 512)
+    # Bochs's description of the CPU's saved state lacks the part of protection keys, which the kernel must not see then.
+    (directory / "syslinux.cfg").write_text(
+        "default apus\nlabel apus\n kernel Image\n append initrd=initrd console=ttyS0 quiet panic=-1 mitigations=off nokaslr "
+        "clearcpuid=515 nopku apus_run=\"sh /test\"\n")
+    at = f"{disk}@@{first * 512}"
+    subprocess.run(["mformat", "-i", at, "-T", str(count), "-h", "16", "-s", "63", "-H", str(first), "-F", "::"], check=True)
+    subprocess.run([bochs / "root/usr/bin/syslinux", "--install", "--offset", str(first * 512), disk], check=True)
+    for path, name in ((directory / "syslinux.cfg", "syslinux.cfg"), (kernel, "Image"), (ramdisk, "initrd")):
+        subprocess.run(["mcopy", "-i", at, path, f"::/{name}"], check=True)
+    return disk
+
+
+def boot(directory, bochs, disk, cpu, port):
+    """Bochs with its first serial port on a TCP port of ours."""
+    (directory / "bochsrc").write_text(f"""display_library: term
+plugin_ctrl: unmapped=1, biosdev=1, serial=1
+cpu: model={cpu}, count=1, ips=100000000, reset_on_triple_fault=0
+memory: guest=1024, host=1024
+romimage: file={bochs}/root/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file={bochs}/root/usr/share/vgabios/vgabios.bin
+ata0-master: type=disk, path={disk}, mode=flat
+boot: disk
+com1: enabled=1, mode=socket-client, dev=localhost:{port}
+log: {directory}/bochs.log
+panic: action=fatal
+clock: sync=none
+""")
+    # It has a debugger, which wants to be told to go on.
+    (directory / "commands").write_text("c\n")
+    return Machine(["-q", "-f", directory / "bochsrc", "-rc", directory / "commands"], program=[str(bochs / "bochs")],
+                   environment={"TERM": "vt100"})
+
+
+def on_cpu(name, programs, sources, timeout):
+    """Boots a CPU of Bochs, runs the programs on it and compares what they leave with what they leave here."""
+    for tool in ("mformat", "mcopy", "cpio"):
+        if not shutil.which(tool):
+            raise Skip(f"{tool} is missing; run scripts/install-deps")
+    def fetched(*words):
+        done = subprocess.run([ROOT / "scripts" / words[0], *words[1:]], check=True, stdout=subprocess.PIPE, text=True)
+        return pathlib.Path(done.stdout.strip().splitlines()[-1])
+    guest, bochs = fetched("fetch-guest", "x86_64"), fetched("fetch-bochs")
+    directory = temporary() / name
+    folder = directory / "disk" / "apus"
+    folder.mkdir(parents=True)
+    names = make_programs(folder, programs, sources)
+    # Random programs write as much for each block.
+    total = len(subprocess.run([emulator("aarch64"), folder / next(n for n in names if n.endswith("0-aarch64"))],
+                               capture_output=True).stdout)
+    piece = total // BLOCKS
+    wanted = {one: expected(folder, one, piece) for one in names}
+    (directory / "disk" / "bin").mkdir()
+    subprocess.run(["strip", "-o", directory / "disk/bin/apus-riscv64", emulator("riscv64").resolve()], check=True)
+    (directory / "disk/bin/apus-aarch64").symlink_to("apus-riscv64")
+    (directory / "disk" / "test").write_text(SCRIPT.replace("PIECE", str(piece)))
+    ramdisk = directory / "initramfs.cpio"
+    shutil.copy(guest / "initramfs.cpio", ramdisk)
+    add_to_archive(directory / "disk", ramdisk)
+    disk = make_disk(directory, bochs, guest / "Image", ramdisk)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with boot(directory, bochs, disk, CPUS[name], server.getsockname()[1]):
+            server.settimeout(60 * PATIENCE)
+            serial, _ = server.accept()
+            serial.settimeout(timeout * PATIENCE)
+            shown = b""
+            while b"\nLINE end" not in shown and b"Kernel panic" not in shown:
+                try:
+                    part = serial.recv(65536)
+                except TimeoutError:
+                    part = b""
+                if not part:
+                    raise Failure(f"Bochs showed no more than {shown[-2000:]!r}")
+                shown += part
+    lines = [line.split() for line in re.findall(r"^LINE (.*?)\r?$", shown.decode(errors="replace"), re.M)]
+    check(["cpu", "4"] in lines and ["level"] in lines, f"the level is refused: {shown[-2000:]!r}")
+    for one, (code, sums) in wanted.items():
+        check(["code", one, str(code)] in lines, f"{one}: not {code}; {shown[-2000:]!r}")
+        found = next((line[2:] for line in lines if line[:2] == ["sums", one]), [])
+        wrong = [index for index in range(max(len(found), len(sums))) if found[index:index + 1] != sums[index:index + 1]]
+        check(not wrong, f"{one}: pieces {wrong[:20]} differ")
+
+
+@case("icelake")
+def icelake():
+    """Random programs of both guests, a few others."""
+    on_cpu("icelake", PROGRAMS, SOURCES, 3600)
+
+
+@case("skylake")
+def skylake():
+    """A CPU without the instructions that count bits."""
+    on_cpu("skylake", [("aarch64", only, range(4600, 4601)) for only in ("c", "s", "u")], [("riscv64", guestprograms.HELLO)], 1800)
+
+
+if __name__ == "__main__":
+    main()
