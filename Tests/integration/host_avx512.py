@@ -23,22 +23,27 @@ PROGRAMS += [("riscv64", only, range(4500, 4500 + count)) for only, count in [("
 # Others: the guest, the source.
 SOURCES = [("riscv64", guestprograms.HELLO), ("aarch64", guestprograms.HELLO), ("riscv64", "compute.c"),
            ("aarch64", "vectorfloats.c")]
-# A CPU with all that the level may use, and one with no more than it must have.
-CPUS = {"icelake": "corei7_icelake_u", "skylake": "corei7_skylake_x"}
+# CPUs without the instructions that count bits, and with them.
+CPUS = {"skylake": "corei7_skylake_x", "icelake": "corei7_icelake_u"}
 
 SCRIPT = r"""
-echo; echo "LINE cpu $(grep -m1 ^flags /proc/cpuinfo | tr ' ' '\n' | grep -c -x -e avx512vl -e avx512bw -e avx512dq -e avx512cd)"
+dmesg -n 1; echo; echo "LINE cpu $(grep -m1 ^flags /proc/cpuinfo | tr ' ' '\n' | grep -c -x -e avx512vl -e avx512bw -e avx512dq -e avx512cd)"
 cd /apus
 apus-riscv64 -accel jit,host-level=avx512 hello-riscv64 >/dev/null && echo LINE level
 for target in riscv64 aarch64; do
   for program in *-$target; do
     apus-$target $program >/tmp/out 2>/tmp/error; echo "LINE code $program $?"
-    cd /tmp; split -b PIECE -a 3 out piece-; cd /apus
-    echo "LINE sums $program $(md5sum /tmp/piece-* | cut -c 1-8 | tr '\n' ' ')"
-    rm -f /tmp/piece-*; head -c 300 /tmp/error
+    if [ "$(md5sum </tmp/out | cut -c 1-32)" = "$(cat /sums/$program)" ]; then
+      echo "LINE same $program"
+    else
+      pieces=$(($(wc -c </tmp/out) / PIECE))
+      for piece in $(seq 0 $pieces); do dd if=/tmp/out bs=PIECE skip=$piece count=1 2>/dev/null | md5sum | cut -c 1-8; done >/tmp/sums
+      echo "LINE sums $program $(tr '\n' ' ' </tmp/sums)"; head -c 300 /tmp/error
+    fi
   done
 done
 echo LINE end
+sleep 3  # until the serial port has sent it
 """
 
 
@@ -66,11 +71,11 @@ def make_programs(folder, programs, sources):
 
 
 def expected(folder, name, piece):
-    """The exit code, and the first digits of the sums of what the program writes, a piece at a time."""
+    """The exit code, the sum of what the program writes, and the first digits of those of its pieces."""
     done = subprocess.run([emulator(name.split("-")[-1]), "-accel", "interpreter", name], cwd=folder, stdin=subprocess.DEVNULL,
                           capture_output=True, timeout=120 * PATIENCE)
-    pieces = [done.stdout[start:start + piece] for start in range(0, len(done.stdout), piece)]
-    return done.returncode, [hashlib.md5(part).hexdigest()[:8] for part in pieces]
+    pieces = [done.stdout[start:start + piece] for start in range(0, len(done.stdout) + 1, piece)]
+    return done.returncode, hashlib.md5(done.stdout).hexdigest(), [hashlib.md5(part).hexdigest()[:8] for part in pieces]
 
 
 def make_disk(directory, bochs, kernel, ramdisk):
@@ -83,10 +88,11 @@ def make_disk(directory, bochs, kernel, ramdisk):
     with open(disk, "wb") as file:
         file.write(record)
         file.truncate((first + count) * 512)
-    # Bochs's description of the CPU's saved state lacks the part of protection keys, which the kernel must not see then.
+    # Bochs does not describe the sizes of protection keys' state and of the compacted form: the kernel, which would do without
+    # AVX then, is not to see pku, xsavec and xsaves; nor umip, rdpid and fsrm, with which it does not start on Ice Lake there.
     (directory / "syslinux.cfg").write_text(
-        "default apus\nlabel apus\n kernel Image\n append initrd=initrd console=ttyS0 quiet panic=-1 mitigations=off nokaslr "
-        "clearcpuid=515 nopku apus_run=\"sh /test\"\n")
+        "default apus\nlabel apus\n kernel Image\n append initrd=initrd console=ttyS0 panic=-1 mitigations=off nokaslr "
+        "clearcpuid=321,323,514,515,534,580 nopku apus_run=\"sh /test\"\n")
     at = f"{disk}@@{first * 512}"
     subprocess.run(["mformat", "-i", at, "-T", str(count), "-h", "16", "-s", "63", "-H", str(first), "-F", "::"], check=True)
     subprocess.run([bochs / "root/usr/bin/syslinux", "--install", "--offset", str(first * 512), disk], check=True)
@@ -134,13 +140,18 @@ def on_cpu(name, programs, sources, timeout):
                                capture_output=True).stdout)
     piece = total // BLOCKS
     wanted = {one: expected(folder, one, piece) for one in names}
-    (directory / "disk" / "bin").mkdir()
+    for subdirectory in ("bin", "sums"):
+        (directory / "disk" / subdirectory).mkdir()
+    for one, (_, total, _) in wanted.items():
+        (directory / "disk/sums" / one).write_text(total)
     subprocess.run(["strip", "-o", directory / "disk/bin/apus-riscv64", emulator("riscv64").resolve()], check=True)
     (directory / "disk/bin/apus-aarch64").symlink_to("apus-riscv64")
     (directory / "disk" / "test").write_text(SCRIPT.replace("PIECE", str(piece)))
     ramdisk = directory / "initramfs.cpio"
     shutil.copy(guest / "initramfs.cpio", ramdisk)
     add_to_archive(directory / "disk", ramdisk)
+    subprocess.run(["gzip", "-1", ramdisk], check=True)
+    ramdisk = directory / "initramfs.cpio.gz"
     disk = make_disk(directory, bochs, guest / "Image", ramdisk)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -148,7 +159,7 @@ def on_cpu(name, programs, sources, timeout):
             server.settimeout(60 * PATIENCE)
             serial, _ = server.accept()
             serial.settimeout(timeout * PATIENCE)
-            shown = b""
+            shown, log = b"", open(directory / "serial", "wb", buffering=0)
             while b"\nLINE end" not in shown and b"Kernel panic" not in shown:
                 try:
                     part = serial.recv(65536)
@@ -157,25 +168,27 @@ def on_cpu(name, programs, sources, timeout):
                 if not part:
                     raise Failure(f"Bochs showed no more than {shown[-2000:]!r}")
                 shown += part
+                log.write(part)
     lines = [line.split() for line in re.findall(r"^LINE (.*?)\r?$", shown.decode(errors="replace"), re.M)]
     check(["cpu", "4"] in lines and ["level"] in lines, f"the level is refused: {shown[-2000:]!r}")
-    for one, (code, sums) in wanted.items():
+    for one, (code, _, sums) in wanted.items():
         check(["code", one, str(code)] in lines, f"{one}: not {code}; {shown[-2000:]!r}")
-        found = next((line[2:] for line in lines if line[:2] == ["sums", one]), [])
-        wrong = [index for index in range(max(len(found), len(sums))) if found[index:index + 1] != sums[index:index + 1]]
-        check(not wrong, f"{one}: pieces {wrong[:20]} differ")
-
-
-@case("icelake")
-def icelake():
-    """Random programs of both guests, a few others."""
-    on_cpu("icelake", PROGRAMS, SOURCES, 3600)
+        if ["same", one] not in lines:
+            found = next((line[2:] for line in lines if line[:2] == ["sums", one]), [])
+            wrong = [index for index, sum in enumerate(sums) if found[index:index + 1] != [sum]]
+            raise Failure(f"{one}: pieces {wrong[:20]} of {len(sums)} differ")
 
 
 @case("skylake")
 def skylake():
-    """A CPU without the instructions that count bits."""
-    on_cpu("skylake", [("aarch64", only, range(4600, 4601)) for only in ("c", "s", "u")], [("riscv64", guestprograms.HELLO)], 1800)
+    """Random programs of both guests, a few others."""
+    on_cpu("skylake", PROGRAMS, SOURCES, 3600)
+
+
+@case("icelake")
+def icelake():
+    """A few random programs."""
+    on_cpu("icelake", [("aarch64", only, range(4600, 4602)) for only in ("c", "s", "u", None)], [("riscv64", guestprograms.HELLO)], 1800)
 
 
 if __name__ == "__main__":
