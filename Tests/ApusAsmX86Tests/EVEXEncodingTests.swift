@@ -61,7 +61,6 @@ struct EVEXEncodingTests {
     Encoding("vpbroadcastd ecx, xmm9", "62727d087cc9") { $0.broadcast(.xmm9, .rcx, wide: false) },
     Encoding("vcvtqq2pd xmm9, xmm2", "62d1fe08e6d1") { $0.evex(0xe6, .xmm2, .xmm9, map: 1, prefix: 2, wide: true) },
     Encoding("vcvtuqq2pd xmm9, xmm2", "62d1fe087ad1") { $0.evex(0x7a, .xmm2, .xmm9, map: 1, prefix: 2, wide: true) },
-    Encoding("vcvtudq2ps xmm9, xmm2", "62d17f087ad1") { $0.evex(0x7a, .xmm2, .xmm9, map: 1, prefix: 3, wide: false) },
     Encoding("vcvttpd2qq xmm9, xmm2", "62d1fd087ad1") { $0.evex(0x7a, .xmm2, .xmm9, map: 1, prefix: 1, wide: true) },
     Encoding("vcvttpd2uqq xmm9, xmm2", "62d1fd0878d1") { $0.evex(0x78, .xmm2, .xmm9, map: 1, prefix: 1, wide: true) },
     Encoding("vcvttps2udq xmm9, xmm2", "62d17c0878d1") { $0.evex(0x78, .xmm2, .xmm9, map: 1, prefix: 0, wide: false) },
