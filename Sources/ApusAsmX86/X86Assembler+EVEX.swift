@@ -55,11 +55,6 @@ extension X86Assembler {
   public mutating func broadcast(_ to: X86Vector, _ from: X86Register, wide: Bool) {
     evex(to.rawValue, vvvv: 0, rm: from.rawValue, map: 2, prefix: 1, wide: wide, 0x7c)
   }
-  /// vcvtusi2sd, ss; the other lanes are those of `to`.
-  public mutating func convertFromUnsigned(_ to: X86Vector, _ from: X86Register, double: Bool, wide: Bool) {
-    evex(
-      to.rawValue, vvvv: to.rawValue, rm: from.rawValue, map: 1, prefix: double ? 3 : 2, wide: wide, 0x7b)
-  }
   /// vcvttsd2usi, vcvtsd2usi and those of ss.
   public mutating func convertToUnsigned(
     _ to: X86Register, _ from: X86Vector, double: Bool, wide: Bool, truncating: Bool

@@ -137,7 +137,7 @@ extension AArch64Translator {
       return emit(u ? .toUnsigned : .toSigned, shape, a: rn, b: nil)
     case (_, false, 0x1d):
       if isDouble {
-        if hasWideLanes, shape == .full { return emit(u ? .fromUnsigned : .fromSigned, shape, a: rn, b: nil) }
+        if hasWideLanes, shape == .full, !u { return emit(.fromSigned, shape, a: rn, b: nil) }
         return fromInteger(shape, isUnsigned: u)
       }
       return emit(u ? .fromUnsigned : .fromSigned, shape, a: rn, b: nil)

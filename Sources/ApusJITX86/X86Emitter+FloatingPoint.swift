@@ -369,12 +369,6 @@ extension X86Emitter {
 
   private func emitFromUnsigned64(_ i: IRInstruction, double: Bool) {
     let source = use(i.a)
-    if features.hasAVX512 {
-      let register = vectorDestination()
-      asm.sse(0, 0x57, register, register)
-      asm.convertFromUnsigned(register, source, double: double, wide: true)
-      return noteClear(register, above: double ? 64 : 32)
-    }
     let half = takeTemporary()
     let low = takeTemporary()
     let register = vectorDestination()

@@ -20,7 +20,7 @@ extension X86Emitter {
       if let pinned = pinnedWhole(slots.destination) { noteChange(pinned) }
       return
     }
-    let keeps = Self.keepsOperands(operand, features)
+    let keeps = Self.keepsOperands(operation, features)
     func source(
       _ offset: Int, _ shape: IRVectorShape, element: Int? = nil
     ) -> X86Vector {
@@ -55,14 +55,15 @@ extension X86Emitter {
   }
 
   /// Whether a and b are left alone.
-  private static func keepsOperands(_ operand: IRVectorFloatOperand, _ features: X86HostFeatures) -> Bool {
-    switch operand.operation {
+  private static func keepsOperands(
+    _ operation: IRVectorFloatOperation, _ features: X86HostFeatures
+  ) -> Bool {
+    switch operation {
     case .add, .subtract, .multiply, .divide, .squareRoot, .multiplyAdd, .multiplySubtract, .minimum,
       .maximum,
       .minimumNumber, .maximumNumber, .equal, .greaterOrEqual, .greater, .lessOrEqual, .less, .addPairs,
       .toSigned, .roundToIntegral, .roundToIntegralExact:
       true
-    case .fromUnsigned: operand.isDouble
     case .toUnsigned: features.hasAVX512
     default: false
     }
@@ -216,8 +217,8 @@ private struct VectorFloatEmission {
       clearSigns(b, d)
       compare(operand.operation == .absoluteGreater ? .greater : .greaterOrEqual, d, a, b)
     case .addPairs: addPairs()
-    case .fromSigned where operand.isDouble, .fromUnsigned where operand.isDouble,
-      .toSigned where operand.isDouble, .toUnsigned where emitter.features.hasAVX512:
+    case .fromSigned where operand.isDouble, .toSigned where operand.isDouble,
+      .toUnsigned where emitter.features.hasAVX512:
       return convertOnAVX512()
     case .fromSigned: emitter.asm.vector(0x5b, d, a, prefix: 0)  // cvtdq2ps
     case .fromUnsigned: fromUnsigned()
@@ -291,14 +292,13 @@ private struct VectorFloatEmission {
     return jumpIfAny(scratch)
   }
 
-  /// Lanes of 64 bits, and to unsigned ones. vcvtudq2ps is left alone: the only AVX-512 that tests could be run on, that of
-  /// Bochs 2.7, loses the lowest bit of values from 2^31.
+  /// Lanes of 64 bits, and to unsigned ones. Those from unsigned ones (vcvtudq2ps, vcvtuqq2pd, vcvtusi2sd) are left alone: the
+  /// only AVX-512 that tests could be run on, that of Bochs 2.7, loses the lowest bit of large values.
   private func convertOnAVX512() -> Int {
     let isDouble = operand.isDouble
     let (opcode, prefix): (UInt8, UInt8) =
       switch operand.operation {
       case .fromSigned: (0xe6, 2)  // vcvtqq2pd
-      case .fromUnsigned: (0x7a, 2)  // vcvtuqq2pd
       case .toSigned: (0x7a, 1)  // vcvttpd2qq
       default: (0x78, isDouble ? 1 : 0)  // vcvttpd2uqq, vcvttps2udq
       }
