@@ -21,9 +21,9 @@ PROGRAMS = [("aarch64", only, range(4000, 4000 + count)) for only, count in
             [("cm", 2), ("s", 5), ("u", 5), ("b", 2), ("+sha3", 1), ("fcvt", 3), ("x", 1), ("abs", 1), ("c", 2), ("orn", 1),
              ("extensions", 2), (None, 8)]]
 PROGRAMS += [("riscv64", only, range(4500, 4500 + count)) for only, count in [("fcvt", 2), (None, 8)]]
-# Others: the guest, the source.
-SOURCES = [("riscv64", guestprograms.HELLO), ("aarch64", guestprograms.HELLO), ("riscv64", "compute.c"),
-           ("aarch64", "vectorfloats.c")]
+# Others: the guest, the name, the source.
+SOURCES = [(target, name, source) for target in ("riscv64", "aarch64")
+           for name, source in (("hello", guestprograms.HELLO), ("compute", "../riscv64/compute.c"))]
 # CPUs without the instructions that count bits, and with them; options. The rounds of SHA-1 that Bochs 2.7 has on the second are
 # not those of a real CPU.
 CPUS = {"skylake": ("corei7_skylake_x", ""), "icelake": ("corei7_icelake_u", "-accel jit,opt=-host-sha")}
@@ -65,8 +65,8 @@ def make_programs(folder, programs, sources):
             subprocess.run([tool, "--isa", target, "--reference", "none", "--seed", str(seed), "--blocks", str(BLOCKS),
                             *(["--only", only] if only else []), "--save", folder / name], check=True)
             names.append(name)
-    for target, source in sources:
-        name = f"{'hello' if chr(10) in source else source.split('.')[0]}-{target}"
+    for target, name, source in sources:
+        name = f"{name}-{target}"
         shutil.copy(guestprograms.build(name, source, "-static", "-O2", target=target), folder / name)
         names.append(name)
     return names
@@ -191,7 +191,7 @@ def skylake():
 @case("icelake")
 def icelake():
     """A few random programs."""
-    on_cpu("icelake", [("aarch64", only, range(4600, 4602)) for only in ("c", "s", "u", None)], [("riscv64", guestprograms.HELLO)])
+    on_cpu("icelake", [("aarch64", only, range(4600, 4602)) for only in ("c", "s", "u", None)], SOURCES)
 
 
 if __name__ == "__main__":
