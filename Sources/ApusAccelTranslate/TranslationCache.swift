@@ -55,6 +55,7 @@ public final class TranslationCache: @unchecked Sendable {
       precondition(X86HostLevel.host != nil, "adaptToHost would have chosen the interpreter")
       if !features.hasCipher || !features.hasCarrylessMultiply { block.optimisations.remove(.hostCrypto) }
       if !features.hasSHA { block.optimisations.remove(.hostSHA) }
+      if !features.hasAVX512 { block.optimisations.remove(.hostWideLanes) }
     }
     if options.writesPerfMap { perfMap = PerfMap() }
     memory?.onMapChange { [unowned self] in lock.withLock { for vcpu in vcpus { vcpu.mappingsChanged() } } }

@@ -28,6 +28,7 @@ extension AArch64Translator {
       AArch64State.v(rd), AArch64State.v(rn), AArch64State.v(rm), AArch64State.v(ra)
     )
     let temporary = AArch64State.scratch
+    if block.optimisations.contains(.hostWideLanes), wideCipher(opcode, d, n, m, a) { return true }
     switch opcode {
     case .rax1:
       vector(.rotateRight, scale: 3, amount: 63, to: temporary, m, nil)
@@ -59,6 +60,25 @@ extension AArch64Translator {
       return true
     }
     return wholeHash(opcode, d, n, m)
+  }
+
+  /// With operations on three operands.
+  private func wideCipher(_ opcode: AArch64Opcode, _ d: Int, _ n: Int, _ m: Int, _ a: Int) -> Bool {
+    switch opcode {
+    case .rax1 where d != n:
+      vector(.rotateRight, scale: 3, amount: 63, to: d, m, nil)
+      vector(.xor, to: d, n, d)
+    case .eor3:
+      // Onto whichever is the destination.
+      let others = d == n ? (m, a) : d == m ? (n, a) : d == a ? (n, m) : nil
+      if others == nil { vector(.move, to: d, n, nil) }
+      vector(.xorBoth, to: d, others?.0 ?? m, others?.1 ?? a)
+    case .bcax where d == n || d != m && d != a:
+      if d != n { vector(.move, to: d, n, nil) }
+      vector(.xorAndNot, to: d, m, a)
+    default: return false
+    }
+    return true
   }
 
   private func wholeHash(_ opcode: AArch64Opcode, _ d: Int, _ n: Int, _ m: Int) -> Bool {

@@ -194,20 +194,22 @@ extension AArch64Translator {
   private mutating func toInteger() {
     let isUnsigned = bits(16, 1) == 1
     let isAway = bits(18, 1) == 1
-    // Truncation to signed integers is the host's; the others are rare.
-    guard !isUnsigned, !isAway, bits(19, 2) == 3, !mode.needsSoftFloat else { return soft() }
-    let result = truncated(f(rn), isDouble: isDouble, isWide: isWide)
+    // Truncation to signed integers is the host's, with some that to unsigned ones, too; the others are rare.
+    guard !isUnsigned || block.optimisations.contains(.hostWideLanes), !isAway, bits(19, 2) == 3,
+      !mode.needsSoftFloat
+    else { return soft() }
+    let result = truncated(f(rn), isDouble: isDouble, isWide: isWide, isUnsigned: isUnsigned)
     setX(rd, isWide ? result : block.unary(.zeroExtend32, narrow(result)))
   }
 
-  /// A float as a signed integer of 32 or 64 bits, truncated; an i64.
-  func truncated(_ source: IRValue, isDouble: Bool, isWide: Bool) -> IRValue {
+  /// A float as an integer of 32 or 64 bits, truncated; an i64.
+  func truncated(_ source: IRValue, isDouble: Bool, isWide: Bool, isUnsigned: Bool = false) -> IRValue {
     let opcode: IROpcode
     switch (isWide, isDouble) {
-    case (false, false): opcode = .convertF32ToS32
-    case (false, true): opcode = .convertF64ToS32
-    case (true, false): opcode = .convertF32ToS64
-    case (true, true): opcode = .convertF64ToS64
+    case (false, false): opcode = isUnsigned ? .convertF32ToU32 : .convertF32ToS32
+    case (false, true): opcode = isUnsigned ? .convertF64ToU32 : .convertF64ToS32
+    case (true, false): opcode = isUnsigned ? .convertF32ToU64 : .convertF32ToS64
+    case (true, true): opcode = isUnsigned ? .convertF64ToU64 : .convertF64ToS64
     }
     let converted = block.unary(opcode, source, immediate: floatOperand(.towardZero))
     // The IR's NaN is the largest integer, Arm's is 0.

@@ -123,6 +123,10 @@ extension AArch64Translator {
     var isFull: Bool
   }
 
+  func isAvailable(_ operation: IRVectorOperation, _ scale: Int) -> Bool {
+    operation.isAvailable(scale: scale, isWide: block.optimisations.contains(.hostWideLanes))
+  }
+
   private func whole(_ one: WholeOperation) {
     block.vector(
       IRVectorOperand(
@@ -155,7 +159,7 @@ extension AArch64Translator {
           isFull: isFull) : nil
     default: found = nil
     }
-    guard let found, found.operation.isAvailable(scale: found.scale) else { return nil }
+    guard let found, isAvailable(found.operation, found.scale) else { return nil }
     return found
   }
 
@@ -174,6 +178,7 @@ extension AArch64Translator {
       scale = 0
     case 0x01: operation = u ? .addSaturatedUnsigned : .addSaturatedSigned
     case 0x02 where u: operation = .averageUnsigned
+    case 0x08: operation = u ? .shiftByLanesUnsigned : .shiftByLanesSigned
     case 0x05: operation = u ? .subtractSaturatedUnsigned : .subtractSaturatedSigned
     case 0x06: operation = u ? .greaterUnsigned : .greaterSigned
     case 0x07: operation = u ? .greaterOrEqualUnsigned : .greaterOrEqualSigned
@@ -210,6 +215,7 @@ extension AArch64Translator {
       return WholeOperation(
         operation: .reverse, scale: scale, amount: container, a: rn, b: nil, isFull: isFull)
     case 0x02: return one(u ? .addPairsWidenedUnsigned : .addPairsWidenedSigned)
+    case 0x04 where u: return one(.countLeadingZeros)
     case 0x05 where !u && scale == 0: return one(.countOnes)
     case 0x0a where !u:
       var operation = one(.shiftRightSigned)

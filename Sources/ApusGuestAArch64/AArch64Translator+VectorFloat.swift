@@ -44,6 +44,8 @@ extension AArch64Translator {
     }
   }
 
+  /// Whether conversions between doubles and integers are operations on vectors, too.
+  private var hasWideLanes: Bool { block.optimisations.contains(.hostWideLanes) }
   private func isUpperBit(_ bit: UInt32) -> Bool { bits(bit, 1) == 1 }
   private var isDouble: Bool { bits(22, 1) == 1 }
   /// Bit 23, which tells operations apart.
@@ -126,10 +128,18 @@ extension AArch64Translator {
     case (true, false, 0x19) where !isScalar: return round(mode.rounding, shape, isExact: true)
     case (true, true, 0x19) where !isScalar: return round(mode.rounding, shape)
     case (_, true, 0x1b):
-      if isDouble { return !u && toInteger(shape) }
+      if isDouble {
+        if hasWideLanes, u || shape == .full {
+          return emit(u ? .toUnsigned : .toSigned, shape, a: rn, b: nil)
+        }
+        return !u && toInteger(shape)
+      }
       return emit(u ? .toUnsigned : .toSigned, shape, a: rn, b: nil)
     case (_, false, 0x1d):
-      if isDouble { return fromInteger(shape, isUnsigned: u) }
+      if isDouble {
+        if hasWideLanes, shape == .full, !u { return emit(.fromSigned, shape, a: rn, b: nil) }
+        return fromInteger(shape, isUnsigned: u)
+      }
       return emit(u ? .fromUnsigned : .fromSigned, shape, a: rn, b: nil)
     case (true, true, 0x1f) where !isScalar: return emit(.squareRoot, shape, a: rn, b: nil)
     default: return false

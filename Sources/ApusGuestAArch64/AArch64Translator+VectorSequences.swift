@@ -182,7 +182,7 @@ extension AArch64Translator {
         isRounded
         ? (u ? .shiftRightRoundedUnsigned : .shiftRightRoundedSigned)
         : u ? .shiftRightUnsigned : .shiftRightSigned
-      guard operation.isAvailable(scale: lane), !isRounded || amount > 1 else { return false }
+      guard isAvailable(operation, lane), !isRounded || amount > 1 else { return false }
       emit(operation, lane, to: Self.t0, n, amount: amount)
       return finish(.add, lane, destination, Self.t0)
     case 0x11 where !u && lane < 3 && amount > 1:  // rshrn
@@ -190,7 +190,7 @@ extension AArch64Translator {
       return finish(isFull ? .narrowHigh : .narrowLow, lane, Self.t0, isFull: false)
     case 0x10 where u, 0x11 where u, 0x12, 0x13:
       let isRounded = bits(11, 1) == 1
-      guard lane < 2, !isRounded || amount > 1 else { return false }
+      guard isAvailable(.narrowLowSigned, lane), !isRounded || amount > 1 else { return false }
       let isClamped = bits(12, 1) == 0
       let isLogical = !isClamped && u
       let operation: IRVectorOperation =

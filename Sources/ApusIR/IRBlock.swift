@@ -64,13 +64,16 @@ public struct IROptimisations: OptionSet, Sendable {
   public static let hostCrypto = IROptimisations(rawValue: 1024)
   /// SHA-1 and SHA-256 on the host's instructions.
   public static let hostSHA = IROptimisations(rawValue: 2048)
+  /// Vector operations that few hosts have: more of those on lanes of 64 bits, shifts by lanes, operations on three operands.
+  public static let hostWideLanes = IROptimisations(rawValue: 4096)
 
-  public static let all = IROptimisations(rawValue: 4095)
+  public static let all = IROptimisations(rawValue: 8191)
   public static let names: [(String, IROptimisations)] = [
     ("fold", .fold), ("forward", .forward), ("superblock", .superblock), ("chain", .chain),
     ("jump-cache", .jumpCache), ("pin", .pin), ("host-float", .hostFloat), ("dead-code", .deadCode),
     ("group", .group), ("host-vector", .hostVector),
     ("host-crypto", .hostCrypto), ("host-sha", .hostSHA),
+    ("host-wide-lanes", .hostWideLanes),
   ]
 }
 

@@ -8,7 +8,8 @@ public enum IRVectorFloatOperation: UInt8, CaseIterable, Sendable {
   case equal, greaterOrEqual, greater, lessOrEqual, less, absoluteGreaterOrEqual, absoluteGreater
   // Of neighbouring lanes of a, then of b; a scalar's are a's lowest two.
   case addPairs
-  // Of 32-bit integers; to them by truncation, saturated, a NaN is 0.
+  // Of integers of the lanes' size; to them by truncation, saturated, a NaN is 0. Of 64 bits with `hostWideLanes`, but not from
+  // unsigned ones.
   case fromSigned, fromUnsigned, toSigned, toUnsigned
   // To an integral value by the operand's rounding, which need not be in force; `Exact` raises inexact.
   case roundToIntegral, roundToIntegralExact

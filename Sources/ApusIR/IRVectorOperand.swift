@@ -51,19 +51,24 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   case sha1Choose, sha1Parity, sha1Majority, sha1Rotate, sha1ScheduleFirst, sha1ScheduleSecond
   // Four rounds of SHA-256: d is a to d and a is e to h, or the other way round; b the words with the constants.
   case sha256First, sha256Second, sha256ScheduleFirst, sha256ScheduleSecond
+  // With `hostWideLanes`. Onto d: d ^ a ^ b, d ^ (a & ~b). a's lanes shifted left by the signed lowest byte of b's, to the
+  // right where it is negative, by any number of bits. Zeros above the highest one.
+  case xorBoth, xorAndNot, shiftByLanesSigned, shiftByLanesUnsigned, countLeadingZeros
 
   public var readsDestination: Bool {
     switch self {
-    case .select, .insertIfTrue, .insertIfFalse, .multiplyAdd, .multiplySubtract, .sha1Choose, .sha1Parity,
-      .sha1Majority, .sha1ScheduleFirst, .sha1ScheduleSecond, .sha256First, .sha256Second,
-      .sha256ScheduleFirst, .sha256ScheduleSecond:
+    case .select, .insertIfTrue, .insertIfFalse, .xorBoth, .xorAndNot, .multiplyAdd, .multiplySubtract,
+      .sha1Choose, .sha1Parity, .sha1Majority, .sha1ScheduleFirst, .sha1ScheduleSecond, .sha256First,
+      .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
       true
     default: false
     }
   }
 
   /// Whether back ends have the operation for lanes of `8 << scale` bits; for narrow and widen those of the smaller side.
-  public func isAvailable(scale: Int) -> Bool {
+  ///
+  /// - Parameter isWide: with `IROptimisations.hostWideLanes`.
+  public func isAvailable(scale: Int, isWide: Bool) -> Bool {
     switch self {
     case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract,
       .permute, .broadcast, .reverse:
@@ -74,10 +79,16 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
       scale < 4
     case .flipSigns, .clearSigns, .rotateRight, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
       scale > 0
+    case .absolute, .greaterOrEqualSigned, .greaterUnsigned, .greaterOrEqualUnsigned: scale < 3 || isWide
+    case .xorBoth, .xorAndNot: isWide
+    case .shiftByLanesSigned, .shiftByLanesUnsigned: isWide && scale > 0
+    case .countLeadingZeros: isWide && scale == 2
     case .addSaturatedSigned, .addSaturatedUnsigned, .subtractSaturatedSigned, .subtractSaturatedUnsigned,
-      .averageUnsigned, .narrowLowSigned, .narrowHighSigned, .narrowLowClamped, .narrowHighClamped,
-      .narrowLowUnsigned, .narrowHighUnsigned:
+      .averageUnsigned:
       scale < 2
+    case .narrowLowSigned, .narrowHighSigned, .narrowLowClamped, .narrowHighClamped,
+      .narrowLowUnsigned, .narrowHighUnsigned:
+      scale < (isWide ? 3 : 2)
     case .multiplyHighSaturated: scale == 1
     case .countOnes: scale == 0
     default: scale < 3

@@ -88,15 +88,17 @@ enum IRVectorFloatUnit {
       }
     case .fromSigned:
       each { a, _, _ in
-        soft.fromInteger(
-          UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: a))), isSigned: true, .single)
+        let value = operand.isDouble ? a : UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: a)))
+        return soft.fromInteger(value, isSigned: true, format)
       }
-    case .fromUnsigned: each { a, _, _ in soft.fromInteger(a, isSigned: false, .single) }
+    case .fromUnsigned: each { a, _, _ in soft.fromInteger(a, isSigned: false, format) }
     case .toSigned, .toUnsigned:
       soft.rounding = .towardZero
       let isSigned = operand.operation == .toSigned
       each { a, _, _ in
-        guard format.isNaN(a) else { return soft.toInteger(a, format, width: 32, isSigned: isSigned) }
+        guard format.isNaN(a) else {
+          return soft.toInteger(a, format, width: operand.isDouble ? 64 : 32, isSigned: isSigned)
+        }
         soft.flags |= FloatFlags.invalid
         return 0
       }

@@ -94,7 +94,7 @@ enum IRVectorUnit {
       var half: UInt64 = 0
       for index in 0..<64 / bits {
         let wide = lane(a, index, 2 * bits)
-        let value = saturate(fromSigned ? signed(wide, 2 * bits) : Int64(wide), isSigned: toSigned)
+        let value = saturate(fromSigned ? signed(wide, 2 * bits) : Int64(clamping: wide), isSigned: toSigned)
         half |= (value & (1 << UInt64(bits) - 1)) << UInt64(index * bits)
       }
       return operand.operation.narrowsToLow ? (half, d.high) : (d.low, half)
@@ -126,6 +126,8 @@ enum IRVectorUnit {
     case .or: return word { a, b, _ in a | b }
     case .orNot: return word { a, b, _ in a | ~b }
     case .xor: return word { a, b, _ in a ^ b }
+    case .xorBoth: return word { a, b, d in d ^ a ^ b }
+    case .xorAndNot: return word { a, b, d in d ^ a & ~b }
     case .select: return word { a, b, d in d & a | ~d & b }
     case .insertIfTrue: return word { a, b, d in b & a | ~b & d }
     case .insertIfFalse: return word { a, b, d in ~b & a | b & d }
@@ -160,6 +162,11 @@ enum IRVectorUnit {
     case .subtractSaturatedSigned: return eachSaturated(isSigned: true) { $0 - $1 }
     case .subtractSaturatedUnsigned: return eachSaturated(isSigned: false) { $0 - $1 }
     case .multiplyHighSaturated: return eachSaturated(isSigned: true) { ($0 * $1 * 2 + 0x8000) >> 16 }
+    // The language's shifts take counts that are negative or too large.
+    case .shiftByLanesSigned:
+      return eachSigned { a, b in UInt64(bitPattern: a << Int8(truncatingIfNeeded: b)) }
+    case .shiftByLanesUnsigned: return each { a, b, _ in a << Int8(truncatingIfNeeded: b) }
+    case .countLeadingZeros: return each { a, _, _ in UInt64(a.leadingZeroBitCount - (64 - bits)) }
     case .countOnes: return each { a, _, _ in UInt64(a.nonzeroBitCount) }
     case .permute:
       return lanes(8) { index in

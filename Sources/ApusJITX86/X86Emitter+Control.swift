@@ -21,6 +21,8 @@ struct ColdStub {
     case setFloatFlags(X86Register)
     /// Saturation of a failed conversion to a signed integer of a vector register.
     case saturate(X86Register, from: X86Vector, double: Bool, wide: Bool)
+    /// The same to an unsigned integer.
+    case saturateUnsigned(X86Register, from: X86Vector, double: Bool)
     /// A fused multiply-add gave a NaN: the slow path computes it again, flags included.
     case fused(site: UInt32, X86Vector, X86Vector, X86Vector, X86Vector, double: Bool)
     /// An operation on vectors has lanes that the host's unit gets wrong: the slow path computes all of them.
@@ -302,6 +304,9 @@ extension X86Emitter {
         asm.jump(to: stub.resume)
       case .saturate(let register, let from, let double, let wide):
         emitSaturation(register, from, double: double, wide: wide)
+        asm.jump(to: stub.resume)
+      case .saturateUnsigned(let register, let from, let double):
+        emitUnsignedSaturation(register, from, double: double)
         asm.jump(to: stub.resume)
       case .minMax(let to, let a, let b, let double, let isMaximum):
         emitMinMaxStub(to, a, b, double: double, isMaximum: isMaximum)

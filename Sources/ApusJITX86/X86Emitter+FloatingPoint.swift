@@ -50,7 +50,10 @@ extension X86Emitter {
     case .convertF32ToS64: emitToSigned(i, double: false, wide: true)
     case .convertF64ToS32: emitToSigned(i, double: true, wide: false)
     case .convertF64ToS64: emitToSigned(i, double: true, wide: true)
-    case .convertF32ToU32, .convertF32ToU64, .convertF64ToU32, .convertF64ToU64: emitThroughSlowPath(i)
+    case .convertF32ToU32: emitToUnsigned(i, double: false, wide: false)
+    case .convertF32ToU64: emitToUnsigned(i, double: false, wide: true)
+    case .convertF64ToU32: emitToUnsigned(i, double: true, wide: false)
+    case .convertF64ToU64: emitToUnsigned(i, double: true, wide: true)
     case .convertS32ToF32: emitFromSigned(i, double: false, wide: false)
     case .convertS64ToF32: emitFromSigned(i, double: false, wide: true)
     case .convertS32ToF64: emitFromSigned(i, double: true, wide: false)
@@ -328,6 +331,30 @@ extension X86Emitter {
     asm.arithmetic(.sub, register, immediate: 1, wide: wide)
     asm.bindShort(isNegative)
     asm.pop(scratch)
+  }
+
+  private func emitToUnsigned(_ i: IRInstruction, double: Bool, wide: Bool) {
+    guard features.hasAVX512 else { return emitThroughSlowPath(i) }
+    let isTruncating = IRFloatOperand(rawValue: i.immediate).rounding == .towardZero
+    let source = useVector(i.a)
+    let register = destination()
+    asm.convertToUnsigned(register, source, double: double, wide: wide, truncating: isTruncating)
+    // All ones are either the true result or "invalid".
+    asm.arithmetic(.cmp, register, immediate: -1, wide: wide)
+    let site = asm.jump(.equal)
+    let resume = asm.offset
+    if !wide { asm.extend(register, register, bits: 32, signed: true) }
+    addStub(.saturateUnsigned(register, from: source, double: double), site, resume: resume)
+  }
+
+  /// The conversion gave all ones: right for NaNs and what is too large; negative values are 0.
+  func emitUnsignedSaturation(_ register: X86Register, _ from: X86Vector, double: Bool) {
+    asm.sse(double ? 0x66 : 0, 0x2e, from, from)
+    let isNaN = asm.jumpShort(.parity)
+    asm.move(register, from, wide: double)
+    asm.shift(.right, register, by: double ? 63 : 31, wide: double)
+    asm.arithmetic(.sub, register, immediate: 1)
+    asm.bindShort(isNaN)
   }
 
   private func convertFromSigned(_ source: X86Register, double: Bool, wide: Bool) {

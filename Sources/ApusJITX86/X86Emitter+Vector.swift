@@ -113,7 +113,9 @@ extension X86Emitter {
     case .broadcast: readsAll = operand.amount << operand.scale >= 8
     default: readsAll = operand.isFull || operation.narrowsToLow || operation.narrowsToHigh
     }
-    let keeps = Self.keepsOperands(operation, scale: operand.scale, isFull: operand.isFull)
+    let wide = X86WideForm(operand, features)
+    let keeps =
+      wide?.keepsOperands ?? Self.keepsOperands(operation, scale: operand.scale, isFull: operand.isFull)
     func source(_ offset: Int) -> X86Vector {
       if keeps, let pinned = pinnedWhole(offset) { return pinned }
       let register = takeVectorTemporary()
@@ -126,19 +128,24 @@ extension X86Emitter {
       b = a
     } else if let offset = operand.slots.b {
       b = source(offset)
+    } else if let wide, wide.isOfOne {
+      b = a
     } else {
       b = takeVectorTemporary()
       asm.vector(0xef, b, b, b)
     }
+    func compute(_ d: X86Vector) {
+      if let wide { emit(wide, operand, a, b, d) } else { emit(operand, a, b, d) }
+    }
     // The result, and d where it is read: in place where the operands are copies, or gone with the only instruction.
     let target = operand.slots.destination
     if halves == .both, let pinned = pinnedWhole(target) {
-      emit(operand, a, b, pinned)
+      compute(pinned)
       noteChange(pinned)
     } else {
       let d = takeVectorTemporary()
       if operation.readsDestination { loadRegister(d, target, isFull: operand.isFull) }
-      emit(operand, a, b, d)
+      compute(d)
       storeRegister(target, d, halves)
     }
     lockedVectors = 0
@@ -326,6 +333,8 @@ extension X86Emitter {
     case .sha1Choose, .sha1Parity, .sha1Majority, .sha1Rotate, .sha1ScheduleFirst, .sha1ScheduleSecond,
       .sha256First, .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
       preconditionFailure("emitHash does them")
+    case .xorBoth, .xorAndNot, .shiftByLanesSigned, .shiftByLanesUnsigned, .countLeadingZeros:
+      preconditionFailure("the translation cache has switched this off")
     }
   }
 
@@ -407,6 +416,11 @@ extension X86Emitter {
     }
     let register = takeTemporary()
     asm.moveKeepingFlags(register, immediate: half(0))
+    if features.hasAVX512, half(0) == half(8) {
+      asm.broadcast(to, register, wide: true)
+      locked &= ~(1 << UInt16(register.rawValue))
+      return
+    }
     asm.move(to, register, wide: true)
     if half(0) == half(8) {
       asm.vector(0x6c, to, to, to)  // punpcklqdq
@@ -420,7 +434,7 @@ extension X86Emitter {
   }
 
   /// Notes saturation if any bit of the register is set.
-  private func noteSaturation(_ mask: X86Vector) {
+  func noteSaturation(_ mask: X86Vector) {
     let register = takeTemporary()
     asm.vector(0x17, mask, mask, map: 2)  // ptest
     asm.set(.notEqual, register)

@@ -8,6 +8,8 @@ public enum X86HostLevel: Int32, CaseIterable, Comparable, Sendable {
   case avx = 2
   /// x86-64-v3: AVX2, FMA, BMI1 and BMI2, lzcnt.
   case avx2 = 3
+  /// x86-64-v4: AVX-512 F, VL, BW, DQ and CD, on 128 bits.
+  case avx512 = 4
 
   /// The highest that the host has; `nil`: not even x86-64-v2.
   public static let host = X86HostLevel(rawValue: apus_host_level())
@@ -23,6 +25,9 @@ public struct X86HostFeatures: Sendable {
   public var hasBMI: Bool { level >= .avx2 }
   /// Fused multiply-add.
   public var hasFMA: Bool { level >= .avx2 }
+  public var hasAVX512: Bool { level >= .avx512 }
+  /// AVX-512's BITALG: bits set by byte.
+  public let hasBitCounts: Bool
   public let hasCarrylessMultiply: Bool
   /// AES-NI.
   public let hasCipher: Bool
@@ -34,6 +39,7 @@ public struct X86HostFeatures: Sendable {
   ///   - hasCrypto: whether to use what the host may have beside it for ciphers and products without carries.
   public init(level: X86HostLevel, hasCrypto: Bool) {
     self.level = level
+    hasBitCounts = level >= .avx512 && apus_cpu_supports(3)
     hasCarrylessMultiply = hasCrypto && apus_cpu_supports(0)
     hasCipher = hasCrypto && apus_cpu_supports(1)
     hasSHA = apus_cpu_supports(2)

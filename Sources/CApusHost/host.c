@@ -140,10 +140,14 @@ int apus_host_level(void) {
   if ((leaf1 & v2) != v2 || !(extended & LAHF)) return 0;
   // The compiler's run time asks whether the system keeps AVX's registers, too.
   if (!__builtin_cpu_supports("avx")) return 1;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                 __builtin_cpu_supports("bmi2") && extended & LZCNT
-             ? 3
-             : 2;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi") ||
+      !__builtin_cpu_supports("bmi2") || !(extended & LZCNT))
+    return 2;
+  // Here it asks for masks and registers of 512 bits.
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")
+             ? 4
+             : 3;
 }
 
 bool apus_cpu_supports(int feature) {
@@ -153,6 +157,7 @@ bool apus_cpu_supports(int feature) {
   case 1: return __builtin_cpu_supports("aes");
   // The compiler's run time does not know it.
   case 2: return __get_cpuid_count(7, 0, &a, &b, &c, &d) && b & SHA;
+  case 3: return __builtin_cpu_supports("avx512bitalg");
   default: return false;
   }
 }

@@ -4,7 +4,7 @@ import ApusHost
 /// registers, flags and memory after each.
 ///
 ///     apus-difftest [--isa riscv64|aarch64] [--seed N] [--blocks N] [--length N] [--emulator PATH] [--reference PATH|none] [--only PREFIX]
-///                   [--host-level sse4|avx|avx2] [--options 'OPTIONS OF THE JIT'] [--save FILE] [--afp yes|no]
+///                   [--host-level sse4|avx|avx2|avx512] [--options 'OPTIONS OF THE JIT'] [--save FILE] [--afp yes|no]
 struct DifferentialTest {
   private var seed: UInt64 = 1
   private var blockCount = 1000

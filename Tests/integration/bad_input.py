@@ -55,7 +55,7 @@ def options():
         (["-accel", "kvm"], "kvm"),
         (["-accel", "jit,nosuch=1"], "nosuch"),
         (["-accel", "jit,tb-size=0"], "tb-size"),
-        (["-accel", "jit,host-level=sse5"], "sse4, avx, avx2, not 'sse5'"),
+        (["-accel", "jit,host-level=sse5"], "sse4, avx, avx2, avx512, not 'sse5'"),
         (["-accel", "interpreter,host-level=sse4"], "host-level is for the JIT"),
         (["-smp", "0"], "-smp"),
         (["-smp", "-1"], "-smp"),

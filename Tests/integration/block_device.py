@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 from block import both_check, img, io, path, peer_io, run, tool
-from harness import PATIENCE, ROOT, Skip, case, check, main, temporary
+from harness import PATIENCE, ROOT, Skip, add_to_archive, case, check, main, temporary
 
 # What happens in the machine; each line that begins with STEP is looked for.
 SCRIPT = r"""
@@ -53,16 +53,6 @@ apus-io -t none -f host_device -c "read -P 9 4M 64k" /dev/nbd2 >/dev/null && ech
 apus-nbd -d /dev/nbd2 >/dev/null && apus-io -f raw -c "read -P 9 4M 64k" plain.raw >/dev/null && echo STEP kept
 cp disk.qcow2 /dev/vda; sync; echo STEP done
 """
-
-
-def add_to_archive(folder, archive):
-    """Appends an archive with a folder's files to an initial RAM disk."""
-    names = sorted(str(name.relative_to(folder)) for name in folder.rglob("*"))
-    made = subprocess.run(["cpio", "--quiet", "--create", "--format=newc", "--owner=0:0"], cwd=folder, check=True,
-                          input="\n".join(names).encode(), stdout=subprocess.PIPE).stdout
-    with open(archive, "ab") as file:
-        file.write(b"\0" * (-file.tell() % 512))
-        file.write(made)
 
 
 def install(program, folder):

@@ -32,7 +32,7 @@ def build(name, source, *flags, target="riscv64"):
     if "\n" in source:
         path = temporary() / (name + ".c")
         path.write_text(source)
-    subprocess.run([compiler, "-O1", "-w", *flags, "-o", output, path, "-lpthread"], check=True)
+    subprocess.run([compiler, "-O1", "-w", *flags, "-o", output, path, "-lpthread", "-lm"], check=True)
     return output
 
 

@@ -99,6 +99,16 @@ def bare_metal(name, source, *flags):
     return str(output)
 
 
+def add_to_archive(folder, archive):
+    """Appends an archive with a folder's files to an initial RAM disk."""
+    names = sorted(str(name.relative_to(folder)) for name in folder.rglob("*"))
+    made = subprocess.run(["cpio", "--quiet", "--create", "--format=newc", "--owner=0:0"], cwd=folder, check=True,
+                          input="\n".join(names).encode(), stdout=subprocess.PIPE).stdout
+    with open(archive, "ab") as file:
+        file.write(b"\0" * (-file.tell() % 512))
+        file.write(made)
+
+
 def free_port():
     import socket
     with socket.socket() as probe:

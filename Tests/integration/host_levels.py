@@ -10,7 +10,7 @@ from harness import Machine, PATIENCE, ROOT, Skip, case, check, linux, main, tem
 import aarch64machine
 import guestprograms
 
-LEVELS = ["sse4", "avx", "avx2"]
+LEVELS = ["sse4", "avx", "avx2", "avx512"]
 # CPU models, and the levels that each has.
 MODELS = {"Nehalem": 1, "Westmere": 1, "SandyBridge": 2, "Haswell": 3}
 TARGETS = ["riscv64", "aarch64"]

@@ -74,7 +74,7 @@ int apus_tap_has_header(int fd);
 
 // What the CPU and its system have: 1 x86-64-v2, 2 AVX besides, 3 AVX2, FMA, BMI1, BMI2 and lzcnt besides; 0 less.
 int apus_host_level(void);
-// Whether the CPU has: 0 pclmulqdq, 1 AES-NI, 2 SHA's instructions.
+// Whether the CPU has: 0 pclmulqdq, 1 AES-NI, 2 SHA's instructions, 3 AVX-512's BITALG.
 bool apus_cpu_supports(int feature);
 
 // Enters generated code at `code` with the state pointer in RBP; returns what the code leaves in RAX.
