@@ -20,7 +20,12 @@ final class JumpCaches {
   /// A page that has entries, by number.
   private struct CodePage {
     var virtual: UInt64
-    var physical: UInt64
+    var place: Place
+  }
+  /// Where a page of code is, and whether branches into it are checked: those that have an entry have been.
+  struct Place: Equatable {
+    var physicalPage: UInt64
+    var isGuarded: Bool
   }
   /// Clearing so many one by one costs less than clearing all.
   private static let usedLimit = 2048
@@ -34,16 +39,15 @@ final class JumpCaches {
   private let isPaged: Bool
   private let contextCount: Int
   // SAFETY: contextCount contexts, contextCount x usedLimit indices, and in paged memory contextCount x codePageLimit pages,
-  // contextCount x hintCount numbers and contextCount x entryCount words, alive as long as self.
+  // contextCount x hintCount numbers and contextCount x entryCount flags, alive as long as self.
   private let contexts: UnsafeMutablePointer<Context>
   /// The entries that have been filled since the context was cleared.
   private let used: UnsafeMutablePointer<UInt16>
   private let codePages: UnsafeMutablePointer<CodePage>
   /// Where in `codePages` a page may be, by the lowest bits of its number.
   private let codePageHints: UnsafeMutablePointer<UInt16>
-  /// The physical page of each entry's block, and the kind of branches that find it in bits 57 and 56; all ones for a block
-  /// of two pages.
-  private let physicalPages: UnsafeMutablePointer<UInt64>
+  /// Whether each entry's block goes on in a second page.
+  private let goesOn: UnsafeMutablePointer<Bool>
   /// The virtual pages that have, or had, entries; not kept in flat memory.
   private var pages = PageSet()
   /// Contexts whose entries are to be looked at before they are used: there was a flush that concerned them.
@@ -61,7 +65,7 @@ final class JumpCaches {
     let hintCount = isPaged ? contextCount * Self.hintCount : 0
     codePageHints = .allocate(capacity: hintCount)
     codePageHints.initialize(repeating: 0, count: hintCount)
-    physicalPages = .allocate(capacity: isPaged ? contextCount * Self.entryCount : 0)
+    goesOn = .allocate(capacity: isPaged ? contextCount * Self.entryCount : 0)
     // The rest of fresh memory is zero, which is empty.
     for context in 0..<contextCount { empty(0, context) }
   }
@@ -70,7 +74,7 @@ final class JumpCaches {
     used.deallocate()
     codePages.deallocate()
     codePageHints.deallocate()
-    physicalPages.deallocate()
+    goesOn.deallocate()
     pages.deallocate()
   }
 
@@ -99,9 +103,9 @@ final class JumpCaches {
     var pc: UInt64
     var mode: UInt32
     var code: UInt64
-    var physicalPage: UInt64
-    /// Where the block goes on, or all ones.
-    var secondPhysicalPage = UInt64.max
+    var place: Place
+    /// Where the block goes on.
+    var secondPlace: Place?
     var isGlobal: Bool
   }
 
@@ -123,11 +127,9 @@ final class JumpCaches {
     entry[1] = block.code
     entry[0] = key
     if isPaged {
-      let isWithinPage = block.secondPhysicalPage == .max
-      physicalPages[context * Self.entryCount + index] =
-        isWithinPage ? block.physicalPage | UInt64(kind) << 56 : .max
-      noteCodePage(block.pc >> 12, block.physicalPage, context)
-      if !isWithinPage { noteCodePage(block.pc >> 12 &+ 1, block.secondPhysicalPage, context) }
+      goesOn[context * Self.entryCount + index] = block.secondPlace != nil
+      noteCodePage(block.pc >> 12, block.place, context)
+      if let second = block.secondPlace { noteCodePage(block.pc >> 12 &+ 1, second, context) }
     }
     if !block.isGlobal { contexts[context].isLocal = true }
     let count = contexts[context].usedCount
@@ -136,7 +138,7 @@ final class JumpCaches {
     return index
   }
 
-  private func noteCodePage(_ virtual: UInt64, _ physical: UInt64, _ context: Int) {
+  private func noteCodePage(_ virtual: UInt64, _ place: Place, _ context: Int) {
     let count = contexts[context].codePageCount
     guard count <= Self.codePageLimit else { return }
     let pages = codePages + context * Self.codePageLimit
@@ -151,7 +153,7 @@ final class JumpCaches {
       }
       hint.pointee = UInt16(number)
     }
-    pages[number] = CodePage(virtual: virtual, physical: physical)
+    pages[number] = CodePage(virtual: virtual, place: place)
   }
 
   func remove(_ index: Int, _ context: Int) { empty(index, context) }
@@ -200,8 +202,8 @@ final class JumpCaches {
 
   /// After a flush or in another address space most code pages may be where they were, as a kernel's are, or a forked process's:
   /// looking each one up is cheaper than finding all their blocks again. The entries of the others go.
-  /// - Parameter physicalPage: looks a virtual page up, by number; `nil` if it is not there, or guarded.
-  func check(_ context: Int, _ physicalPage: (UInt64) -> UInt64?) {
+  /// - Parameter place: looks a virtual page up, by number; `nil` if it is not there.
+  func check(_ context: Int, _ place: (UInt64) -> Place?) {
     guard isUsed(context), contexts[context].codePageCount <= Self.codePageLimit,
       contexts[context].usedCount <= Self.usedLimit
     else { return clear(context) }
@@ -210,7 +212,7 @@ final class JumpCaches {
     var lostCount = 0
     var number = 0
     while number < contexts[context].codePageCount {
-      if physicalPage(pages[number].virtual) == pages[number].physical {
+      if place(pages[number].virtual) == pages[number].place {
         number += 1
         continue
       }
@@ -227,7 +229,7 @@ final class JumpCaches {
       let page = (entry(index, context)[0] & ~(3 << 62)) >> 12
       let isLost = (0..<lostCount).contains { lost[$0] & (1 << 50 - 1) == page }
       // A block of two pages may be about any.
-      if isLost || physicalPages[context * Self.entryCount + index] == .max { empty(index, context) }
+      if isLost || goesOn[context * Self.entryCount + index] { empty(index, context) }
     }
   }
 
@@ -239,14 +241,14 @@ final class JumpCaches {
     pages.remove(page)
     for context in 0..<contextCount where isUsed(context) {
       let entries = entry(0, context)
-      let physical = physicalPages + context * Self.entryCount
+      let goesOn = goesOn + context * Self.entryCount
       // The entries of a page are neighbours, one for each possible instruction.
       for candidate in [page, page &- 1] {
         let first = Int(truncatingIfNeeded: candidate << 11) & (Self.entryCount - 1)
         for index in first..<first + 2048
         // But for the tag of a kind.
         where (entries[index * 2] ^ candidate << 12) & ~(3 << 62) < 4096
-          && (candidate == page || physical[index] == .max)
+          && (candidate == page || goesOn[index])
         {
           empty(index, context)
         }

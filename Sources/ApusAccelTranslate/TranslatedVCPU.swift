@@ -371,15 +371,18 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       let isUngrouped = pc == ungroupedPC
       let kind = arrival.map { $0.pc == pc && $0.mode == mode ? $0.kind : 0 } ?? 0
       let isRemembered = isJIT && !isStepped && !isUngrouped
-      if isRemembered, findRecent(pc, page.physical >> 12, kind: kind, context) { return true }
+      let place = JumpCaches.Place(physicalPage: page.physical >> 12, isGuarded: lastFetchWasGuarded)
+      if isRemembered, findRecent(pc, place, kind: kind, context) { return true }
       let key = isUngrouped ? mode | TranslationCache.ungroupedKey : mode
       var found = cache.findBlock(
         pc: pc, physical: page.physical, host: page.host, key: key, nextPage: nil, for: self)
+      var secondPlace: JumpCaches.Place?
       if case .needsNextPage = found {
         let next = (pc | 4095) &+ 1
         let isGlobal = lastFetchWasGlobal
         guard let second = resolveFetch(next, pc: pc, context) else { continue }
         lastFetchWasGlobal = lastFetchWasGlobal && isGlobal
+        secondPlace = JumpCaches.Place(physicalPage: second.physical >> 12, isGuarded: lastFetchWasGuarded)
         found = cache.findBlock(
           pc: pc, physical: page.physical, host: page.host, key: key, nextPage: second, for: self)
       }
@@ -391,8 +394,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         if codeStale.exchange(false, ordering: .acquiringAndReleasing) { forgetBlocks() }
         if isRemembered {
           let block = JumpCaches.Block(
-            pc: pc, mode: mode, code: nextCode,
-            physicalPage: page.physical >> 12, secondPhysicalPage: cache.secondPhysicalPage(number),
+            pc: pc, mode: mode, code: nextCode, place: place, secondPlace: secondPlace,
             isGlobal: lastFetchWasGlobal)
           remember(block, kind: kind, context, number: number)
         }
@@ -405,24 +407,24 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
 
   /// Finds a block that was found lately, which then is in the jump cache again.
-  private func findRecent(_ pc: UInt64, _ physicalPage: UInt64, kind: UInt32, _ context: Int) -> Bool {
+  private func findRecent(_ pc: UInt64, _ place: JumpCaches.Place, kind: UInt32, _ context: Int) -> Bool {
     let mode = self.mode
-    guard let recent = recentBlocks.find(pc, physicalPage, mode) else { return false }
+    guard let recent = recentBlocks.find(pc, place.physicalPage, mode) else { return false }
     let block = JumpCaches.Block(
-      pc: pc, mode: mode, code: recent.pointee.code, physicalPage: physicalPage, isGlobal: lastFetchWasGlobal)
+      pc: pc, mode: mode, code: recent.pointee.code, place: place, isGlobal: lastFetchWasGlobal)
     (nextBlock, nextCode) = (recent.pointee.number, recent.pointee.code)
     let entry = jumps.insert(block, kind: kind, context)
     // As in `remember`: `forgetJump` begins with the recent blocks.
     apus_fence()
-    if recentBlocks.find(pc, physicalPage, mode) == nil { jumps.remove(entry, context) }
+    if recentBlocks.find(pc, place.physicalPage, mode) == nil { jumps.remove(entry, context) }
     return true
   }
 
   /// Enters a block into the jump cache of its mode, and among the recent ones.
   private func remember(_ block: JumpCaches.Block, kind: UInt32, _ context: Int, number: UInt32) {
     let entry = jumps.insert(block, kind: kind, context)
-    if block.secondPhysicalPage == .max {
-      recentBlocks.insert(number, code: block.code, block.pc, block.physicalPage, block.mode)
+    if block.secondPlace == nil {
+      recentBlocks.insert(number, code: block.code, block.pc, block.place.physicalPage, block.mode)
     }
     // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entries.
     apus_fence()
@@ -431,7 +433,9 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
       recentBlocks.forget(block.pc)
     }
   }
+  /// About the page that `resolveFetch` found last.
   private var lastFetchWasGlobal = true
+  private var lastFetchWasGuarded = false
   /// The mode that was last looked at, and its context.
   private var lastMode = UInt32.max
   private var lastContext = 0
@@ -470,7 +474,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
         state.storeBytes(of: 0, toByteOffset: StateHeader.pendingExit, as: UInt32.self)
         return nil
       }
-      lastFetchWasGlobal = entry.pointee.isGlobal
+      (lastFetchWasGlobal, lastFetchWasGuarded) = (entry.pointee.isGlobal, entry.pointee.isGuarded)
       let offset = address & 4095
       return (
         entry.pointee.physicalPage << 12 | offset,
@@ -586,10 +590,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// Whether what the jump cache knows is true by the guest's registers, which are the context's.
   private func checkJumps(_ context: Int) {
     jumps.check(context) { page in
-      guard case .page(let entry) = resolve(page << 12, .fetch, context), !entry.pointee.isGuarded else {
-        return nil
-      }
-      return entry.pointee.physicalPage
+      guard case .page(let entry) = resolve(page << 12, .fetch, context) else { return nil }
+      return JumpCaches.Place(physicalPage: entry.pointee.physicalPage, isGuarded: entry.pointee.isGuarded)
     }
   }
 

@@ -300,7 +300,6 @@ public final class TranslationCache: @unchecked Sendable {
 
   func byteCount(of number: UInt32) -> UInt64 { UInt64(table[number].byteCount) }
   func codeAddress(_ number: UInt32) -> UInt64 { buffer!.address(Int(table[number].codeOffset)) }
-  func secondPhysicalPage(_ number: UInt32) -> UInt64 { table.pointer(number).pointee.secondPhysicalPage }
   /// No lock: for a caller that has made the block reachable and asks whether it was dropped meanwhile.
   func isInvalid(_ number: UInt32) -> Bool { table.pointer(number).pointee.isInvalid }
   func record(locked number: UInt32) -> BlockRecord { lock.withLock { table[number] } }
