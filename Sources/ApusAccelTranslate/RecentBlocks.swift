@@ -1,3 +1,4 @@
+import ApusHost
 import CApusHost
 
 /// The blocks that a vCPU found lately, in sets of two by PC: after an address-space switch or a flush its code is found here
@@ -6,21 +7,19 @@ import CApusHost
 /// Belongs to the vCPU's thread, but for `forget`.
 struct RecentBlocks {
   struct Entry {
-    /// All ones: empty.
-    fileprivate var pc: UInt64 = .max
+    /// All ones after `forget`.
+    fileprivate var pc: UInt64 = 0
     fileprivate var physicalPage: UInt64 = 0
     fileprivate var key: UInt32 = 0
+    /// 0: there is no block.
     var number: UInt32 = 0
     var code: UInt64 = 0
   }
   private static let setCount = 4096
-  // SAFETY: 2 x setCount entries until `deallocate`.
+  // SAFETY: 2 x setCount entries until `deallocate`; zeroed memory, which is touched when it is used, has none.
   private let entries: UnsafeMutablePointer<Entry>
 
-  init() {
-    entries = .allocate(capacity: 2 * Self.setCount)
-    removeAll()
-  }
+  init() { entries = HostMemory.zeroed(Entry.self, count: 2 * Self.setCount) }
   func deallocate() { entries.deallocate() }
   func removeAll() { entries.initialize(repeating: Entry(), count: 2 * Self.setCount) }
 
@@ -33,7 +32,9 @@ struct RecentBlocks {
   func find(_ pc: UInt64, _ physicalPage: UInt64, _ key: UInt32) -> UnsafePointer<Entry>? {
     let set = set(pc)
     for way in 0..<2
-    where set[way].pc == pc && set[way].physicalPage == physicalPage && set[way].key == key {
+    where set[way].pc == pc && set[way].physicalPage == physicalPage && set[way].key == key
+      && set[way].number != 0
+    {
       return UnsafePointer(set + way)
     }
     return nil

@@ -24,7 +24,8 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   let tlb: SecondLevelTLB
   private let firstLevel: FirstLevelTLB
   private let jumps: JumpCaches
-  private let recentBlocks = RecentBlocks()
+  /// None in flat memory, where nothing is flushed.
+  private let recentBlocks: RecentBlocks?
   let memory: AddressSpace?
   /// For what generated code leaves to it; many threads never need one.
   private(set) lazy var evaluator = IREvaluator()
@@ -78,6 +79,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     let isPaged = memory != nil
     firstLevel = FirstLevelTLB(state: state, contextCount: isPaged ? StateHeader.contextCount : 1)
     jumps = JumpCaches(state: state, isPaged: isPaged)
+    recentBlocks = isPaged ? RecentBlocks() : nil
     isJIT = cache.options.engine == .jit
     isStepped = !isJIT || cache.options.verifies || cache.options.log.items.contains(.execution)
     guest = makeGuest(state, self)
@@ -90,7 +92,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
     cache.attach(self)
   }
 
-  deinit { recentBlocks.deallocate() }
+  deinit { recentBlocks?.deallocate() }
 
   /// Calls `body` with the vCPU whose state this is; for the runtime functions.
   @inline(__always)
@@ -129,7 +131,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
   /// A block at this PC is dropped.
   func forgetJump(to pc: UInt64) {
-    recentBlocks.forget(pc)
+    recentBlocks?.forget(pc)
     apus_fence()
     jumps.forget(pc)
   }
@@ -409,7 +411,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   /// Finds a block that was found lately, which then is in the jump cache again.
   private func findRecent(_ pc: UInt64, _ place: JumpCaches.Place, kind: UInt32, _ context: Int) -> Bool {
     let mode = self.mode
-    guard let recent = recentBlocks.find(pc, place.physicalPage, mode) else { return false }
+    guard let recentBlocks, let recent = recentBlocks.find(pc, place.physicalPage, mode) else { return false }
     let block = JumpCaches.Block(
       pc: pc, mode: mode, code: recent.pointee.code, place: place, isGlobal: lastFetchWasGlobal)
     (nextBlock, nextCode) = (recent.pointee.number, recent.pointee.code)
@@ -424,13 +426,13 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   private func remember(_ block: JumpCaches.Block, kind: UInt32, _ context: Int, number: UInt32) {
     let entry = jumps.insert(block, kind: kind, context)
     if block.secondPlace == nil {
-      recentBlocks.insert(number, code: block.code, block.pc, block.place.physicalPage, block.mode)
+      recentBlocks?.insert(number, code: block.code, block.pc, block.place.physicalPage, block.mode)
     }
     // Another vCPU may have dropped the block since it was found, too early for `forgetJump` to see the entries.
     apus_fence()
     if cache.isInvalid(number) {
       jumps.remove(entry, context)
-      recentBlocks.forget(block.pc)
+      recentBlocks?.forget(block.pc)
     }
   }
   /// About the page that `resolveFetch` found last.
@@ -500,7 +502,7 @@ public final class TranslatedVCPU: VCPU, GuestEngine, @unchecked Sendable {
   }
   private func forgetBlocks() {
     jumps.clearAll()
-    recentBlocks.removeAll()
+    recentBlocks?.removeAll()
   }
   private func dropStaleStorePermissions() {
     guard storesStale.load(ordering: .sequentiallyConsistent),
