@@ -12,8 +12,6 @@ final class JumpCaches {
     var mode = UInt32.max
     /// Some entries are of pages that are not global.
     var isLocal = false
-    /// How many of `used` count; more than `usedLimit`: too many to tell.
-    var usedCount = 0
     /// How many of `codePages` count; more than `codePageLimit`: too many to be kept.
     var codePageCount = 0
   }
@@ -27,8 +25,6 @@ final class JumpCaches {
     var physicalPage: UInt64
     var isGuarded: Bool
   }
-  /// Clearing so many one by one costs less than clearing all.
-  private static let usedLimit = 2048
   private static let codePageLimit = 512
   private static let hintCount = 256
   private static let entryCount = StateHeader.jumpCacheEntryCount
@@ -38,11 +34,10 @@ final class JumpCaches {
   /// Flat memory has one context, and no pages that could come to mean something else.
   private let isPaged: Bool
   private let contextCount: Int
-  // SAFETY: contextCount contexts, contextCount x usedLimit indices, and in paged memory contextCount x codePageLimit pages,
-  // contextCount x hintCount numbers and contextCount x entryCount flags, alive as long as self.
+  private let used: UsedEntries
+  // SAFETY: contextCount contexts, and in paged memory contextCount x codePageLimit pages, contextCount x hintCount numbers and
+  // contextCount x entryCount flags, alive as long as self.
   private let contexts: UnsafeMutablePointer<Context>
-  /// The entries that have been filled since the context was cleared.
-  private let used: UnsafeMutablePointer<UInt16>
   private let codePages: UnsafeMutablePointer<CodePage>
   /// Where in `codePages` a page may be, by the lowest bits of its number.
   private let codePageHints: UnsafeMutablePointer<UInt16>
@@ -60,7 +55,7 @@ final class JumpCaches {
     contextCount = isPaged ? StateHeader.contextCount : 1
     contexts = .allocate(capacity: contextCount)
     contexts.initialize(repeating: Context(), count: contextCount)
-    used = .allocate(capacity: contextCount * Self.usedLimit)
+    used = UsedEntries(contextCount: contextCount, limit: 2048)
     codePages = .allocate(capacity: isPaged ? contextCount * Self.codePageLimit : 0)
     let hintCount = isPaged ? contextCount * Self.hintCount : 0
     codePageHints = .allocate(capacity: hintCount)
@@ -132,9 +127,7 @@ final class JumpCaches {
       if let second = block.secondPlace { noteCodePage(block.pc >> 12 &+ 1, second, context) }
     }
     if !block.isGlobal { contexts[context].isLocal = true }
-    let count = contexts[context].usedCount
-    if count < Self.usedLimit { used[context * Self.usedLimit + count] = UInt16(index) }
-    if count <= Self.usedLimit { contexts[context].usedCount = count + 1 }
+    used.note(index, context)
     return index
   }
 
@@ -179,18 +172,16 @@ final class JumpCaches {
   func clear(_ context: Int) {
     guard isUsed(context) else { return }
     clears += 1
-    if contexts[context].usedCount <= Self.usedLimit {
-      for index in usedEntries(context) { empty(Int(index), context) }
+    if let list = used.list(context) {
+      for index in list { empty(Int(index), context) }
     } else {
       UnsafeMutableRawPointer(entry(0, context)).initializeMemory(
         as: UInt8.self, repeating: 0, count: Self.entryCount * StateHeader.jumpCacheEntryByteCount)
       empty(0, context)
     }
     contexts[context] = Context()
+    used.reset(context)
     stale.remove(context)
-  }
-  private func usedEntries(_ context: Int) -> UnsafeBufferPointer<UInt16> {
-    UnsafeBufferPointer(start: used + context * Self.usedLimit, count: contexts[context].usedCount)
   }
 
   func clearAll() {
@@ -205,7 +196,7 @@ final class JumpCaches {
   /// - Parameter place: looks a virtual page up, by number; `nil` if it is not there.
   func check(_ context: Int, _ place: (UInt64) -> Place?) {
     guard isUsed(context), contexts[context].codePageCount <= Self.codePageLimit,
-      contexts[context].usedCount <= Self.usedLimit
+      let list = used.list(context)
     else { return clear(context) }
     let pages = codePages + context * Self.codePageLimit
     var lost: InlineArray<4, UInt64> = .init(repeating: .max)
@@ -224,7 +215,7 @@ final class JumpCaches {
     }
     stale.remove(context)
     guard lostCount > 0 else { return }
-    for index in usedEntries(context) {
+    for index in list {
       let index = Int(index)
       let page = (entry(index, context)[0] & ~(3 << 62)) >> 12
       let isLost = (0..<lostCount).contains { lost[$0] & (1 << 50 - 1) == page }

@@ -39,13 +39,10 @@ struct RecentBlocks {
     }
     return nil
   }
+  /// Nothing moves from one way to the other: `forget` could miss it on its way.
   func insert(_ number: UInt32, code: UInt64, _ pc: UInt64, _ physicalPage: UInt64, _ key: UInt32) {
-    let set = set(pc)
-    // The newest comes first.
-    apus_store_relaxed64(set + 1, .max)
-    set[1] = set[0]
-    apus_store_relaxed64(set, .max)
-    set[0] = Entry(pc: pc, physicalPage: physicalPage, key: key, number: number, code: code)
+    set(pc)[Int(number & 1)] = Entry(
+      pc: pc, physicalPage: physicalPage, key: key, number: number, code: code)
   }
   /// Takes out a block that is dropped, from any thread: with a fence the vCPU makes sure that what it inserts is not.
   func forget(_ pc: UInt64) {
