@@ -56,6 +56,7 @@ public final class TranslationCache: @unchecked Sendable {
       if !features.hasCipher || !features.hasCarrylessMultiply { block.optimisations.remove(.hostCrypto) }
       if !features.hasSHA { block.optimisations.remove(.hostSHA) }
       if !features.hasAVX512 { block.optimisations.remove(.hostWideLanes) }
+      if !features.hasAVX2 { block.optimisations.remove(.hostLaneShifts) }
     }
     if options.writesPerfMap { perfMap = PerfMap() }
     memory?.onMapChange { [unowned self] in lock.withLock { for vcpu in vcpus { vcpu.mappingsChanged() } } }

@@ -182,6 +182,13 @@ extension X86Assembler {
     vex(to.rawValue, vvvv: a.rawValue, rm: b.rawValue, map: 2, prefix: 1, wide: double, opcode)
   }
 
+  /// AVX2's shifts by lanes: vpsllv 47, vpsrlv 45, vpsrav 46 (not of 64 bits).
+  public mutating func shiftByLanes(
+    _ opcode: UInt8, _ to: X86Vector, _ a: X86Vector, _ counts: X86Vector, wide: Bool
+  ) {
+    vex(to.rawValue, vvvv: a.rawValue, rm: counts.rawValue, map: 2, prefix: 1, wide: wide, opcode)
+  }
+
   // MARK: Parts
 
   /// Whether SSE's instruction may have its operands the other way round. Of two NaNs, the other may win then.

@@ -6,7 +6,7 @@ import ApusISAAArch64
 ///
 /// ```
 ///    0  x0 .. x30, sp       1024  v0 .. v31, 16 bytes each      1536  fields, a u64 each, in the order below
-/// 1792  64 bytes for elements on their way between vectors and memory       1856  `AArch64SystemSlot`s
+/// 1792  five vectors for what lies between operations       1872  `AArch64SystemSlot`s
 /// ```
 public struct AArch64State: @unchecked Sendable {
   // SAFETY: base points at StateHeader.byteCount bytes that outlive this view.

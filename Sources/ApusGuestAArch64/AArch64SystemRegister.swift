@@ -39,7 +39,7 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
   /// VSE; bit 7 GICv3's secure group 1, while bit 0 is the non-secure one. Written by any thread.
   case interruptLines
 
-  public var offset: Int { 1856 + rawValue * 8 }
+  public var offset: Int { 1872 + rawValue * 8 }
 
   static let breakPoints: [(value: Self, control: Self)] = [
     (.breakValue0, .breakControl0), (.breakValue1, .breakControl1), (.breakValue2, .breakControl2),
@@ -56,9 +56,9 @@ public enum AArch64SystemSlot: Int, CaseIterable, Sendable {
 extension AArch64State {
   @inlinable
   public subscript(_ slot: AArch64SystemSlot) -> UInt64 {
-    get { base.load(fromByteOffset: 1856 + slot.rawValue * 8, as: UInt64.self) }
+    get { base.load(fromByteOffset: 1872 + slot.rawValue * 8, as: UInt64.self) }
     nonmutating set {
-      base.storeBytes(of: newValue, toByteOffset: 1856 + slot.rawValue * 8, as: UInt64.self)
+      base.storeBytes(of: newValue, toByteOffset: 1872 + slot.rawValue * 8, as: UInt64.self)
     }
   }
 }

@@ -274,12 +274,18 @@ extension AArch64Translator {
   private mutating func structures() {
     let isLoad = bits(22, 1) == 1
     let isFull = bits(30, 1) == 1
-    let counts: [UInt32: (registers: Int, elements: Int)] = [
-      0: (4, 4), 2: (4, 1), 4: (3, 3), 6: (3, 1), 7: (1, 1), 8: (2, 2), 10: (2, 1),
-    ]
-    guard let (registers, elements) = counts[bits(12, 4)], elements == 1 || isFull || bits(10, 2) != 3 else {
-      return undefined()
+    let (registers, elements): (Int, Int)
+    switch bits(12, 4) {
+    case 0: (registers, elements) = (4, 4)
+    case 2: (registers, elements) = (4, 1)
+    case 4: (registers, elements) = (3, 3)
+    case 6: (registers, elements) = (3, 1)
+    case 7: (registers, elements) = (1, 1)
+    case 8: (registers, elements) = (2, 2)
+    case 10: (registers, elements) = (2, 1)
+    default: return undefined()
     }
+    guard elements == 1 || isFull || bits(10, 2) != 3 else { return undefined() }
     let base = xsp(rn)
     let byteCount = isFull ? 16 : 8
     let total = registers * byteCount
@@ -287,7 +293,9 @@ extension AArch64Translator {
     if bits(23, 1) == 1 {
       newBase = block.binary(.add64, base, rm == 31 ? constant(UInt64(total)) : x(rm))
     }
-    if isLoad {
+    if elements > 1, block.optimisations.contains(.hostVector) {
+      sortedStructures(elements, base, byteCount: byteCount, isLoad: isLoad)
+    } else if isLoad {
       for index in 0..<registers {
         let (register, place) = ((rd + index) & 31, Int64(index * byteCount))
         if isFull {
@@ -309,6 +317,22 @@ extension AArch64Translator {
       }
     }
     if let newBase { setXSP(rn, newBase) }
+  }
+
+  /// ld2 to ld4 and st2 to st4 by way of the scratch area.
+  private mutating func sortedStructures(_ elements: Int, _ base: IRValue, byteCount: Int, isLoad: Bool) {
+    let (scale, total) = (Int(bits(10, 2)), elements * byteCount)
+    if !isLoad { interleave(elements, scale: scale, byteCount: byteCount) }
+    for offset in stride(from: 0, to: total, by: 16) {
+      let (slot, place) = (AArch64State.scratch + offset, memory(Int64(offset)))
+      switch (isLoad, total - offset >= 16) {
+      case (true, true): block.loadV128(slot, base, place)
+      case (true, false): block.set64(slot, block.load(.load64, base, place))
+      case (false, true): block.storeV128(slot, base, place)
+      case (false, false): block.store(.store64, base, block.get64(slot), place)
+      }
+    }
+    if isLoad { deinterleave(elements, scale: scale, byteCount: byteCount) }
   }
 
   /// One lane of one to four registers, or one element for all lanes.

@@ -14,6 +14,10 @@ extension AArch64Translator {
     case .vectorImmediate: if immediateVector() { return }
     case .vectorThreeSame: if bitwiseVector() || addVector() { return }
     case .vectorCopy: if copyVector() { return }
+    case .scalarCopy:
+      let scale = bits(16, 5).trailingZeroBitCount
+      let part = lanePart(rn, lane: Int(bits(16, 5)) >> (scale + 1), scale: scale)
+      return setHalves(scale == 3 ? part : block.binary(.and64, part, constant(laneMask(scale))), nil)
     default: break
     }
     call(.vector, constant(UInt64(word)))
@@ -25,14 +29,23 @@ extension AArch64Translator {
     setVector(rd, Halves(low: block.unary(.moveI64ToF64, low), high: high))
   }
 
-  /// movi, mvni, fmov: constants. orr and bic with immediates are left to the vector unit.
+  /// movi, mvni, fmov: constants; orr and bic.
   private func immediateVector() -> Bool {
+    guard let value = AArch64VectorUnit.expandedImmediate(word) else { return false }
     let cmode = bits(12, 4)
-    let isOr = cmode & 1 == 1 && cmode < 12
-    guard !isOr, let value = AArch64VectorUnit.expandedImmediate(word) else { return false }
-    setHalves(constant(value), isFull ? constant(value) : nil)
+    guard cmode & 1 == 1, cmode < 12 else {
+      setHalves(constant(value), isFull ? constant(value) : nil)
+      return true
+    }
+    // bic has its immediate inverted already.
+    let opcode: IROpcode = bits(29, 1) == 1 ? .and64 : .or64
+    func piece(_ isHigh: Bool) -> IRValue { block.binary(opcode, half(rd, isHigh), constant(value)) }
+    let low = piece(false)
+    setHalves(low, isFull ? piece(true) : nil)
     return true
   }
+
+  private func laneMask(_ scale: Int) -> UInt64 { AArch64Vector.mask(scale) }
 
   private func bitwiseVector() -> Bool {
     guard bits(11, 5) == 3 else { return false }
@@ -80,7 +93,7 @@ extension AArch64Translator {
     guard imm5 & 15 != 0 else { return false }
     let scale = imm5.trailingZeroBitCount
     let lane = imm5 >> (scale + 1)
-    let mask: UInt64 = scale == 3 ? .max : (1 << (8 << UInt64(scale))) - 1
+    let mask = laneMask(scale)
     if bits(29, 1) == 1 {
       guard isFull else { return false }
       insert(lanePart(rn, lane: Int(bits(11, 4)) >> scale, scale: scale), rd, lane: lane, scale: scale)
@@ -121,10 +134,12 @@ extension AArch64Translator {
     var b: Int?
     /// The upper half is written; otherwise it becomes zero, or stays for `narrowHigh`.
     var isFull: Bool
+    /// The upper half becomes zero after all.
+    var isScalar = false
   }
 
   func isAvailable(_ operation: IRVectorOperation, _ scale: Int) -> Bool {
-    operation.isAvailable(scale: scale, isWide: block.optimisations.contains(.hostWideLanes))
+    operation.isAvailable(scale: scale, block.optimisations)
   }
 
   private func whole(_ one: WholeOperation) {
@@ -132,12 +147,26 @@ extension AArch64Translator {
       IRVectorOperand(
         one.operation, scale: one.scale, amount: one.amount, isFull: one.isFull,
         destination: AArch64State.v(rd), a: AArch64State.v(one.a), b: one.b.map(AArch64State.v)))
-    if !one.isFull, !one.operation.narrowsToHigh { setHigh(rd, nil) }
+    if !one.isFull && !one.operation.narrowsToHigh || one.isScalar { setHigh(rd, nil) }
   }
 
   private func wholeOperation(_ opcode: AArch64Opcode) -> WholeOperation? {
-    let found: WholeOperation?
+    var found: WholeOperation?
     switch opcode {
+    // Scalars of 64 bits, with both lanes; those that saturate look at the lanes.
+    case .scalarThreeSame where bits(22, 2) == 3 && bits(11, 5) & 0x1b != 1 && bits(11, 5) < 0x18:
+      found = threeSame()
+      found?.isScalar = true
+    case .scalarShift:
+      found = shift()
+      if found?.scale != 3 { found = nil }
+      found?.isScalar = true
+    case .scalarMiscellaneous where bits(22, 2) == 3 && (8..<12).contains(bits(12, 5)):
+      found = miscellaneous()
+      found?.isScalar = true
+    case .scalarCopy where bits(16, 4) == 8:
+      let operation: IRVectorOperation = bits(20, 1) == 1 ? .interleaveHigh : .move
+      found = WholeOperation(operation: operation, scale: 3, a: rn, b: rn, isFull: true, isScalar: true)
     case .vectorThreeSame: found = threeSame()
     case .vectorMiscellaneous: found = miscellaneous()
     case .vectorShift: found = shift()
@@ -189,7 +218,7 @@ extension AArch64Translator {
     case 0x11: operation = u ? .equal : .anySet
     case 0x12: operation = u ? .multiplySubtract : .multiplyAdd
     case 0x13 where !u: operation = .multiply
-    case 0x16 where u: operation = .multiplyHighSaturated
+    case 0x16: operation = u ? .multiplyHighRoundedSaturated : .multiplyHighSaturated
     case 0x14 where isFull: operation = u ? .maxPairsUnsigned : .maxPairsSigned
     case 0x15 where isFull: operation = u ? .minPairsUnsigned : .minPairsSigned
     case 0x17 where isFull && !u: operation = .addPairs
@@ -273,14 +302,16 @@ extension AArch64Translator {
     let lane = scale - 3
     let bitCount = 8 << lane
     func one(_ operation: IRVectorOperation, _ amount: Int) -> WholeOperation? {
-      guard lane < 3 || isFull, amount < bitCount else { return nil }
+      // Only rounded ones leave something of a shift by all bits.
+      let isRounded = operation == .shiftRightRoundedSigned || operation == .shiftRightRoundedUnsigned
+      guard lane < 3 || isFull, amount < bitCount || isRounded else { return nil }
       return WholeOperation(operation: operation, scale: lane, amount: amount, a: rn, b: nil, isFull: isFull)
     }
     switch bits(11, 5) {
     // All bits away: signed ones leave their sign.
     case 0x00 where !isUnsigned: return one(.shiftRightSigned, min(2 * bitCount - field, bitCount - 1))
     case 0x00: return one(.shiftRightUnsigned, 2 * bitCount - field)
-    case 0x04 where 2 * bitCount - field > 1:
+    case 0x04:
       return one(isUnsigned ? .shiftRightRoundedUnsigned : .shiftRightRoundedSigned, 2 * bitCount - field)
     case 0x0a where !isUnsigned: return one(.shiftLeft, field - bitCount)
     case 0x10 where !isUnsigned && lane < 3:
@@ -301,10 +332,14 @@ extension AArch64Translator {
 
   private func permute() -> WholeOperation? {
     guard isFull else { return nil }
-    let operations: [UInt32: IRVectorOperation] = [
-      1: .evenLanes, 5: .oddLanes, 3: .interleaveLow, 7: .interleaveHigh,
-    ]
-    guard let operation = operations[bits(12, 3)] else { return nil }
+    let operation: IRVectorOperation
+    switch bits(12, 3) {
+    case 1: operation = .evenLanes
+    case 5: operation = .oddLanes
+    case 3: operation = .interleaveLow
+    case 7: operation = .interleaveHigh
+    default: return nil
+    }
     return WholeOperation(operation: operation, scale: Int(bits(22, 2)), a: rn, b: rm, isFull: true)
   }
 }

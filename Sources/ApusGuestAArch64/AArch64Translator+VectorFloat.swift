@@ -149,8 +149,13 @@ extension AArch64Translator {
   private func indexed(_ shape: IRVectorShape) -> Bool {
     guard isSecond, !isUpperBit(29), !isDouble || !isUpperBit(21) else { return false }
     let element = Int(isDouble ? bits(11, 1) : bits(11, 1) << 1 | bits(21, 1))
-    let operations: [UInt32: IRVectorFloatOperation] = [1: .multiplyAdd, 5: .multiplySubtract, 9: .multiply]
-    guard let operation = operations[bits(12, 4)] else { return false }
+    let operation: IRVectorFloatOperation
+    switch bits(12, 4) {
+    case 1: operation = .multiplyAdd
+    case 5: operation = .multiplySubtract
+    case 9: operation = .multiply
+    default: return false
+    }
     return emit(operation, shape, a: rn, b: Int(bits(16, 5)), element: element)
   }
 

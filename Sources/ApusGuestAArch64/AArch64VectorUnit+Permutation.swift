@@ -60,8 +60,8 @@ extension AArch64VectorUnit {
   }
 
   static func structure(_ word: UInt32) -> (elements: Int, scale: Int, byteCount: Int) {
-    let counts: [UInt32: Int] = [0: 4, 4: 3, 8: 2]
-    return (counts[word >> 12 & 15] ?? 1, Int(word >> 10 & 3), word >> 30 & 1 != 0 ? 16 : 8)
+    // 0, 4 and 8 stand for four, three and two elements.
+    (4 - Int(word >> 14 & 3), Int(word >> 10 & 3), word >> 30 & 1 != 0 ? 16 : 8)
   }
 
   /// The registers hold memory's bytes one after the other: element i goes to register i mod n.

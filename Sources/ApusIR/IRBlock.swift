@@ -64,16 +64,18 @@ public struct IROptimisations: OptionSet, Sendable {
   public static let hostCrypto = IROptimisations(rawValue: 1024)
   /// SHA-1 and SHA-256 on the host's instructions.
   public static let hostSHA = IROptimisations(rawValue: 2048)
-  /// Vector operations that few hosts have: more of those on lanes of 64 bits, shifts by lanes, operations on three operands.
+  /// Vector operations that few hosts have: more of those on lanes of 64 bits, operations on three operands.
   public static let hostWideLanes = IROptimisations(rawValue: 4096)
+  /// Shifts of lanes of 32 and 64 bits by lanes.
+  public static let hostLaneShifts = IROptimisations(rawValue: 8192)
 
-  public static let all = IROptimisations(rawValue: 8191)
+  public static let all = IROptimisations(rawValue: 16383)
   public static let names: [(String, IROptimisations)] = [
     ("fold", .fold), ("forward", .forward), ("superblock", .superblock), ("chain", .chain),
     ("jump-cache", .jumpCache), ("pin", .pin), ("host-float", .hostFloat), ("dead-code", .deadCode),
     ("group", .group), ("host-vector", .hostVector),
     ("host-crypto", .hostCrypto), ("host-sha", .hostSHA),
-    ("host-wide-lanes", .hostWideLanes),
+    ("host-wide-lanes", .hostWideLanes), ("host-lane-shifts", .hostLaneShifts),
   ]
 }
 

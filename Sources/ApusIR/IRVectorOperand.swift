@@ -7,7 +7,7 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // All ones where the comparison holds. anySet: a & b is not 0.
   case equal, greaterSigned, greaterOrEqualSigned, greaterUnsigned, greaterOrEqualUnsigned, anySet
   case minSigned, maxSigned, minUnsigned, maxUnsigned
-  // By `amount`, less than the lane's bits; `Rounded`, 2 or more: half of the last bit lost is added first.
+  // By `amount`, less than the lane's bits; `Rounded`, 1 to the lane's bits: half of the last bit lost is added first.
   case shiftLeft, shiftRightSigned, shiftRightUnsigned, shiftRightRoundedSigned, shiftRightRoundedUnsigned
   // Of the lanes of a and b, b's behind a's: alternating from the lower or upper halves; the even or odd ones.
   case interleaveLow, interleaveHigh, evenLanes, oddLanes
@@ -15,12 +15,15 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   case flipSigns, clearSigns
   // |a - b|; (a + b + 1) / 2.
   case absoluteDifferenceSigned, absoluteDifferenceUnsigned, averageUnsigned
-  // Held to the lane's range; a lane that had to be sets `StateHeader.saturation`. multiplyHigh: the upper half of 2ab,
-  // rounded.
+  // Held to the lane's range; a lane that had to be sets `StateHeader.saturation`. multiplyHigh: the upper half of 2ab, cut
+  // or rounded.
   case addSaturatedSigned, addSaturatedUnsigned, subtractSaturatedSigned, subtractSaturatedUnsigned
-  case multiplyHighSaturated
-  // Bits set; a's byte b[i], or 0 if b[i] is above 15; a's lane `amount`.
-  case countOnes, permute, broadcast
+  case multiplyHighSaturated, multiplyHighRoundedSaturated
+  // Bits set; a's lane `amount`.
+  case countOnes, broadcast
+  // Bytes of a: byte b[i] - `amount`, or those that `IRTripleOrder(amount)` names for lanes of this size; 0 for what is not
+  // there. `Onto`: ORed to d.
+  case permute, permuteOnto, reorder, reorderOnto
   // Of all lanes of a (of its lower half without `isFull`): the lowest lane; the others are 0.
   case addAcross, minAcrossSigned, maxAcrossSigned, minAcrossUnsigned, maxAcrossUnsigned
   // Sums of a's neighbouring lanes in twice the size; products of lanes from the lower or upper halves in twice the size.
@@ -51,13 +54,16 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   case sha1Choose, sha1Parity, sha1Majority, sha1Rotate, sha1ScheduleFirst, sha1ScheduleSecond
   // Four rounds of SHA-256: d is a to d and a is e to h, or the other way round; b the words with the constants.
   case sha256First, sha256Second, sha256ScheduleFirst, sha256ScheduleSecond
-  // With `hostWideLanes`. Onto d: d ^ a ^ b, d ^ (a & ~b). a's lanes shifted left by the signed lowest byte of b's, to the
-  // right where it is negative, by any number of bits. Zeros above the highest one.
-  case xorBoth, xorAndNot, shiftByLanesSigned, shiftByLanesUnsigned, countLeadingZeros
+  // a's lanes shifted left by the signed lowest byte of b's, to the right where it is negative, by any number of bits. Lanes
+  // of 32 and 64 bits with `hostLaneShifts`.
+  case shiftByLanesSigned, shiftByLanesUnsigned
+  // With `hostWideLanes`. Onto d: d ^ a ^ b, d ^ (a & ~b). Zeros above the highest one.
+  case xorBoth, xorAndNot, countLeadingZeros
 
   public var readsDestination: Bool {
     switch self {
     case .select, .insertIfTrue, .insertIfFalse, .xorBoth, .xorAndNot, .multiplyAdd, .multiplySubtract,
+      .permuteOnto, .reorderOnto,
       .sha1Choose, .sha1Parity, .sha1Majority, .sha1ScheduleFirst, .sha1ScheduleSecond, .sha256First,
       .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
       true
@@ -67,29 +73,28 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
 
   /// Whether back ends have the operation for lanes of `8 << scale` bits; for narrow and widen those of the smaller side.
   ///
-  /// - Parameter isWide: with `IROptimisations.hostWideLanes`.
-  public func isAvailable(scale: Int, isWide: Bool) -> Bool {
-    switch self {
+  /// - Parameter optimisations: of the block; what hosts have.
+  public func isAvailable(scale: Int, _ optimisations: IROptimisations) -> Bool {
+    let isWide = optimisations.contains(.hostWideLanes)
+    return switch self {
     case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .extract,
-      .permute, .broadcast, .reverse:
+      .permute, .permuteOnto, .reorder, .reorderOnto, .broadcast, .reverse:
       true
     case .add, .subtract, .negate, .equal, .greaterSigned, .anySet, .interleaveLow, .interleaveHigh,
       .evenLanes,
-      .oddLanes, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned:
+      .oddLanes, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned,
+      .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
       scale < 4
-    case .flipSigns, .clearSigns, .rotateRight, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
-      scale > 0
+    case .flipSigns, .clearSigns, .rotateRight: scale > 0
     case .absolute, .greaterOrEqualSigned, .greaterUnsigned, .greaterOrEqualUnsigned: scale < 3 || isWide
     case .xorBoth, .xorAndNot: isWide
-    case .shiftByLanesSigned, .shiftByLanesUnsigned: isWide && scale > 0
+    case .shiftByLanesSigned, .shiftByLanesUnsigned: scale < 2 || optimisations.contains(.hostLaneShifts)
     case .countLeadingZeros: isWide && scale == 2
-    case .addSaturatedSigned, .addSaturatedUnsigned, .subtractSaturatedSigned, .subtractSaturatedUnsigned,
-      .averageUnsigned:
-      scale < 2
+    case .averageUnsigned: scale < 2
     case .narrowLowSigned, .narrowHighSigned, .narrowLowClamped, .narrowHighClamped,
       .narrowLowUnsigned, .narrowHighUnsigned:
       scale < (isWide ? 3 : 2)
-    case .multiplyHighSaturated: scale == 1
+    case .multiplyHighSaturated, .multiplyHighRoundedSaturated: scale == 1 || scale == 2
     case .countOnes: scale == 0
     default: scale < 3
     }
@@ -107,6 +112,35 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
     case .narrowHigh, .narrowHighSigned, .narrowHighClamped, .narrowHighUnsigned: true
     default: false
     }
+  }
+}
+
+/// The order of bytes in which structures of three elements become three registers, or three registers structures: what one
+/// register of 16 bytes gives to another.
+public struct IRTripleOrder: Sendable {
+  /// Structures become registers; otherwise the other way round.
+  public let isGather: Bool
+  /// Which of the three registers that hold an element of all structures each.
+  public let element: Int
+  /// Which 16 bytes of the structures in memory's order.
+  public let part: Int
+
+  public init(isGather: Bool, element: Int, part: Int) {
+    (self.isGather, self.element, self.part) = (isGather, element, part)
+  }
+  /// From an operation's `amount`.
+  init(amount: Int) { self.init(isGather: amount & 1 != 0, element: amount >> 1 & 3, part: amount >> 3) }
+  public var amount: Int { (isGather ? 1 : 0) | element << 1 | part << 3 }
+
+  /// The byte of the source that becomes a byte of the result, with elements of `1 << scale` bytes.
+  public func source(of byte: Int, scale: Int) -> Int? {
+    let offset = byte & ((1 << scale) - 1)
+    if isGather {
+      let position = ((byte >> scale) * 3 + element) << scale + offset
+      return position >> 4 == part ? position & 15 : nil
+    }
+    let index = (part * 16 + byte) >> scale
+    return index % 3 == element ? (index / 3) << scale + offset : nil
   }
 }
 
@@ -138,6 +172,8 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
     IRVectorOperand(rawValue: rawValue & ~0xff | Int64(operation.rawValue))
   }
   public var amount: Int { Int(rawValue >> 8 & 0xff) }
+  /// Of `reorder` and `reorderOnto`.
+  public var order: IRTripleOrder { IRTripleOrder(amount: amount) }
   public var scale: Int { Int(rawValue >> 16 & 3) }
   public var isFull: Bool { rawValue >> 19 & 1 != 0 }
   public var slots: IRVectorSlots { IRVectorSlots(rawValue: rawValue) }

@@ -3,7 +3,8 @@
 /// ```
 ///    0 .. 255   the guest's 32 hottest 64-bit registers
 ///  256 .. 1023  this header
-/// 1024 .. 4095  the rest of the guest's registers
+/// 1024 .. 3967  the rest of the guest's registers
+/// 3968 .. 4095  constants of the code emitter
 /// 4096 ..       jump caches, then TLBs: one of each for every translation context
 /// ```
 /// Generated code addresses the state from base + 128, so that the hot registers have 8-bit displacements.
@@ -42,6 +43,8 @@ public enum StateHeader {
   public static let vectorScratch = 368
   /// Scratch for the code emitter. 8 x u64.
   public static let scratch = 384
+  /// Vectors of 16 bytes that the code emitter writes once.
+  public static let vectorConstants = 3968
   /// The IEEE flags for each value of MXCSR's six sticky bits, a byte each; written by the back end.
   public static let floatFlagTable = 896
   /// MXCSR's sticky bits (IE 0, DE 1, ZE 2, OE 3, UE 4, PE 5) as flags in RISC-V's layout.

@@ -152,8 +152,15 @@ enum IRVectorUnit {
     case .shiftRightSigned: return eachSigned { a, _ in UInt64(bitPattern: a >> Int64(operand.amount)) }
     case .shiftRightUnsigned: return each { a, _, _ in a >> UInt64(operand.amount) }
     case .shiftRightRoundedSigned:
-      return eachSigned { a, _ in UInt64(bitPattern: (a >> Int64(operand.amount - 1) + 1) >> 1) }
-    case .shiftRightRoundedUnsigned: return each { a, _, _ in (a >> UInt64(operand.amount - 1) + 1) >> 1 }
+      return eachSigned { a, _ in
+        let shifted = a >> Int64(operand.amount - 1)
+        return UInt64(bitPattern: shifted - shifted >> 1)
+      }
+    case .shiftRightRoundedUnsigned:
+      return each { a, _, _ in
+        let shifted = a >> UInt64(operand.amount - 1)
+        return shifted - shifted >> 1
+      }
     case .absoluteDifferenceSigned: return eachSigned { a, b in (a - b).magnitude }
     case .absoluteDifferenceUnsigned: return each { a, b, _ in max(a, b) - min(a, b) }
     case .averageUnsigned: return each { a, b, _ in (a + b + 1) >> 1 }
@@ -161,18 +168,27 @@ enum IRVectorUnit {
     case .addSaturatedUnsigned: return eachSaturated(isSigned: false) { $0 + $1 }
     case .subtractSaturatedSigned: return eachSaturated(isSigned: true) { $0 - $1 }
     case .subtractSaturatedUnsigned: return eachSaturated(isSigned: false) { $0 - $1 }
-    case .multiplyHighSaturated: return eachSaturated(isSigned: true) { ($0 * $1 * 2 + 0x8000) >> 16 }
+    // 2^62 is the largest product.
+    case .multiplyHighSaturated: return eachSaturated(isSigned: true) { ($0 * $1) >> Int64(bits - 1) }
+    case .multiplyHighRoundedSaturated:
+      return eachSaturated(isSigned: true) { ($0 * $1 + 1 << Int64(bits - 2)) >> Int64(bits - 1) }
     // The language's shifts take counts that are negative or too large.
     case .shiftByLanesSigned:
       return eachSigned { a, b in UInt64(bitPattern: a << Int8(truncatingIfNeeded: b)) }
     case .shiftByLanesUnsigned: return each { a, b, _ in a << Int8(truncatingIfNeeded: b) }
     case .countLeadingZeros: return each { a, _, _ in UInt64(a.leadingZeroBitCount - (64 - bits)) }
     case .countOnes: return each { a, _, _ in UInt64(a.nonzeroBitCount) }
-    case .permute:
-      return lanes(8) { index in
-        let source = lane(b, index, 8)
-        return source < 16 ? lane(a, Int(source), 8) : 0
+    case .permute, .permuteOnto:
+      let result = lanes(8) { index in
+        let source = Int(lane(b, index, 8)) - operand.amount
+        return (0..<16).contains(source) ? lane(a, source, 8) : 0
       }
+      return operand.operation == .permute ? result : (d.low | result.low, d.high | result.high)
+    case .reorder, .reorderOnto:
+      let result = lanes(8) { index in
+        operand.order.source(of: index, scale: operand.scale).map { lane(a, $0, 8) } ?? 0
+      }
+      return operand.operation == .reorder ? result : (d.low | result.low, d.high | result.high)
     case .broadcast: return lanes(bits) { _ in lane(a, operand.amount, bits) }
     case .addAcross: return across { $0 &+ $1 }
     case .minAcrossUnsigned: return across { min($0, $1) }

@@ -69,6 +69,35 @@ extension X86Emitter {
   static let magnitudeMask64 = 992
   static let magnitudeMask32 = 1008
 
+  /// Vectors for operations whose operands take the registers.
+  enum VectorConstant: Int, CaseIterable {
+    /// Added to an index with saturation, it sets the highest bit of what is above 15, which pshufb takes for "zero".
+    case indexBias
+    /// 1, 2, 4 ... 128, then zeros.
+    case powers
+    /// Counts of shifts: the least that counts in bytes and in words.
+    case leastInBytes, leastInWords
+    /// A byte's power, moved up by 8; a word's lower and upper byte for shifts to the left, and to the right.
+    case eights, leftWords, rightWords
+    /// The lower byte of each word, twice.
+    case lowerBytes
+
+    var offset: Int { StateHeader.vectorConstants + 16 * rawValue }
+    func byte(_ index: Int) -> UInt8 {
+      let isOdd = index & 1 != 0
+      switch self {
+      case .indexBias: return 0x70
+      case .powers: return index < 8 ? 1 << UInt8(index) : 0
+      case .leastInBytes: return 0xf8
+      case .leastInWords: return 0xf0
+      case .eights: return 8
+      case .leftWords: return isOdd ? 0xf8 : 0
+      case .rightWords: return isOdd ? 8 : 16
+      case .lowerBytes: return UInt8(index & ~1)
+      }
+    }
+  }
+
   /// Writes the constants that generated code reads from the state.
   public static func initializeConstants(_ state: UnsafeMutableRawPointer) {
     func store(_ value: UInt64, _ offset: Int) {
@@ -78,6 +107,11 @@ extension X86Emitter {
       state.storeBytes(
         of: UInt8(StateHeader.floatFlags(mxcsr: bits)), toByteOffset: StateHeader.floatFlagTable + Int(bits),
         as: UInt8.self)
+    }
+    for constant in VectorConstant.allCases {
+      for index in 0..<16 {
+        state.storeBytes(of: constant.byte(index), toByteOffset: constant.offset + index, as: UInt8.self)
+      }
     }
     store(0x7ff8_0000_0000_0000, defaultNaN64)
     store(0x7fc0_0000, defaultNaN32)

@@ -107,7 +107,8 @@ extension X86Emitter {
     // An operation on lower halves needs the upper ones where lanes move.
     let readsAll: Bool
     switch operation {
-    case .widenHighSigned, .widenHighUnsigned, .multiplyHighSigned, .multiplyHighUnsigned, .permute:
+    case .widenHighSigned, .widenHighUnsigned, .multiplyHighSigned, .multiplyHighUnsigned, .permute,
+      .permuteOnto, .reorder, .reorderOnto:
       readsAll = true
     case .widenLowSigned, .widenLowUnsigned, .multiplyLowSigned, .multiplyLowUnsigned: readsAll = false
     case .broadcast: readsAll = operand.amount << operand.scale >= 8
@@ -234,16 +235,18 @@ extension X86Emitter {
     case .shiftRightUnsigned where scale == 0: shiftBytes(isLeft: false, d, a, b, operand.amount)
     case .shiftRightUnsigned: shift(2, scale, d, a, operand.amount)
     case .shiftRightSigned: shiftRightSigned(scale, d, a, b, operand.amount)
-    case .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
-      let isSigned = operand.operation == .shiftRightRoundedSigned
-      if isSigned {
-        shiftRightSigned(scale, d, a, b, operand.amount - 1)
-      } else {
-        shift(2, scale, d, a, operand.amount - 1)
-      }
-      ones(b)
-      emit(Self.subtract, scale, a, d, b)
-      if isSigned { shiftRightSigned(scale, d, a, b, 1) } else { shift(2, scale, d, a, 1) }
+    case .shiftRightRoundedSigned:
+      shiftRightSigned(scale, d, a, b, operand.amount - 1)
+      shiftRightSigned(scale, a, d, b, 1)
+      emit(Self.subtract, scale, d, d, a)
+    case .shiftRightRoundedUnsigned where scale == 0:
+      shiftBytes(isLeft: false, d, a, b, operand.amount - 1)
+      shiftBytes(isLeft: false, a, d, b, 1)
+      emit(Self.subtract, scale, d, d, a)
+    case .shiftRightRoundedUnsigned:
+      shift(2, scale, d, a, operand.amount - 1)
+      shift(2, scale, a, d, 1)
+      emit(Self.subtract, scale, d, d, a)
     case .absoluteDifferenceSigned:
       emit(Self.maxSigned, scale, d, a, b)
       emit(Self.minSigned, scale, a, a, b)
@@ -253,23 +256,45 @@ extension X86Emitter {
       emit(Self.minUnsigned, scale, a, a, b)
       emit(Self.subtract, scale, d, d, a)
     case .averageUnsigned: emit(Self.average, scale, d, a, b)
+    case .addSaturatedSigned where scale == 2: saturateWords(isSubtraction: false, d, a, b)
+    case .subtractSaturatedSigned where scale == 2: saturateWords(isSubtraction: true, d, a, b)
+    case .addSaturatedUnsigned where scale == 2:
+      withVectorTemporary { complement in
+        ones(complement)
+        asm.vector(0xef, complement, complement, a)
+        emit(Self.minUnsigned, 2, complement, complement, b)
+        emit(Self.add, 2, d, a, complement)
+      }
+      emit(Self.add, 2, a, a, b)
+      asm.vector(0xef, a, a, d)
+      noteSaturation(a)
+    case .subtractSaturatedUnsigned where scale == 2:
+      emit(Self.maxUnsigned, 2, d, a, b)
+      emit(Self.subtract, 2, d, d, b)
+      emit(Self.subtract, 2, a, a, b)
+      asm.vector(0xef, a, a, d)
+      noteSaturation(a)
     case .addSaturatedSigned: saturate(Self.addSaturatedSigned, Self.add, scale, d, a, b)
     case .addSaturatedUnsigned: saturate(Self.addSaturatedUnsigned, Self.add, scale, d, a, b)
     case .subtractSaturatedSigned: saturate(Self.subtractSaturatedSigned, Self.subtract, scale, d, a, b)
     case .subtractSaturatedUnsigned: saturate(Self.subtractSaturatedUnsigned, Self.subtract, scale, d, a, b)
-    case .multiplyHighSaturated:
-      // pmulhrsw gives 0x8000 for -32768 squared, and for nothing else.
-      asm.vector(0x0b, d, a, b, map: 2)
-      signs(b, 1)
-      emit(Self.equal, 1, b, b, d)
-      asm.vector(0xef, d, d, b)
-      noteSaturation(b)
+    case .multiplyHighSaturated: multiplyHigh(scale, isRounded: false, d, a, b)
+    case .multiplyHighRoundedSaturated: multiplyHigh(scale, isRounded: true, d, a, b)
     case .countOnes: countOnes(d, a, b)
-    case .permute:
-      // Above 15 the highest bit is set, which pshufb takes for "zero".
-      loadConstant(d) { _ in 0x70 }
-      asm.vector(0xdc, b, b, d)
-      asm.vector(0, d, a, b, map: 2)
+    case .permute, .permuteOnto:
+      if operand.amount != 0 {
+        withVectorTemporary { first in
+          loadConstant(first) { _ in UInt8(operand.amount) }
+          emit(Self.subtract, 0, b, b, first)
+        }
+      }
+      bias(b, b)
+      shuffle(d, a, b, isOnto: operand.operation == .permuteOnto)
+    case .reorder, .reorderOnto:
+      loadConstant(b) { operand.order.source(of: $0, scale: scale).map { UInt8($0) } ?? 0x80 }
+      shuffle(d, a, b, isOnto: operand.operation == .reorderOnto)
+    case .shiftByLanesSigned, .shiftByLanesUnsigned:
+      shiftByLanes(operand.operation == .shiftByLanesSigned, scale, d, a, b)
     case .broadcast:
       loadConstant(b) { UInt8(operand.amount << scale | $0 & ((1 << scale) - 1)) }
       asm.vector(0, d, a, b, map: 2)
@@ -333,7 +358,7 @@ extension X86Emitter {
     case .sha1Choose, .sha1Parity, .sha1Majority, .sha1Rotate, .sha1ScheduleFirst, .sha1ScheduleSecond,
       .sha256First, .sha256Second, .sha256ScheduleFirst, .sha256ScheduleSecond:
       preconditionFailure("emitHash does them")
-    case .xorBoth, .xorAndNot, .shiftByLanesSigned, .shiftByLanesUnsigned, .countLeadingZeros:
+    case .xorBoth, .xorAndNot, .countLeadingZeros:
       preconditionFailure("the translation cache has switched this off")
     }
   }
@@ -425,12 +450,27 @@ extension X86Emitter {
     if half(0) == half(8) {
       asm.vector(0x6c, to, to, to)  // punpcklqdq
     } else {
-      asm.store(state(StateHeader.argument0), to, double: true)
       asm.moveKeepingFlags(register, immediate: half(8))
-      asm.store(state(StateHeader.argument1), register)
-      asm.loadWhole(to, state(StateHeader.argument0))
+      asm.insertUpper(to, register)
     }
     locked &= ~(1 << UInt16(register.rawValue))
+  }
+
+  func withVectorTemporary(_ body: (X86Vector) -> Void) {
+    let register = takeVectorTemporary()
+    body(register)
+    lockedVectors &= ~(1 << UInt16(register.rawValue))
+  }
+  private func constant(_ constant: VectorConstant) -> X86Memory { state(constant.offset) }
+
+  /// to = indices for pshufb, which gives 0 for those above 15.
+  private func bias(_ to: X86Vector, _ indices: X86Vector) {
+    asm.vector(0xdc, to, indices, constant(.indexBias), prefix: 1)  // paddusb
+  }
+  /// a's bytes by the indices in b, ORed to d if they go onto it. Changes a.
+  private func shuffle(_ d: X86Vector, _ a: X86Vector, _ b: X86Vector, isOnto: Bool) {
+    asm.vector(0, isOnto ? a : d, a, b, map: 2)
+    if isOnto { asm.vector(0xeb, d, d, a) }
   }
 
   /// Notes saturation if any bit of the register is set.
@@ -452,6 +492,156 @@ extension X86Emitter {
     emit(plain, scale, a, a, b)
     asm.vector(0xef, a, a, d)
     noteSaturation(a)
+  }
+
+  /// Signed lanes of 32 bits. Changes a and b.
+  private func saturateWords(isSubtraction: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    withVectorTemporary { scratch in
+      emit(isSubtraction ? Self.subtract : Self.add, 2, d, a, b)
+      // The sign is wrong if the operands of a sum are of the same, those of a difference of different signs, and it is another.
+      asm.vector(0xef, scratch, a, d)
+      asm.vector(0xef, b, b, isSubtraction ? a : d)
+      asm.vector(0xdb, b, b, scratch)
+      shift(4, 2, b, b, 31)
+      asm.vector(0x76, scratch, scratch, scratch)
+      shift(2, 2, scratch, scratch, 1)
+      shift(4, 2, a, a, 31)
+      asm.vector(0xef, a, a, scratch)
+      asm.vector(0xef, a, a, d)
+      asm.vector(0xdb, a, a, b)
+      asm.vector(0xef, d, d, a)
+    }
+    noteSaturation(b)
+  }
+
+  /// The upper half of 2ab. Its smallest value comes from the product of the smallest ones alone, which is too large.
+  private func multiplyHigh(
+    _ scale: Int, isRounded: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
+  ) {
+    switch (scale, isRounded) {
+    case (1, true): asm.vector(0x0b, d, a, b, map: 2)  // pmulhrsw
+    case (1, false):
+      asm.vector(0xe5, d, a, b)  // pmulhw
+      emit(Self.multiply, 1, a, a, b)
+      emit(Self.add, 1, d, d, d)
+      shift(2, 1, a, a, 15)
+      asm.vector(0xeb, d, d, a)
+    default:
+      withVectorTemporary { even in
+        product(isSigned: true, even, a, b)
+        shift(2, 3, a, a, 32)
+        shift(2, 3, b, b, 32)
+        product(isSigned: true, a, a, b)
+        for register in [even, a] { emit(Self.add, 3, register, register, register) }
+        if isRounded {
+          asm.vector(0x76, b, b, b)
+          shift(2, 3, b, b, 63)
+          shift(6, 3, b, b, 31)
+          for register in [even, a] { emit(Self.add, 3, register, register, b) }
+        }
+        shift(2, 3, even, even, 32)
+        asm.vector(0x0e, d, even, a, immediate: 0xcc, map: 3)  // pblendw
+      }
+    }
+    signs(b, scale)
+    emit(Self.equal, scale, b, b, d)
+    asm.vector(0xef, d, d, b)
+    noteSaturation(b)
+  }
+
+  // MARK: Shifts by lanes
+
+  /// Left by b's signed lowest bytes, to the right where they are negative. Changes a and b.
+  private func shiftByLanes(
+    _ isSigned: Bool, _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
+  ) {
+    withVectorTemporary { scratch in
+      switch scale {
+      case 0: shiftBytesByLanes(isSigned, d, a, b, scratch)
+      case 1: shiftWordsByLanes(isSigned, d, a, b, scratch)
+      default: shiftWideByLanes(isSigned, scale, d, a, b, scratch)
+      }
+    }
+  }
+
+  /// As products of words with 2^(count + 8), of which the upper bytes are the result.
+  private func shiftBytesByLanes(
+    _ isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ scratch: X86Vector
+  ) {
+    asm.vector(0x3c, b, b, constant(.leastInBytes), map: 2, prefix: 1)  // pmaxsb
+    asm.vector(0xfc, d, b, constant(.eights), prefix: 1)
+    bias(d, d)
+    bias(b, b)
+    asm.loadWhole(scratch, constant(.powers))
+    asm.vector(0, d, scratch, d, map: 2)
+    asm.vector(0, b, scratch, b, map: 2)
+    emit(Self.interleaveLow, 0, scratch, d, b)
+    emit(Self.interleaveHigh, 0, d, d, b)
+    emit(Self.interleaveLow, 0, b, a, a)
+    emit(Self.interleaveHigh, 0, a, a, a)
+    for (words, powers) in [(b, scratch), (a, d)] {
+      shift(isSigned ? 4 : 2, 1, words, words, 8)
+      emit(Self.multiply, 1, words, words, powers)
+      shift(2, 1, words, words, 8)
+    }
+    emit(Self.packUnsigned, 0, d, b, a)
+  }
+
+  /// As a product with 2^count and the upper half of one with 2^(count + 16): one of the two powers is 0.
+  private func shiftWordsByLanes(
+    _ isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ scratch: X86Vector
+  ) {
+    asm.vector(0, b, b, constant(.lowerBytes), map: 2, prefix: 1)
+    asm.vector(0x3c, b, b, constant(.leastInWords), map: 2, prefix: 1)
+    asm.vector(0xfc, d, b, constant(.leftWords), prefix: 1)
+    asm.vector(0xfc, b, b, constant(.rightWords), prefix: 1)
+    bias(d, d)
+    bias(b, b)
+    asm.loadWhole(scratch, constant(.powers))
+    asm.vector(0, d, scratch, d, map: 2)
+    asm.vector(0, b, scratch, b, map: 2)
+    emit(Self.multiply, 1, d, d, a)
+    if isSigned {
+      // The product of unsigned numbers is too large by the power where a is negative.
+      shift(4, 1, scratch, a, 15)
+      asm.vector(0xdb, scratch, scratch, b)
+      emit(Self.subtract, 1, d, d, scratch)
+    }
+    asm.vector(0xe4, a, a, b)  // pmulhuw
+    emit(Self.add, 1, d, d, a)
+  }
+
+  /// The host's counts are unsigned: those of the other direction are above 128 and leave nothing, or signs.
+  private func shiftWideByLanes(
+    _ isSigned: Bool, _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ scratch: X86Vector
+  ) {
+    let wide = scale == 3
+    let rest = (8 << scale) - 8
+    shift(6, scale, b, b, rest)
+    asm.vector(0xef, scratch, scratch, scratch)
+    emit(Self.subtract, scale, scratch, scratch, b)
+    shift(2, scale, scratch, scratch, rest)
+    switch (isSigned, wide) {
+    case (false, _): asm.shiftByLanes(0x45, scratch, a, scratch, wide: wide)
+    case (true, false):
+      asm.shiftByLanes(0x46, scratch, a, scratch, wide: false)
+      shift(4, 2, d, b, 31)
+      asm.vector(0xdb, scratch, scratch, d)
+    case (true, true):
+      // The magnitude's complement, and back.
+      asm.vector(0xef, d, d, d)
+      emit(Self.greater, 3, d, d, a)
+      asm.vector(0xef, a, a, d)
+      asm.shiftByLanes(0x45, scratch, a, scratch, wide: true)
+      asm.vector(0xef, scratch, scratch, d)
+      asm.vector(0xef, a, a, d)
+      asm.vector(0xef, d, d, d)
+      emit(Self.greater, 3, d, d, b)
+      asm.vector(0xdb, scratch, scratch, d)
+    }
+    shift(2, scale, b, b, rest)
+    asm.shiftByLanes(0x47, d, a, b, wide: wide)
+    asm.vector(0xeb, d, d, scratch)
   }
 
   /// `to` may be a.

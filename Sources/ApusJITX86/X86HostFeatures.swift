@@ -21,6 +21,7 @@ public enum X86HostLevel: Int32, CaseIterable, Comparable, Sendable {
 public struct X86HostFeatures: Sendable {
   public let level: X86HostLevel
   public var hasAVX: Bool { level >= .avx }
+  public var hasAVX2: Bool { level >= .avx2 }
   /// BMI1, BMI2 and lzcnt: andn, tzcnt, rorx, shlx and relatives.
   public var hasBMI: Bool { level >= .avx2 }
   /// Fused multiply-add.
