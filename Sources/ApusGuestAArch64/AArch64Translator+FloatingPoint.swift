@@ -60,8 +60,11 @@ extension AArch64Translator {
         Halves(
           low: block.unary(.moveI64ToF64, isDouble ? chosen : block.unary(.zeroExtend32, narrow(chosen)))))
     case .fcmp, .fccmp: compare(isConditional: opcode == .fccmp)
+    case .frint where bits(15, 3) == 4 && canRound:
+      setF(rd, roundedAway(isExact: false), isDouble: isDouble)
     case .frint, .fmax, .fmin, .fmaxnm, .fminnm: if !floatScalar(opcode) { soft() }
-    case .fixedToFloat, .floatToFixed: soft()
+    case .fixedToFloat: fromInteger(fraction: 64 - Int(bits(10, 6)))
+    case .floatToFixed: toFixed(fraction: 64 - Int(bits(10, 6)))
     case .fcvt:
       guard bits(22, 2) != 3, bits(15, 2) != 3, !mode.needsSoftFloat else { return soft() }
       if isDouble {
@@ -174,7 +177,8 @@ extension AArch64Translator {
 
   // MARK: Conversions
 
-  private mutating func fromInteger() {
+  /// - Parameter fraction: the lowest bits that stand behind the point, 0 to 64.
+  private mutating func fromInteger(fraction: Int = 0) {
     guard !mode.needsSoftFloat else { return soft() }
     let isUnsigned = bits(16, 1) == 1
     let opcode: IROpcode
@@ -188,18 +192,113 @@ extension AArch64Translator {
     case (true, true, false): opcode = .convertU64ToF32
     case (true, true, true): opcode = .convertU64ToF64
     }
-    setF(rd, block.unary(opcode, x(rn), immediate: floatOperand()), isDouble: isDouble)
+    var result = block.unary(opcode, x(rn), immediate: floatOperand())
+    if fraction > 0 {
+      result = block.binary(
+        isDouble ? .mulF64 : .mulF32, result, power(-fraction, isDouble: isDouble), immediate: floatOperand())
+    }
+    setF(rd, result, isDouble: isDouble)
   }
 
   private mutating func toInteger() {
     let isUnsigned = bits(16, 1) == 1
     let isAway = bits(18, 1) == 1
-    // Truncation to signed integers is the host's, with some that to unsigned ones, too; the others are rare.
-    guard !isUnsigned || block.optimisations.contains(.hostWideLanes), !isAway, bits(19, 2) == 3,
-      !mode.needsSoftFloat
-    else { return soft() }
-    let result = truncated(f(rn), isDouble: isDouble, isWide: isWide, isUnsigned: isUnsigned)
-    setX(rd, isWide ? result : block.unary(.zeroExtend32, narrow(result)))
+    guard !mode.needsSoftFloat else { return soft() }
+    if !isAway, bits(19, 2) == 3 {
+      return setInteger(truncated(f(rn), isDouble: isDouble, isWide: isWide, isUnsigned: isUnsigned))
+    }
+    // Unsigned ones with another rounding are rare.
+    guard !isUnsigned, canRound else { return soft() }
+    let roundings: [IRRounding] = [.nearestEven, .up, .down]
+    func integral(isExact: Bool) -> IRValue {
+      isAway ? roundedAway(isExact: isExact) : rounded(roundings[Int(bits(19, 2))], isExact: isExact)
+    }
+    guard isDouble, !isWide else {
+      // What is out of range has no fraction, so that it is not inexact.
+      return setInteger(truncated(integral(isExact: true), isDouble: isDouble, isWide: isWide))
+    }
+    let value = integral(isExact: false)
+    let wide = truncated(value, isDouble: true, isWide: true)
+    let isInRange = block.binary(
+      .compare64, wide, block.unary(.signExtend32, narrow(wide)),
+      immediate: Int64(IRCondition.equal.rawValue))
+    // The value itself is inexact if it has a fraction; its integral one is invalid.
+    let source = block.ternary(
+      .select64, isInRange, half(rn, false), block.unary(.moveF64ToI64, value))
+    let result = truncated(block.unary(.moveI64ToF64, source), isDouble: true, isWide: false)
+    setInteger(block.ternary(.select64, isInRange, wide, result))
+  }
+
+  /// fcvtzs and fcvtzu with a fraction: times a power of two, which is exact, as singles become doubles, and doubles that
+  /// would overflow, which saturate anyway, are left alone.
+  private mutating func toFixed(fraction: Int) {
+    guard !mode.needsSoftFloat else { return soft() }
+    let isUnsigned = bits(16, 1) == 1
+    var source = f(rn)
+    var factor = power(fraction, isDouble: true)
+    if isDouble {
+      let isSmall = block.binary(
+        .compare64, block.binary(.and64, half(rn, false), constant(.max >> 1)), constant(Self.bits(900)),
+        immediate: Int64(IRCondition.lessUnsigned.rawValue))
+      factor = block.unary(
+        .moveI64ToF64,
+        block.ternary(.select64, isSmall, constant(Self.bits(fraction)), constant(Self.bits(0))))
+    } else {
+      source = block.unary(.convertF32ToF64, source, immediate: floatOperand())
+    }
+    let product = block.binary(.mulF64, source, factor, immediate: floatOperand())
+    setInteger(truncated(product, isDouble: true, isWide: isWide, isUnsigned: isUnsigned))
+  }
+
+  private func setInteger(_ value: IRValue) {
+    setX(rd, isWide ? value : block.unary(.zeroExtend32, narrow(value)))
+  }
+
+  /// A power of two as a double.
+  private static func bits(_ exponent: Int) -> UInt64 { UInt64(1023 + exponent) << 52 }
+  private func power(_ exponent: Int, isDouble: Bool) -> IRValue {
+    isDouble
+      ? block.unary(.moveI64ToF64, constant(Self.bits(exponent)))
+      : block.unary(.moveI64ToF32, constant(UInt64(127 + exponent) << 23))
+  }
+
+  private var canRound: Bool { block.optimisations.contains(.hostVector) && !mode.needsSoftFloat }
+
+  /// The first operand as an integral value, an f32 or f64.
+  private func rounded(_ rounding: IRRounding, isExact: Bool) -> IRValue {
+    let slot = block.getF64(rounded(rn, .scalar, rounding, isExact: isExact))
+    return isDouble ? slot : block.unary(.unboxF32, slot, immediate: 1)
+  }
+
+  /// The same to the nearest, half away from zero, which hosts do not have: cut, and 1 added if half or more was cut off.
+  private func roundedAway(isExact: Bool) -> IRValue {
+    let toBits: IROpcode = isDouble ? .moveF64ToI64 : .moveF32ToI64
+    let toFloat: IROpcode = isDouble ? .moveI64ToF64 : .moveI64ToF32
+    let sign: UInt64 = isDouble ? 1 << 63 : 1 << 31
+    let (one, half): (UInt64, UInt64) =
+      isDouble ? (Self.bits(0), Self.bits(-1)) : (127 << 23, 126 << 23)
+    // Nothing is cut off from here on, infinities and NaNs included.
+    let integral: UInt64 = isDouble ? Self.bits(52) : (127 + 23) << 23
+    let cut = rounded(.towardZero, isExact: isExact)
+    let value = block.unary(toBits, f(rn))
+    func magnitude(_ bits: IRValue) -> IRValue { block.binary(.and64, bits, constant(sign - 1)) }
+    func isLess(_ a: IRValue, _ b: UInt64) -> IRValue {
+      block.binary(.compare64, a, constant(b), immediate: Int64(IRCondition.lessUnsigned.rawValue))
+    }
+    let hasFraction = isLess(magnitude(value), integral)
+    func fractional(_ bits: IRValue) -> IRValue {
+      block.unary(toFloat, block.ternary(.select64, hasFraction, bits, constant(0)))
+    }
+    let rest = block.binary(
+      isDouble ? .subF64 : .subF32, fractional(value), fractional(block.unary(toBits, cut)),
+      immediate: floatOperand())
+    let isBelowHalf = isLess(magnitude(block.unary(toBits, rest)), half)
+    // A zero of the value's sign leaves zeros alone.
+    let step = block.binary(
+      .or64, block.ternary(.select64, isBelowHalf, constant(0), constant(one)),
+      block.binary(.and64, value, constant(sign)))
+    return block.binary(
+      isDouble ? .addF64 : .addF32, cut, block.unary(toFloat, step), immediate: floatOperand())
   }
 
   /// A float as an integer of 32 or 64 bits, truncated; an i64.

@@ -15,6 +15,8 @@ extension AArch64Translator {
     case .scalarMiscellaneous: return miscellaneous(.scalar)
     case .vectorIndexed: return indexed(lanes)
     case .scalarIndexed: return indexed(.scalar)
+    case .vectorShift: return fixedPoint(lanes)
+    case .scalarShift: return fixedPoint(.scalar)
     case .scalarPairwise:
       guard isUpperBit(29), bits(12, 5) == 0xd, !isSecond else { return false }
       return emit(.addPairs, .scalar, a: rn, b: nil)
@@ -52,19 +54,28 @@ extension AArch64Translator {
   private var isSecond: Bool { bits(23, 1) == 1 }
   private var lanes: IRVectorShape { isUpperBit(30) ? .full : .half }
 
+  private func floatOperand(
+    _ operation: IRVectorFloatOperation, _ shape: IRVectorShape, destination: Int, a: Int, b: Int? = nil,
+    element: Int? = nil, isDouble: Bool? = nil, fraction: Int = 0, rounding: IRRounding? = nil
+  ) -> IRVectorFloatOperand {
+    IRVectorFloatOperand(
+      operation, isDouble: isDouble ?? self.isDouble, shape: shape, destination: destination, a: a, b: b,
+      element: element, fraction: fraction, rounding: rounding ?? mode.rounding,
+      nanRule: mode.isDefaultNaN ? .positiveDefault : .propagateARM, isTinyBeforeRounding: true)
+  }
+
   private func emit(
     _ operation: IRVectorFloatOperation, _ shape: IRVectorShape, a: Int, b: Int?, element: Int? = nil,
-    isDouble: Bool? = nil, rounding: IRRounding? = nil, keepsUpper: Bool = false
+    isDouble: Bool? = nil, fraction: Int = 0, rounding: IRRounding? = nil, keepsUpper: Bool = false
   ) -> Bool {
     let isDouble = isDouble ?? self.isDouble
     guard !isDouble || shape != .half || operation == .narrowLow || operation == .narrowHigh else {
       return false
     }
     block.vector(
-      IRVectorFloatOperand(
-        operation, isDouble: isDouble, shape: shape, destination: AArch64State.v(rd), a: AArch64State.v(a),
-        b: b.map(AArch64State.v), element: element, rounding: rounding ?? mode.rounding,
-        nanRule: mode.isDefaultNaN ? .positiveDefault : .propagateARM, isTinyBeforeRounding: true))
+      floatOperand(
+        operation, shape, destination: AArch64State.v(rd), a: AArch64State.v(a), b: b.map(AArch64State.v),
+        element: element, isDouble: isDouble, fraction: fraction, rounding: rounding))
     if shape != .full, !keepsUpper { setHigh(rd, nil) }
     return true
   }
@@ -127,6 +138,9 @@ extension AArch64Translator {
     case (false, true, 0x19) where !isScalar: return round(.towardZero, shape)
     case (true, false, 0x19) where !isScalar: return round(mode.rounding, shape, isExact: true)
     case (true, true, 0x19) where !isScalar: return round(mode.rounding, shape)
+    case (false, false, 0x1a): return roundedToSigned(.nearestEven, shape)
+    case (false, false, 0x1b): return roundedToSigned(.down, shape)
+    case (false, true, 0x1a): return roundedToSigned(.up, shape)
     case (_, true, 0x1b):
       if isDouble {
         if hasWideLanes, u || shape == .full {
@@ -142,6 +156,37 @@ extension AArch64Translator {
       }
       return emit(u ? .fromUnsigned : .fromSigned, shape, a: rn, b: nil)
     case (true, true, 0x1f) where !isScalar: return emit(.squareRoot, shape, a: rn, b: nil)
+    default: return false
+    }
+  }
+
+  /// fcvtns, fcvtms, fcvtps: rounded first, which raises inexact; out of range is no number with a fraction.
+  private func roundedToSigned(_ rounding: IRRounding, _ shape: IRVectorShape) -> Bool {
+    guard !isDouble else { return false }
+    let integral = rounded(rn, shape, rounding, isExact: true)
+    block.vector(floatOperand(.toSigned, shape, destination: AArch64State.v(rd), a: integral))
+    if shape != .full { setHigh(rd, nil) }
+    return true
+  }
+  /// A register rounded to integral values, in the scratch area; whether that raises inexact.
+  func rounded(_ register: Int, _ shape: IRVectorShape, _ rounding: IRRounding, isExact: Bool) -> Int {
+    block.vector(
+      floatOperand(
+        isExact ? .roundToIntegralExact : .roundToIntegral, shape, destination: AArch64State.scratch,
+        a: AArch64State.v(register), rounding: rounding))
+    return AArch64State.scratch
+  }
+
+  /// scvtf, ucvtf, fcvtzs between floats and integers of 32 bits with a fraction.
+  private func fixedPoint(_ shape: IRVectorShape) -> Bool {
+    let field = Int(bits(16, 7))
+    guard (32..<64).contains(field) else { return false }
+    let u = isUpperBit(29)
+    switch bits(11, 5) {
+    case 0x1c:
+      return emit(
+        u ? .fromUnsigned : .fromSigned, shape, a: rn, b: nil, isDouble: false, fraction: 64 - field)
+    case 0x1f where !u: return emit(.toSigned, shape, a: rn, b: nil, isDouble: false, fraction: 64 - field)
     default: return false
     }
   }

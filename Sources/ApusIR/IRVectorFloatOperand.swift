@@ -8,8 +8,8 @@ public enum IRVectorFloatOperation: UInt8, CaseIterable, Sendable {
   case equal, greaterOrEqual, greater, lessOrEqual, less, absoluteGreaterOrEqual, absoluteGreater
   // Of neighbouring lanes of a, then of b; a scalar's are a's lowest two.
   case addPairs
-  // Of integers of the lanes' size; to them by truncation, saturated, a NaN is 0. Of 64 bits with `hostWideLanes`, but not from
-  // unsigned ones.
+  // Of integers of the lanes' size, the lowest `fraction` bits of which are a fraction; to them by truncation, saturated, a NaN
+  // is 0. Of 64 bits with `hostWideLanes`, but not from unsigned ones nor with a fraction; nor has toUnsigned one.
   case fromSigned, fromUnsigned, toSigned, toUnsigned
   // To an integral value by the operand's rounding, which need not be in force; `Exact` raises inexact.
   case roundToIntegral, roundToIntegralExact
@@ -26,8 +26,8 @@ public enum IRVectorShape: UInt8, Sendable { case half, scalar, full }
 /// The immediate of `vectorFloat`, 54 bits.
 ///
 /// ```
-/// 53 44 43 34 33 24 23 18 17     16    15 14    12 11 10 9        8     6 5         0
-/// | b  | a   | d   | 0   | tiny | NaN rule | rounding | shape | double | element | operation |
+/// 53 44 43 34 33 24 23    18 17     16    15 14    12 11 10 9        8     6 5         0
+/// | b  | a   | d   | fraction | tiny | NaN rule | rounding | shape | double | element | operation |
 /// ```
 /// Slots are state offsets in units of 8 bytes; 1023 for b is zero. `element` is 1 plus the lane of b that stands for all
 /// of its lanes, or 0.
@@ -37,14 +37,15 @@ public struct IRVectorFloatOperand: Sendable, CustomStringConvertible {
   /// - Parameters:
   ///   - destination, a, b: byte offsets in the state; b `nil`: zero.
   ///   - isDouble: of the wider side, for widen and narrow.
+  ///   - fraction: 0 to 32, of fromSigned, fromUnsigned and toSigned of 32 bits.
   public init(
     _ operation: IRVectorFloatOperation, isDouble: Bool, shape: IRVectorShape, destination: Int, a: Int,
     b: Int?,
-    element: Int? = nil, rounding: IRRounding, nanRule: IRNaNRule, isTinyBeforeRounding: Bool
+    element: Int? = nil, fraction: Int = 0, rounding: IRRounding, nanRule: IRNaNRule, isTinyBeforeRounding: Bool
   ) {
     let attributes = Int(operation.rawValue) | (element.map { $0 + 1 } ?? 0) << 6 | (isDouble ? 1 << 9 : 0)
     let rules =
-      Int(rounding.rawValue) << 12 | Int(nanRule.rawValue) << 15 | (isTinyBeforeRounding ? 1 << 17 : 0)
+      fraction << 18 | Int(rounding.rawValue) << 12 | Int(nanRule.rawValue) << 15 | (isTinyBeforeRounding ? 1 << 17 : 0)
     rawValue =
       Int64(attributes | Int(shape.rawValue) << 10 | rules)
       | IRVectorSlots(destination: destination, a: a, b: b).rawValue
@@ -56,6 +57,7 @@ public struct IRVectorFloatOperand: Sendable, CustomStringConvertible {
     let field = Int(rawValue >> 6 & 7)
     return field == 0 ? nil : field - 1
   }
+  public var fraction: Int { Int(rawValue >> 18 & 63) }
   public var isDouble: Bool { rawValue >> 9 & 1 != 0 }
   public var shape: IRVectorShape { IRVectorShape(rawValue: UInt8(rawValue >> 10 & 3)).unsafelyUnwrapped }
   public var slots: IRVectorSlots { IRVectorSlots(rawValue: rawValue) }
@@ -64,6 +66,7 @@ public struct IRVectorFloatOperand: Sendable, CustomStringConvertible {
   public var isTinyBeforeRounding: Bool { rawValue >> 17 & 1 != 0 }
   public var description: String {
     "\(operation).\(isDouble ? "f64" : "f32") \(shape) \(slots)\(element.map { "[\($0)]" } ?? "") \(rounding)"
+      + (fraction == 0 ? "" : " fraction \(fraction)")
   }
 }
 

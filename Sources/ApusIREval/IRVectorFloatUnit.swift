@@ -89,15 +89,22 @@ enum IRVectorFloatUnit {
     case .fromSigned:
       each { a, _, _ in
         let value = operand.isDouble ? a : UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: a)))
-        return soft.fromInteger(value, isSigned: true, format)
+        return soft.fromInteger(value, isSigned: true, format, scale: operand.fraction)
       }
-    case .fromUnsigned: each { a, _, _ in soft.fromInteger(a, isSigned: false, format) }
+    case .fromUnsigned:
+      each { a, _, _ in soft.fromInteger(a, isSigned: false, format, scale: operand.fraction) }
     case .toSigned, .toUnsigned:
       soft.rounding = .towardZero
       let isSigned = operand.operation == .toSigned
       each { a, _, _ in
         guard format.isNaN(a) else {
-          return soft.toInteger(a, format, width: operand.isDouble ? 64 : 32, isSigned: isSigned)
+          guard operand.fraction > 0 else {
+            return soft.toInteger(a, format, width: operand.isDouble ? 64 : 32, isSigned: isSigned)
+          }
+          // Exact in the range of doubles.
+          var wide = soft.convert(a, from: .single, to: .double)
+          if magnitude(a) != 0, magnitude(a) != 0x7f80_0000 { wide += UInt64(operand.fraction) << 52 }
+          return soft.toInteger(wide, .double, width: 32, isSigned: isSigned)
         }
         soft.flags |= FloatFlags.invalid
         return 0

@@ -23,6 +23,8 @@ struct ColdStub {
     case saturate(X86Register, from: X86Vector, double: Bool, wide: Bool)
     /// The same to an unsigned integer.
     case saturateUnsigned(X86Register, from: X86Vector, double: Bool)
+    /// A conversion to an unsigned integer that no instruction does: the slow path does.
+    case convert(site: UInt32, X86Register, from: X86Vector)
     /// A fused multiply-add gave a NaN: the slow path computes it again, flags included.
     case fused(site: UInt32, X86Vector, X86Vector, X86Vector, X86Vector, double: Bool)
     /// An operation on vectors has lanes that the host's unit gets wrong: the slow path computes all of them.
@@ -307,6 +309,12 @@ extension X86Emitter {
         asm.jump(to: stub.resume)
       case .saturateUnsigned(let register, let from, let double):
         emitUnsignedSaturation(register, from, double: double)
+        asm.jump(to: stub.resume)
+      case .convert(let site, let register, let from):
+        storeVectors([(from, StateHeader.argument0)])
+        asm.store(state(StateHeader.argument2), immediate: Int32(site), byteCount: 4)
+        asm.call(to: thunks.slowMemory)
+        asm.load(register, state(StateHeader.result))
         asm.jump(to: stub.resume)
       case .minMax(let to, let a, let b, let double, let isMaximum):
         emitMinMaxStub(to, a, b, double: double, isMaximum: isMaximum)

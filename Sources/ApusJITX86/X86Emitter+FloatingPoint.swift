@@ -334,10 +334,21 @@ extension X86Emitter {
   }
 
   private func emitToUnsigned(_ i: IRInstruction, double: Bool, wide: Bool) {
-    guard features.hasAVX512 else { return emitThroughSlowPath(i) }
     let isTruncating = IRFloatOperand(rawValue: i.immediate).rounding == .towardZero
     let source = useVector(i.a)
     let register = destination()
+    guard features.hasAVX512 else {
+      // What is positive and small enough by its exponent is the signed conversion's.
+      asm.move(register, source, wide: double)
+      asm.shift(.right, register, by: double ? 52 : 23, wide: double)
+      let limit: Int32 = wide ? 63 : isTruncating ? 32 : 31
+      asm.arithmetic(.cmp, register, immediate: limit + (double ? 1023 : 127), wide: false)
+      let site = asm.jump(.aboveOrEqual)
+      asm.convertToInteger(register, source, double: double, wide: true, truncating: isTruncating)
+      let resume = asm.offset
+      if !wide { asm.extend(register, register, bits: 32, signed: true) }
+      return addStub(.convert(site: self.site(i), register, from: source), site, resume: resume)
+    }
     asm.convertToUnsigned(register, source, double: double, wide: wide, truncating: isTruncating)
     // All ones are either the true result or "invalid".
     asm.arithmetic(.cmp, register, immediate: -1, wide: wide)
@@ -462,12 +473,6 @@ extension X86Emitter {
   }
 
   // MARK: Slow path
-
-  /// Conversions that no host instruction does exactly run in the slow path.
-  private func emitThroughSlowPath(_ i: IRInstruction) {
-    callSlowPath(i, [(useVector(i.a), StateHeader.argument0)])
-    asm.load(destination(), state(StateHeader.result))
-  }
 
   /// Has the slow path do the operation on operands that it finds in the state.
   func callSlowPath(_ i: IRInstruction, _ operands: [(X86Vector, Int)] = []) {

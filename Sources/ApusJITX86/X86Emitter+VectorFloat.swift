@@ -220,8 +220,12 @@ private struct VectorFloatEmission {
     case .fromSigned where operand.isDouble, .toSigned where operand.isDouble,
       .toUnsigned where emitter.features.hasAVX512:
       return convertOnAVX512()
-    case .fromSigned: emitter.asm.vector(0x5b, d, a, prefix: 0)  // cvtdq2ps
-    case .fromUnsigned: fromUnsigned()
+    case .fromSigned:
+      emitter.asm.vector(0x5b, d, a, prefix: 0)  // cvtdq2ps
+      scale(d, d, by: -operand.fraction, factor: scratch)
+    case .fromUnsigned:
+      fromUnsigned()
+      scale(d, d, by: -operand.fraction, factor: scratch)
     case .toSigned: return toSigned()
     case .toUnsigned: return toUnsigned()
     case .roundToIntegral, .roundToIntegralExact:
@@ -284,8 +288,25 @@ private struct VectorFloatEmission {
     emitter.asm.vector(0x58, d, scratch, a, prefix: 0)
   }
 
+  /// to = from * 2^exponent, single precision.
+  private func scale(_ to: X86Vector, _ from: X86Vector, by exponent: Int, factor: X86Vector) {
+    guard exponent != 0 else { return }
+    broadcast(factor, UInt32(127 + exponent) << 23)
+    emitter.asm.vector(0x59, to, from, factor, prefix: 0)
+  }
+
   /// 0x8000_0000 is either the true result or "invalid".
   private func toSigned() -> Int {
+    guard operand.fraction == 0 else {
+      // What would be too large must not overflow first.
+      emitter.asm.vector(0x54, scratch, a, emitter.state(X86Emitter.magnitudeMask32), prefix: 0)
+      broadcast(d, UInt32(127 + 31 - operand.fraction) << 23 - 1)
+      emitter.asm.vector(0x66, scratch, scratch, d)  // pcmpgtd
+      let slow = jumpIfAny(scratch)
+      scale(d, a, by: operand.fraction, factor: d)
+      emitter.asm.vector(0x5b, d, d, prefix: 2)
+      return slow
+    }
     emitter.asm.vector(0x5b, d, a, prefix: 2)  // cvttps2dq
     emitter.signs(scratch, 2)
     emitter.asm.vector(0x76, scratch, scratch, d)
