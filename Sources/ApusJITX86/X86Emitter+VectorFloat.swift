@@ -110,7 +110,8 @@ extension X86Emitter {
 }
 
 /// One `vectorFloat`: its operands are in a, b and, for fused operations, d; the result goes to d. All four registers may be
-/// changed, a and b not where `keepsOperands` says so.
+/// changed, a and b not where `keepsOperands` says so. General registers are taken before the jump to the slow path: what
+/// gives way is stored on the fast path alone.
 private struct VectorFloatEmission {
   let emitter: X86Emitter
   let operand: IRVectorFloatOperand
@@ -222,10 +223,10 @@ private struct VectorFloatEmission {
       return convertOnAVX512()
     case .fromSigned:
       emitter.asm.vector(0x5b, d, a, prefix: 0)  // cvtdq2ps
-      scale(d, d, by: -operand.fraction, factor: scratch)
+      divideByFraction()
     case .fromUnsigned:
       fromUnsigned()
-      scale(d, d, by: -operand.fraction, factor: scratch)
+      divideByFraction()
     case .toSigned: return toSigned()
     case .toUnsigned: return toUnsigned()
     case .roundToIntegral, .roundToIntegralExact:
@@ -288,22 +289,23 @@ private struct VectorFloatEmission {
     emitter.asm.vector(0x58, d, scratch, a, prefix: 0)
   }
 
-  /// to = from * 2^exponent, single precision.
-  private func scale(_ to: X86Vector, _ from: X86Vector, by exponent: Int, factor: X86Vector) {
-    guard exponent != 0 else { return }
-    broadcast(factor, UInt32(127 + exponent) << 23)
-    emitter.asm.vector(0x59, to, from, factor, prefix: 0)
+  /// d = d / 2^fraction, single precision.
+  private func divideByFraction() {
+    guard operand.fraction != 0 else { return }
+    broadcast(scratch, UInt32(127 - operand.fraction) << 23)
+    emitter.asm.vector(0x59, d, d, scratch, prefix: 0)
   }
 
   /// 0x8000_0000 is either the true result or "invalid".
   private func toSigned() -> Int {
     guard operand.fraction == 0 else {
-      // What would be too large must not overflow first.
-      emitter.asm.vector(0x54, scratch, a, emitter.state(X86Emitter.magnitudeMask32), prefix: 0)
+      // What would be too large must not overflow first. b is a temporary that holds nothing.
+      broadcast(b, UInt32(127 + operand.fraction) << 23)
       broadcast(d, UInt32(127 + 31 - operand.fraction) << 23 - 1)
+      emitter.asm.vector(0x54, scratch, a, emitter.state(X86Emitter.magnitudeMask32), prefix: 0)
       emitter.asm.vector(0x66, scratch, scratch, d)  // pcmpgtd
       let slow = jumpIfAny(scratch)
-      scale(d, a, by: operand.fraction, factor: d)
+      emitter.asm.vector(0x59, d, a, b, prefix: 0)
       emitter.asm.vector(0x5b, d, d, prefix: 2)
       return slow
     }
