@@ -143,11 +143,12 @@ extension AArch64Translator {
   }
 
   private func whole(_ one: WholeOperation) {
+    let clears = !one.isFull && one.operation.isLanewise || one.isScalar
     block.vector(
       IRVectorOperand(
-        one.operation, scale: one.scale, amount: one.amount, isFull: one.isFull,
+        one.operation, scale: one.scale, amount: one.amount, isFull: one.isFull || clears, clearsUpper: clears,
         destination: AArch64State.v(rd), a: AArch64State.v(one.a), b: one.b.map(AArch64State.v)))
-    if !one.isFull && !one.operation.narrowsToHigh || one.isScalar { setHigh(rd, nil) }
+    if !one.isFull, !clears, !one.operation.narrowsToHigh { setHigh(rd, nil) }
   }
 
   private func wholeOperation(_ opcode: AArch64Opcode) -> WholeOperation? {
@@ -331,15 +332,18 @@ extension AArch64Translator {
   }
 
   private func permute() -> WholeOperation? {
-    guard isFull else { return nil }
     let operation: IRVectorOperation
     switch bits(12, 3) {
-    case 1: operation = .evenLanes
-    case 5: operation = .oddLanes
+    case 1 where isFull: operation = .evenLanes
+    case 5 where isFull: operation = .oddLanes
+    case 2: operation = .transposeEven
+    case 6: operation = .transposeOdd
     case 3: operation = .interleaveLow
-    case 7: operation = .interleaveHigh
+    case 7 where isFull: operation = .interleaveHigh
     default: return nil
     }
-    return WholeOperation(operation: operation, scale: Int(bits(22, 2)), a: rn, b: rm, isFull: true)
+    let scale = Int(bits(22, 2))
+    return scale < 3 || isFull
+      ? WholeOperation(operation: operation, scale: scale, a: rn, b: rm, isFull: isFull) : nil
   }
 }

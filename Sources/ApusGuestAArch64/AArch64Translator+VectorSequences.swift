@@ -28,12 +28,25 @@ extension AArch64Translator {
   /// The last operation: writes the register, and clears its upper half if the instruction is of 64 bits or scalar.
   private func finish(
     _ operation: IRVectorOperation, _ scale: Int, _ a: Int, _ b: Int? = nil, amount: Int = 0,
-    isFull: Bool? = nil
+    isFull: Bool? = nil, accumulation: IRVectorAccumulation = .none, element: Element? = nil
   ) -> Bool {
     let isFull = isFull ?? self.isFull
-    emit(operation, scale, to: destination, a, b, amount: amount, isFull: isFull)
-    if !isFull && !operation.narrowsToHigh || isScalar { setHigh(rd, nil) }
+    let clears = !isFull && operation.isLanewise || isScalar
+    block.vector(
+      IRVectorOperand(
+        operation, scale: scale, amount: amount, isFull: isFull || clears, clearsUpper: clears,
+        accumulation: accumulation, element: element?.lane, destination: destination, a: a,
+        b: element?.register ?? b))
+    if !isFull, !clears, !operation.narrowsToHigh { setHigh(rd, nil) }
     return true
+  }
+
+  /// The lane of m that an instruction names.
+  private struct Element {
+    var register: Int
+    var lane: Int
+    /// Its size as a power of two, in bytes: 1 or 2.
+    var scale: Int
   }
 
   /// Translates the instruction if it is one of these.
@@ -82,8 +95,8 @@ extension AArch64Translator {
         return finish(.subtract, scale, Self.t1, Self.t0)
       }
     case 0x0f:
-      emit(u ? .absoluteDifferenceUnsigned : .absoluteDifferenceSigned, scale, to: Self.t0, n, m)
-      return finish(.add, scale, destination, Self.t0)
+      return finish(
+        u ? .absoluteDifferenceUnsigned : .absoluteDifferenceSigned, scale, n, m, accumulation: .add)
     case 0x14 where !isFull: return pairs(u ? .maxPairsUnsigned : .maxPairsSigned, scale)
     case 0x15 where !isFull: return pairs(u ? .minPairsUnsigned : .minPairsSigned, scale)
     case 0x17 where !isFull && !u: return pairs(.addPairs, scale)
@@ -165,9 +178,7 @@ extension AArch64Translator {
       return finish(bits(13, 1) == 0 ? .add : .subtract, wide, n, Self.t1, isFull: true)
     case 4, 6:
       emit(bits(13, 1) == 0 ? .add : .subtract, wide, to: Self.t0, n, m)
-      if u { emit(.shiftRightRoundedUnsigned, wide, to: Self.t0, Self.t0, amount: 8 << scale) }
-      return finish(
-        isFull ? .narrowHigh : .narrowLow, scale, Self.t0, amount: u ? 0 : 8 << scale, isFull: false)
+      return finish(narrowing(isRounded: u), scale, Self.t0, amount: 8 << scale, isFull: false)
     case 5, 7:
       emit(u ? .absoluteDifferenceUnsigned : .absoluteDifferenceSigned, scale, to: Self.t0, n, m)
       if bits(12, 4) == 7 {
@@ -176,18 +187,20 @@ extension AArch64Translator {
       widen(scale, to: Self.t0, Self.t0, isUnsigned: true)
       return finish(.add, wide, destination, Self.t0, isFull: true)
     case 8, 0xa:
-      emit(product, scale, to: Self.t0, n, m)
-      return finish(bits(13, 1) == 0 ? .add : .subtract, wide, destination, Self.t0, isFull: true)
+      return finish(product, scale, n, m, isFull: true, accumulation: bits(13, 1) == 0 ? .add : .subtract)
     case 0xc: return finish(product, scale, n, m, isFull: true)
     case 9 where !u && scale == 1, 0xb where !u && scale == 1, 0xd where !u && scale == 1:
-      return doubledProduct(bits(12, 4), scale, n, m)
+      return doubledProduct(bits(12, 4), scale)
     default: return false
     }
   }
 
   /// sqdmull (0xd), sqdmlal (9), sqdmlsl (0xb).
-  private func doubledProduct(_ kind: UInt32, _ scale: Int, _ a: Int, _ b: Int) -> Bool {
-    emit(product, scale, to: Self.t0, a, b)
+  private func doubledProduct(_ kind: UInt32, _ scale: Int, element: Element? = nil) -> Bool {
+    block.vector(
+      IRVectorOperand(
+        product, scale: scale, isFull: true, element: element?.lane, destination: Self.t0, a: n,
+        b: element?.register ?? m))
     if kind == 0xd { return finish(.addSaturatedSigned, scale + 1, Self.t0, Self.t0, isFull: true) }
     emit(.addSaturatedSigned, scale + 1, to: Self.t0, Self.t0, Self.t0)
     return finish(
@@ -195,38 +208,31 @@ extension AArch64Translator {
       isFull: true)
   }
 
-  /// The lane of m that an instruction names, in all lanes of a place; its size as a power of two.
-  private func broadcastElement() -> Int? {
+  private func element() -> Element? {
     let scale = Int(bits(22, 2))
     guard scale == 1 || scale == 2 else { return nil }
     let upper = bits(11, 1) << 1 | bits(21, 1)
-    let (lane, register) =
-      scale == 1 ? (upper << 1 | bits(20, 1), Int(bits(16, 4))) : (upper, Int(bits(16, 5)))
-    emit(.broadcast, scale, to: Self.t0, AArch64State.v(register), amount: Int(lane))
-    return scale
+    return scale == 1
+      ? Element(register: AArch64State.v(Int(bits(16, 4))), lane: Int(upper << 1 | bits(20, 1)), scale: 1)
+      : Element(register: m, lane: Int(upper), scale: 2)
   }
 
   private func indexed() -> Bool {
-    let u = isUnsigned
-    switch (u, bits(12, 4)) {
-    case (false, 8), (true, 0), (true, 4):
-      guard let scale = broadcastElement() else { return false }
-      let operation: IRVectorOperation = u ? (bits(14, 1) == 0 ? .multiplyAdd : .multiplySubtract) : .multiply
-      return finish(operation, scale, n, Self.t0)
+    guard let element = element() else { return false }
+    let scale = element.scale
+    let kind = bits(12, 4)
+    switch (isUnsigned, kind) {
+    case (false, 8): return finish(.multiply, scale, n, element: element)
+    case (true, 0): return finish(.multiplyAdd, scale, n, element: element)
+    case (true, 4): return finish(.multiplySubtract, scale, n, element: element)
     case (_, 2), (_, 6), (_, 0xa):
-      guard let scale = broadcastElement() else { return false }
-      if bits(12, 4) == 0xa { return finish(product, scale, n, Self.t0, isFull: true) }
-      emit(product, scale, to: Self.t0, n, Self.t0)
-      return finish(bits(14, 1) == 0 ? .add : .subtract, scale + 1, destination, Self.t0, isFull: true)
-    case (false, 0xc), (false, 0xd):
-      guard let scale = broadcastElement() else { return false }
-      let isRounded = bits(12, 1) == 1
-      return finish(isRounded ? .multiplyHighRoundedSaturated : .multiplyHighSaturated, scale, n, Self.t0)
+      return finish(
+        product, scale, n, isFull: true, accumulation: kind == 2 ? .add : kind == 6 ? .subtract : .none,
+        element: element)
+    case (false, 0xc): return finish(.multiplyHighSaturated, scale, n, element: element)
+    case (false, 0xd): return finish(.multiplyHighRoundedSaturated, scale, n, element: element)
     case (false, 3), (false, 7), (false, 0xb):
-      guard bits(22, 2) == 1, let scale = broadcastElement() else { return false }
-      let kinds: (UInt32, UInt32, UInt32) = (9, 0xb, 0xd)
-      return doubledProduct(
-        bits(14, 2) == 0 ? kinds.0 : bits(14, 2) == 1 ? kinds.1 : kinds.2, scale, n, Self.t0)
+      return scale == 1 && doubledProduct(kind == 3 ? 9 : kind == 7 ? 0xb : 0xd, scale, element: element)
     default: return false
     }
   }
@@ -235,8 +241,8 @@ extension AArch64Translator {
     let scale = Int(bits(22, 2))
     switch bits(12, 5) {
     case 0x06 where scale < 3:
-      emit(isUnsigned ? .addPairsWidenedUnsigned : .addPairsWidenedSigned, scale, to: Self.t0, n)
-      return finish(.add, scale + 1, destination, Self.t0)
+      return finish(
+        isUnsigned ? .addPairsWidenedUnsigned : .addPairsWidenedSigned, scale, n, accumulation: .add)
     case 0x09 where isUnsigned && (scale < 3 || isFull):  // not above zero
       emit(.greaterSigned, scale, to: Self.t0, n)
       return finish(.not, 0, Self.t0)
@@ -255,6 +261,11 @@ extension AArch64Translator {
     }
   }
 
+  private func narrowing(isRounded: Bool) -> IRVectorOperation {
+    isFull
+      ? (isRounded ? .narrowHighRounded : .narrowHigh) : isRounded ? .narrowLowRounded : .narrowLow
+  }
+
   private func shift() -> Bool {
     let field = Int(bits(16, 7))
     guard field >= 8 else { return false }
@@ -270,8 +281,7 @@ extension AArch64Translator {
         isRounded
         ? (u ? .shiftRightRoundedUnsigned : .shiftRightRoundedSigned)
         : u ? .shiftRightUnsigned : .shiftRightSigned
-      emit(operation, lane, to: Self.t0, n, amount: amount)
-      return finish(.add, lane, destination, Self.t0)
+      return finish(operation, lane, n, amount: amount, accumulation: .add)
     // sri and sli: what stays of the destination moves out and back.
     case 0x08 where u:
       guard lane < 3 || isFull else { return false }
@@ -291,8 +301,7 @@ extension AArch64Translator {
     case 0x0e where field == bitCount + 1 && lane < 3:  // sqshl, uqshl by one bit
       return finish(u ? .addSaturatedUnsigned : .addSaturatedSigned, lane, n, n)
     case 0x11 where !u && lane < 3:  // rshrn
-      emit(.shiftRightRoundedUnsigned, lane + 1, to: Self.t0, n, amount: amount)
-      return finish(isFull ? .narrowHigh : .narrowLow, lane, Self.t0, isFull: false)
+      return finish(narrowing(isRounded: true), lane, n, amount: amount, isFull: false)
     case 0x10 where u, 0x11 where u, 0x12, 0x13:
       let isRounded = bits(11, 1) == 1
       guard isAvailable(.narrowLowSigned, lane) else { return false }
@@ -319,23 +328,10 @@ extension AArch64Translator {
     guard scale < 3 || isFull else { return false }
     let isSecond = bits(14, 1) == 1
     switch bits(12, 2) {
-    case 2:  // trn
-      if scale == 3 { return finish(isSecond ? .interleaveHigh : .interleaveLow, 3, n, m) }
-      let bitCount = 8 << scale
-      if isSecond {
-        emit(.shiftRightUnsigned, scale + 1, to: Self.t0, n, amount: bitCount)
-        emit(.shiftRightUnsigned, scale + 1, to: Self.t1, m, amount: bitCount)
-        emit(.shiftLeft, scale + 1, to: Self.t1, Self.t1, amount: bitCount)
-      } else {
-        emit(.shiftLeft, scale + 1, to: Self.t0, n, amount: bitCount)
-        emit(.shiftRightUnsigned, scale + 1, to: Self.t0, Self.t0, amount: bitCount)
-        emit(.shiftLeft, scale + 1, to: Self.t1, m, amount: bitCount)
-      }
-      return finish(.or, 0, Self.t0, Self.t1)
     case 1 where !isFull: return pairs(isSecond ? .oddLanes : .evenLanes, scale)
-    case 3 where !isFull:
+    case 3 where !isFull:  // zip2
       emit(.interleaveLow, scale, to: Self.t0, n, m)
-      if isSecond { emit(.extract, 0, to: Self.t0, Self.t0, Self.t0, amount: 8) }
+      emit(.interleaveHigh, 3, to: Self.t0, Self.t0, Self.t0)
       return finish(.move, 0, Self.t0)
     default: return false
     }

@@ -11,6 +11,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   case shiftLeft, shiftRightSigned, shiftRightUnsigned, shiftRightRoundedSigned, shiftRightRoundedUnsigned
   // Of the lanes of a and b, b's behind a's: alternating from the lower or upper halves; the even or odd ones.
   case interleaveLow, interleaveHigh, evenLanes, oddLanes
+  // a's and b's even or odd lanes, alternating.
+  case transposeEven, transposeOdd
   // The highest bit of each lane of a: flipped, cleared.
   case flipSigns, clearSigns
   // |a - b|; (a + b + 1) / 2.
@@ -34,8 +36,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // The 16 bytes from byte `amount` of a, with b behind it.
   case extract
   // a's lanes of twice the size, shifted right by `amount` and cut, into the lower or the upper half; the other half of d
-  // stays.
-  case narrowLow, narrowHigh
+  // stays. `Rounded`: half of the last bit lost is added first.
+  case narrowLow, narrowHigh, narrowLowRounded, narrowHighRounded
   // The same without shift, held to the range: signed lanes to signed ones, signed to unsigned, unsigned to unsigned.
   case narrowLowSigned, narrowHighSigned, narrowLowClamped, narrowHighClamped, narrowLowUnsigned,
     narrowHighUnsigned
@@ -82,7 +84,7 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
       true
     case .add, .subtract, .negate, .equal, .greaterSigned, .anySet, .interleaveLow, .interleaveHigh,
       .evenLanes,
-      .oddLanes, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned,
+      .oddLanes, .transposeEven, .transposeOdd, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned,
       .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
       scale < 4
     case .flipSigns, .clearSigns, .rotateRight: scale > 0
@@ -100,16 +102,83 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
     }
   }
 
+  /// Whether the lower half of the result depends on those of b and d and, but for `permute` and `broadcast`, a alone, and nothing
+  /// else is noted: of 64 bits it is the one of 128 bits with its upper half cleared.
+  public var isLanewise: Bool {
+    switch self {
+    case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .add, .subtract,
+      .multiply, .multiplyAdd, .multiplySubtract, .negate, .absolute, .equal, .greaterSigned,
+      .greaterOrEqualSigned, .greaterUnsigned, .greaterOrEqualUnsigned, .anySet, .minSigned, .maxSigned,
+      .minUnsigned, .maxUnsigned, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned, .shiftRightRoundedSigned,
+      .shiftRightRoundedUnsigned, .interleaveLow, .transposeEven, .transposeOdd, .flipSigns, .clearSigns,
+      .absoluteDifferenceSigned, .absoluteDifferenceUnsigned, .averageUnsigned, .countOnes, .broadcast, .permute,
+      .addPairsWidenedSigned, .addPairsWidenedUnsigned, .rotateRight, .reverse, .shiftByLanesSigned,
+      .shiftByLanesUnsigned, .xorBoth, .xorAndNot, .countLeadingZeros:
+      true
+    default: false
+    }
+  }
+  /// Whether upper halves of zeros give one, of a lanewise operation.
+  public var keepsZeros: Bool {
+    switch self {
+    case .not, .orNot, .equal, .greaterOrEqualSigned, .greaterOrEqualUnsigned, .flipSigns, .broadcast, .permute,
+      .countLeadingZeros:
+      false
+    default: isLanewise
+    }
+  }
+  /// Whether b counts.
+  public var readsSecond: Bool {
+    switch self {
+    case .move, .not, .absolute, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned, .shiftRightRoundedSigned,
+      .shiftRightRoundedUnsigned, .flipSigns, .clearSigns, .countOnes, .broadcast, .reorder, .reorderOnto,
+      .addAcross, .minAcrossSigned, .maxAcrossSigned, .minAcrossUnsigned, .maxAcrossUnsigned,
+      .addPairsWidenedSigned, .addPairsWidenedUnsigned, .narrowLow, .narrowHigh, .narrowLowRounded,
+      .narrowHighRounded, .widenLowSigned, .widenLowUnsigned, .widenHighSigned, .widenHighUnsigned,
+      .rotateRight, .reverse:
+      false
+    default: true
+    }
+  }
+  /// Whether the result may be added to d or subtracted from it (`IRVectorAccumulation`).
+  public var mayAccumulate: Bool {
+    switch self {
+    case .multiplyLowSigned, .multiplyLowUnsigned, .multiplyHighSigned, .multiplyHighUnsigned,
+      .addPairsWidenedSigned, .addPairsWidenedUnsigned, .absoluteDifferenceSigned, .absoluteDifferenceUnsigned,
+      .shiftRightSigned, .shiftRightUnsigned, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
+      true
+    default: false
+    }
+  }
+  /// Whether a lane of b may stand for all.
+  public var mayHaveElement: Bool {
+    switch self {
+    case .multiply, .multiplyAdd, .multiplySubtract, .multiplyLowSigned, .multiplyLowUnsigned,
+      .multiplyHighSigned, .multiplyHighUnsigned, .multiplyHighSaturated, .multiplyHighRoundedSaturated:
+      true
+    default: false
+    }
+  }
+  /// The result's lanes, as a power of two.
+  public func resultScale(_ scale: Int) -> Int {
+    switch self {
+    case .multiplyLowSigned, .multiplyLowUnsigned, .multiplyHighSigned, .multiplyHighUnsigned,
+      .addPairsWidenedSigned, .addPairsWidenedUnsigned:
+      scale + 1
+    default: scale
+    }
+  }
+
   /// Whether lanes of a are cut to half their size, into the lower or the upper half of d.
   public var narrowsToLow: Bool {
     switch self {
-    case .narrowLow, .narrowLowSigned, .narrowLowClamped, .narrowLowUnsigned: true
+    case .narrowLow, .narrowLowRounded, .narrowLowSigned, .narrowLowClamped, .narrowLowUnsigned: true
     default: false
     }
   }
   public var narrowsToHigh: Bool {
     switch self {
-    case .narrowHigh, .narrowHighSigned, .narrowHighClamped, .narrowHighUnsigned: true
+    case .narrowHigh, .narrowHighRounded, .narrowHighSigned, .narrowHighClamped, .narrowHighUnsigned: true
     default: false
     }
   }
@@ -144,13 +213,17 @@ public struct IRTripleOrder: Sendable {
   }
 }
 
+/// What becomes of an operation's result: d, or d plus or minus it, lane by lane.
+public enum IRVectorAccumulation: UInt8, Sendable { case none, add, subtract }
+
 /// The immediate of `vector`.
 ///
 /// ```
-/// 53        44 43        34 33        24 23       20 19     18   17..16  15      8 7         0
-/// | b's slot   | a's slot   | d's slot   | 0        | isFull | 0 | scale | amount | operation |
+/// 53    44 43    34 33    24 23 22        21         20 19     18            17..16  15      8 7         0
+/// | b    | a      | d      | 0 | element  | accumulate | isFull | clearsUpper | scale | amount | operation |
 /// ```
-/// Slots are state offsets in units of 8 bytes; 1023 for b is zero. Without `isFull` only the lower 64 bits of d are written.
+/// Slots are state offsets in units of 8 bytes; 1023 for b is zero. Without `isFull` only the lower 64 bits of d are written;
+/// `clearsUpper`, beside it, has the upper ones 0. `element`: b's lane `amount` stands for all of its lanes.
 public struct IRVectorOperand: Sendable, CustomStringConvertible {
   public let rawValue: Int64
   public init(rawValue: Int64) { self.rawValue = rawValue }
@@ -158,10 +231,12 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
   ///   - scale: lanes of `8 << scale` bits.
   ///   - destination, a, b: byte offsets in the state; b `nil`: zero.
   public init(
-    _ operation: IRVectorOperation, scale: Int = 0, amount: Int = 0, isFull: Bool, destination: Int, a: Int,
-    b: Int?
+    _ operation: IRVectorOperation, scale: Int = 0, amount: Int = 0, isFull: Bool, clearsUpper: Bool = false,
+    accumulation: IRVectorAccumulation = .none, element: Int? = nil, destination: Int, a: Int, b: Int?
   ) {
-    let attributes = (isFull ? 1 << 19 : 0) | scale << 16 | amount << 8 | Int(operation.rawValue)
+    var attributes = (isFull ? 1 << 19 : 0) | (clearsUpper ? 1 << 18 : 0) | Int(accumulation.rawValue) << 20
+    attributes |= element.map { 1 << 22 | $0 << 8 } ?? amount << 8
+    attributes |= scale << 16 | Int(operation.rawValue)
     rawValue = IRVectorSlots(destination: destination, a: a, b: b).rawValue | Int64(attributes)
   }
   public var operation: IRVectorOperation {
@@ -176,8 +251,14 @@ public struct IRVectorOperand: Sendable, CustomStringConvertible {
   public var order: IRTripleOrder { IRTripleOrder(amount: amount) }
   public var scale: Int { Int(rawValue >> 16 & 3) }
   public var isFull: Bool { rawValue >> 19 & 1 != 0 }
+  public var clearsUpper: Bool { rawValue >> 18 & 1 != 0 }
+  public var accumulation: IRVectorAccumulation {
+    IRVectorAccumulation(rawValue: UInt8(rawValue >> 20 & 3)).unsafelyUnwrapped
+  }
+  public var element: Int? { rawValue >> 22 & 1 != 0 ? amount : nil }
   public var slots: IRVectorSlots { IRVectorSlots(rawValue: rawValue) }
   public var description: String {
-    "\(operation).\(8 << scale)\(isFull ? "" : " half") \(slots) #\(amount)"
+    "\(operation).\(8 << scale)\(isFull ? clearsUpper ? " cleared" : "" : " half") \(slots)"
+      + (element.map { "[\($0)]" } ?? " #\(amount)") + (accumulation == .none ? "" : " \(accumulation)")
   }
 }

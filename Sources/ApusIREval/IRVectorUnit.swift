@@ -13,10 +13,23 @@ enum IRVectorUnit {
       )
     }
     let a = read(operand.slots.a)
-    let b = operand.slots.b.map(read) ?? (0, 0)
+    var b = operand.slots.b.map(read) ?? (0, 0)
+    let bits = 8 << operand.scale
+    if let element = operand.element {
+      let value = lane(b, element, bits)
+      b = lanes(bits) { _ in value }
+    }
     let d = read(operand.slots.destination)
     var isSaturated = false
-    let result = compute(operand, a, b, d, &isSaturated)
+    var result = compute(operand, a, b, d, &isSaturated)
+    if operand.accumulation != .none {
+      let (bits, term) = (8 << operand.operation.resultScale(operand.scale), result)
+      result = lanes(bits) {
+        let (old, new) = (lane(d, $0, bits), lane(term, $0, bits))
+        return operand.accumulation == .add ? old &+ new : old &- new
+      }
+    }
+    if operand.clearsUpper { result.high = 0 }
     if isSaturated { state.storeBytes(of: 1, toByteOffset: StateHeader.saturation, as: UInt32.self) }
     state.storeBytes(of: result.low, toByteOffset: operand.slots.destination, as: UInt64.self)
     if operand.isFull || operand.operation.narrowsToHigh {
@@ -209,6 +222,9 @@ enum IRVectorUnit {
     case .interleaveLow, .interleaveHigh:
       let base = operand.operation == .interleaveHigh ? 64 / bits : 0
       return lanes(bits) { lane($0 & 1 == 0 ? a : b, base + $0 / 2, bits) }
+    case .transposeEven, .transposeOdd:
+      let offset = operand.operation == .transposeOdd ? 1 : 0
+      return lanes(bits) { lane($0 & 1 == 0 ? a : b, $0 & ~1 | offset, bits) }
     case .evenLanes: return pairs { even, _ in even }
     case .oddLanes: return pairs { _, odd in odd }
     case .addPairs: return pairs { $0 &+ $1 }
@@ -221,14 +237,16 @@ enum IRVectorUnit {
         let position = index + operand.amount
         return position < 16 ? lane(a, position, 8) : lane(b, position - 16, 8)
       }
-    case .narrowLow, .narrowHigh:
+    case .narrowLow, .narrowHigh, .narrowLowRounded, .narrowHighRounded:
+      let isRounded = operand.operation == .narrowLowRounded || operand.operation == .narrowHighRounded
       var half: UInt64 = 0
       for index in 0..<64 / bits {
-        let value =
-          lane(a, index, 2 * bits) >> UInt64(operand.amount) & (bits == 64 ? .max : 1 << UInt64(bits) - 1)
-        half |= value << UInt64(index * bits)
+        let wide = lane(a, index, 2 * bits)
+        var value = wide >> UInt64(operand.amount)
+        if isRounded { value &+= wide >> UInt64(operand.amount - 1) & 1 }
+        half |= (value & (1 << UInt64(bits) - 1)) << UInt64(index * bits)
       }
-      return operand.operation == .narrowLow ? (half, d.high) : (d.low, half)
+      return operand.operation.narrowsToLow ? (half, d.high) : (d.low, half)
     case .widenLowSigned, .widenLowUnsigned, .widenHighSigned, .widenHighUnsigned:
       let isHigh = operand.operation == .widenHighSigned || operand.operation == .widenHighUnsigned
       let isSigned = operand.operation == .widenLowSigned || operand.operation == .widenHighSigned

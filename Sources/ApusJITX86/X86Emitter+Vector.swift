@@ -123,9 +123,17 @@ extension X86Emitter {
       loadRegister(register, offset, isFull: readsAll)
       return register
     }
+    // What is known before anything changes.
+    let hasClearUpper = upperHalvesAreClear(operand)
     let a = source(operand.slots.a)
     let b: X86Vector
-    if operand.slots.b == operand.slots.a, keeps {
+    if let offset = operand.slots.b, let element = operand.element {
+      b = takeVectorTemporary()
+      let from = pinnedWhole(offset) ?? b
+      if from == b { loadRegister(b, offset, isFull: true) }
+      broadcast(b, from, element, operand.scale)
+      if !readsAll, !operand.isFull { asm.moveLower(b, b) }
+    } else if operand.slots.b == operand.slots.a, keeps {
       b = a
     } else if let offset = operand.slots.b {
       b = source(offset)
@@ -133,23 +141,46 @@ extension X86Emitter {
       b = a
     } else {
       b = takeVectorTemporary()
-      asm.vector(0xef, b, b, b)
+      if operation.readsSecond { asm.vector(0xef, b, b, b) }
     }
     func compute(_ d: X86Vector) {
       if let wide { emit(wide, operand, a, b, d) } else { emit(operand, a, b, d) }
     }
     // The result, and d where it is read: in place where the operands are copies, or gone with the only instruction.
     let target = operand.slots.destination
-    if halves == .both, let pinned = pinnedWhole(target) {
-      compute(pinned)
-      noteChange(pinned)
+    let pinned = halves == .both ? pinnedWhole(target) : nil
+    var result = pinned ?? takeVectorTemporary()
+    if operand.accumulation != .none {
+      if pinned != nil { result = takeVectorTemporary() }
+      compute(result)
+      result = accumulate(operand, result, onto: pinned)
     } else {
-      let d = takeVectorTemporary()
-      if operation.readsDestination { loadRegister(d, target, isFull: operand.isFull) }
-      compute(d)
-      storeRegister(target, d, halves)
+      if pinned == nil, operation.readsDestination { loadRegister(result, target, isFull: operand.isFull) }
+      compute(result)
     }
+    if operand.clearsUpper, !hasClearUpper { asm.moveLower(result, result) }
+    storeRegister(target, result, halves)
+    if let pinned, operand.clearsUpper || hasClearUpper { noteClear(pinned, above: 64) }
     lockedVectors = 0
+  }
+
+  /// Whether all that a lanewise operation reads has zeros in its upper half.
+  private func upperHalvesAreClear(_ operand: IRVectorOperand) -> Bool {
+    func isClear(_ offset: Int) -> Bool { pinnedWhole(offset).map { self.isClear($0, above: 64) } ?? false }
+    guard operand.operation.keepsZeros, operand.isFull, operand.element == nil, operand.accumulation == .none,
+      isClear(operand.slots.a)
+    else { return false }
+    if let b = operand.slots.b, !isClear(b) { return false }
+    return !operand.operation.readsDestination || isClear(operand.slots.destination)
+  }
+
+  /// The destination plus or minus the term; in its own register if it has one, else in the term's.
+  private func accumulate(_ operand: IRVectorOperand, _ term: X86Vector, onto pinned: X86Vector?) -> X86Vector {
+    let scale = operand.operation.resultScale(operand.scale)
+    let old = pinned ?? takeVectorTemporary()
+    if pinned == nil { loadRegister(old, operand.slots.destination, isFull: true) }
+    emit(operand.accumulation == .add ? Self.add : Self.subtract, scale, pinned ?? term, old, term)
+    return pinned ?? term
   }
 
   /// Whether an operation is one instruction that does not change a and b, lanes that are not asked for left alone.
@@ -162,6 +193,8 @@ extension X86Emitter {
     case .shiftRightSigned: scale == 1 || scale == 2
     case .interleaveLow, .interleaveHigh, .extract, .carrylessLow, .carrylessHigh: isFull
     case .evenLanes, .oddLanes: isFull && scale >= 2
+    case .broadcast: true
+    case .transposeEven, .transposeOdd: scale > 0
     default: false
     }
   }
@@ -295,9 +328,9 @@ extension X86Emitter {
       shuffle(d, a, b, isOnto: operand.operation == .reorderOnto)
     case .shiftByLanesSigned, .shiftByLanesUnsigned:
       shiftByLanes(operand.operation == .shiftByLanesSigned, scale, d, a, b)
-    case .broadcast:
-      loadConstant(b) { UInt8(operand.amount << scale | $0 & ((1 << scale) - 1)) }
-      asm.vector(0, d, a, b, map: 2)
+    case .broadcast: broadcast(d, a, operand.amount, scale)
+    case .transposeEven: transpose(scale, isOdd: false, d, a, b)
+    case .transposeOdd: transpose(scale, isOdd: true, d, a, b)
     case .addAcross: across(Self.add, operand, d, a, b)
     case .minAcrossSigned: across(Self.minSigned, operand, d, a, b)
     case .maxAcrossSigned: across(Self.maxSigned, operand, d, a, b)
@@ -336,10 +369,12 @@ extension X86Emitter {
     case .addPairs, .minPairsSigned, .maxPairsSigned, .minPairsUnsigned, .maxPairsUnsigned:
       pairs(operand.operation, scale, d, a, b)
     case .extract: asm.vector(0x0f, d, b, a, immediate: UInt8(operand.amount), map: 3)
-    case .narrowLow, .narrowHigh:
-      if operand.amount != 0 { shift(2, scale + 1, a, a, operand.amount) }
-      asm.move(b, a)
-      lanes(scale, isOdd: false, d, a, b)
+    case .narrowLow, .narrowHigh: narrow(scale, operand.amount, d, a)
+    case .narrowLowRounded, .narrowHighRounded:
+      shift(2, scale + 1, a, a, operand.amount - 1)
+      shift(2, scale + 1, b, a, 1)
+      emit(Self.subtract, scale + 1, a, a, b)
+      narrow(scale, 0, d, a)
     case .widenLowSigned, .widenLowUnsigned, .widenHighSigned, .widenHighUnsigned:
       let isHigh = operand.operation == .widenHighSigned || operand.operation == .widenHighUnsigned
       let isSigned = operand.operation == .widenLowSigned || operand.operation == .widenHighSigned
@@ -409,6 +444,60 @@ extension X86Emitter {
       asm.vector(0x6b, d, a, b)  // packssdw
     case 2: asm.vector(0xc6, d, a, b, immediate: isOdd ? 0xdd : 0x88, prefix: 0)  // shufps
     default: asm.vector(isOdd ? 0x6d : 0x6c, d, a, b)
+    }
+  }
+
+  /// The even or odd lanes of a and b, alternating. Changes a and b where lanes are bytes.
+  private func transpose(_ scale: Int, isOdd: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    let bits = 8 << scale
+    switch scale {
+    case 0:
+      if isOdd { shift(2, 1, b, b, bits) } else { shift(6, 1, a, a, bits) }
+      shift(2, 1, a, a, bits)
+      shift(6, 1, b, b, bits)
+      asm.vector(0xeb, d, a, b)
+    case 1, 2:
+      withVectorTemporary { moved in
+        shift(isOdd ? 2 : 6, scale + 1, moved, isOdd ? a : b, bits)
+        asm.vector(
+          0x0e, d, isOdd ? moved : a, isOdd ? b : moved, immediate: scale == 1 ? 0xaa : 0xcc, map: 3)  // pblendw
+      }
+    default: emit(isOdd ? Self.interleaveHigh : Self.interleaveLow, 3, d, a, b)
+    }
+  }
+
+  /// a's lane in all lanes of `to`.
+  private func broadcast(_ to: X86Vector, _ a: X86Vector, _ lane: Int, _ scale: Int) {
+    switch scale {
+    case 0 where lane == 0 && features.hasAVX2: asm.vector(0x78, to, a, map: 2)
+    case 1 where lane == 0 && features.hasAVX2: asm.vector(0x79, to, a, map: 2)
+    case 0:
+      emit(lane < 8 ? Self.interleaveLow : Self.interleaveHigh, 0, to, a, a)
+      broadcast(to, to, lane & 7, 1)
+    case 1:
+      // pshuflw, pshufhw
+      asm.vector(0x70, to, a, immediate: UInt8((lane & 3) * 0x55), prefix: lane < 4 ? 3 : 2)
+      emit(lane < 4 ? Self.interleaveLow : Self.interleaveHigh, 3, to, to, to)
+    case 2: asm.vector(0x70, to, a, immediate: UInt8(lane * 0x55))
+    default: emit(lane == 0 ? Self.interleaveLow : Self.interleaveHigh, 3, to, a, a)
+    }
+  }
+
+  /// Lanes of twice the size, shifted right by at most their half and cut, in both halves of d. Changes a.
+  private func narrow(_ scale: Int, _ amount: Int, _ d: X86Vector, _ a: X86Vector) {
+    let bits = 8 << scale
+    switch (scale, amount) {
+    case (2, _):
+      if amount != 0 { shift(2, 3, a, a, amount) }
+      asm.vector(0xc6, d, a, a, immediate: 0x88, prefix: 0)  // shufps
+    case (_, bits):
+      shift(2, scale + 1, a, a, bits)
+      emit(Self.packUnsigned, scale, d, a, a)
+    default:
+      // What is left as a signed lane fits.
+      shift(6, scale + 1, a, a, bits - amount)
+      shift(4, scale + 1, a, a, bits)
+      emit(Self.packSigned, scale, d, a, a)
     }
   }
 

@@ -42,7 +42,7 @@ enum X86WideForm {
 
   /// - Returns: `nil` where there is nothing better than what hosts with AVX2 do.
   init?(_ operand: IRVectorOperand, _ features: X86HostFeatures) {
-    guard features.hasAVX512 else { return nil }
+    guard features.hasAVX512, operand.element == nil else { return nil }
     let scale = operand.scale
     switch operand.operation {
     case .not: self = .bits(table: Self.not)
