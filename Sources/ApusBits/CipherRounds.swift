@@ -144,40 +144,6 @@ public enum SHA256Rounds {
   }
 }
 
-/// Two rounds of SHA-512, and its schedule, in halves as Arm's instructions do them [FIPS 180-4 6.4].
-public enum SHA512Rounds {
-  private static func sum0(_ a: UInt64) -> UInt64 {
-    a.rotatedRight(28) ^ a.rotatedRight(34) ^ a.rotatedRight(39)
-  }
-  private static func sum1(_ a: UInt64) -> UInt64 {
-    a.rotatedRight(14) ^ a.rotatedRight(18) ^ a.rotatedRight(41)
-  }
-
-  /// What e gets and what is added to a, as the manual's sha512h.
-  public static func first(_ w: SIMD2<UInt64>, _ x: SIMD2<UInt64>, _ y: SIMD2<UInt64>) -> SIMD2<UInt64> {
-    let high = (y[1] & x[0] ^ ~y[1] & x[1]) &+ sum1(y[1]) &+ w[1]
-    let e = high &+ y[0]
-    let low = (e & y[1] ^ ~e & x[0]) &+ sum1(e) &+ w[0]
-    return SIMD2(low, high)
-  }
-  /// What a gets, as the manual's sha512h2.
-  public static func second(_ w: SIMD2<UInt64>, _ x: SIMD2<UInt64>, _ y: SIMD2<UInt64>) -> SIMD2<UInt64> {
-    let high = (x[0] & y[1] ^ x[0] & y[0] ^ y[1] & y[0]) &+ sum0(y[0]) &+ w[1]
-    let low = (high & y[0] ^ high & y[1] ^ y[1] & y[0]) &+ sum0(high) &+ w[0]
-    return SIMD2(low, high)
-  }
-  public static func scheduleFirst(_ w: SIMD2<UInt64>, _ x: SIMD2<UInt64>) -> SIMD2<UInt64> {
-    func sigma(_ a: UInt64) -> UInt64 { a.rotatedRight(1) ^ a.rotatedRight(8) ^ a >> 7 }
-    return SIMD2(w[0] &+ sigma(w[1]), w[1] &+ sigma(x[0]))
-  }
-  public static func scheduleSecond(_ w: SIMD2<UInt64>, _ x: SIMD2<UInt64>, _ y: SIMD2<UInt64>) -> SIMD2<
-    UInt64
-  > {
-    func sigma(_ a: UInt64) -> UInt64 { a.rotatedRight(19) ^ a.rotatedRight(61) ^ a >> 6 }
-    return SIMD2(w[0] &+ sigma(x[0]) &+ y[0], w[1] &+ sigma(x[1]) &+ y[1])
-  }
-}
-
 /// SM3's rounds and schedule as Arm's instructions cut them [GB/T 32905-2016].
 public enum SM3Rounds {
   public static func shared(_ n: SIMD4<UInt32>, _ m: SIMD4<UInt32>, _ a: SIMD4<UInt32>) -> SIMD4<UInt32> {

@@ -14,10 +14,11 @@ extension AArch64Translator {
   }
 
   mutating func cipher(_ opcode: AArch64Opcode) {
-    if !wholeCipher(opcode) { extensionVector(opcode) }
+    if !sha512(opcode), !wholeCipher(opcode) { extensionVector(opcode) }
   }
 
   mutating func extensionVector(_ opcode: AArch64Opcode) {
+    if block.optimisations.contains(.hostVector), dotProduct(opcode) { return }
     call(.extensionVector, constant(UInt64(word)), constant(UInt64(opcode.rawValue)))
   }
 

@@ -25,7 +25,7 @@ extension AArch64Translator {
 
   private var isFull: Bool { bits(30, 1) == 1 }
 
-  private func setHalves(_ low: IRValue, _ high: IRValue?) {
+  func setHalves(_ low: IRValue, _ high: IRValue?) {
     setVector(rd, Halves(low: block.unary(.moveI64ToF64, low), high: high))
   }
 

@@ -345,6 +345,36 @@ extension AArch64Translator {
     return finish(.addAcross, scale + 1, Self.t0)
   }
 
+  // MARK: Dot products
+
+  /// sdot, udot, usdot, sudot; smmla, ummla, usmmla.
+  func dotProduct(_ opcode: AArch64Opcode) -> Bool {
+    let u = isUnsigned
+    switch opcode {
+    case .dot:
+      let isMixed = bits(11, 1) == 1
+      return finish(
+        isMixed ? .dotUnsignedSigned : u ? .dotUnsigned : .dotSigned, 2, n, m, accumulation: .add)
+    case .dotIndexed:
+      let element = Element(register: m, lane: Int(bits(11, 1) << 1 | bits(21, 1)), scale: 2)
+      let operation: IRVectorOperation =
+        bits(12, 1) == 0
+        ? (u ? .dotUnsigned : .dotSigned) : bits(23, 1) == 1 ? .dotUnsignedSigned : .dotSignedUnsigned
+      return finish(operation, 2, n, accumulation: .add, element: element)
+    case .matrixMultiply:
+      // A row of n by both rows of m, in two parts each.
+      let operation: IRVectorOperation =
+        bits(11, 1) == 1 ? .dotUnsignedSigned : u ? .dotUnsigned : .dotSigned
+      for (row, place) in [(0, Self.t0), (1, Self.t1)] {
+        emit(.broadcast, 3, to: place, n, amount: row)
+        emit(operation, 2, to: place, place, m)
+      }
+      emit(.addPairs, 2, to: Self.t0, Self.t0, Self.t1)
+      return finish(.add, 2, destination, Self.t0)
+    default: return false
+    }
+  }
+
   // MARK: Structures
 
   private static let places = [t0, t1, t2, t3]

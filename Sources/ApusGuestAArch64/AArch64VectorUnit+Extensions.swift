@@ -68,7 +68,6 @@ extension AArch64VectorUnit {
     func vector<V>(_ value: V) -> AArch64Vector { unsafeBitCast(value, to: AArch64Vector.self) }
     func bytes(_ value: AArch64Vector) -> SIMD16<UInt8> { cast(value) }
     func words(_ value: AArch64Vector) -> SIMD4<UInt32> { cast(value) }
-    func doubleWords(_ value: AArch64Vector) -> SIMD2<UInt64> { cast(value) }
     func rotated(_ value: UInt64, _ count: UInt64) -> UInt64 {
       count == 0 ? value : value >> count | value << (64 - count)
     }
@@ -95,11 +94,6 @@ extension AArch64VectorUnit {
     case .sha256h2: result = vector(SHA256Rounds.rounds(words(n), words(d), words(m)).y)
     case .sha256su0: result = vector(SHA256Rounds.scheduleFirst(words(d), words(n)))
     case .sha256su1: result = vector(SHA256Rounds.scheduleSecond(words(d), words(n), words(m)))
-    case .sha512h: result = vector(SHA512Rounds.first(doubleWords(d), doubleWords(n), doubleWords(m)))
-    case .sha512h2: result = vector(SHA512Rounds.second(doubleWords(d), doubleWords(n), doubleWords(m)))
-    case .sha512su0: result = vector(SHA512Rounds.scheduleFirst(doubleWords(d), doubleWords(n)))
-    case .sha512su1:
-      result = vector(SHA512Rounds.scheduleSecond(doubleWords(d), doubleWords(n), doubleWords(m)))
     case .rax1:
       result = AArch64Vector(low: n.low ^ rotated(m.low, 63), high: n.high ^ rotated(m.high, 63))
     case .eor3: result = AArch64Vector(low: n.low ^ m.low ^ a.low, high: n.high ^ m.high ^ a.high)

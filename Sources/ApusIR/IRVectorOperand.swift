@@ -31,6 +31,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   // Sums of a's neighbouring lanes in twice the size; products of lanes from the lower or upper halves in twice the size.
   case addPairsWidenedSigned, addPairsWidenedUnsigned
   case multiplyLowSigned, multiplyLowUnsigned, multiplyHighSigned, multiplyHighUnsigned
+  // Sums of the products of four neighbouring bytes, in lanes of 32 bits, whose size `scale` is.
+  case dotSigned, dotUnsigned, dotUnsignedSigned, dotSignedUnsigned
   // Of neighbouring lanes of a, then of b.
   case addPairs, minPairsSigned, maxPairsSigned, minPairsUnsigned, maxPairsUnsigned
   // The 16 bytes from byte `amount` of a, with b behind it.
@@ -113,7 +115,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
       .shiftRightRoundedUnsigned, .interleaveLow, .transposeEven, .transposeOdd, .flipSigns, .clearSigns,
       .absoluteDifferenceSigned, .absoluteDifferenceUnsigned, .averageUnsigned, .countOnes, .broadcast, .permute,
       .addPairsWidenedSigned, .addPairsWidenedUnsigned, .rotateRight, .reverse, .shiftByLanesSigned,
-      .shiftByLanesUnsigned, .xorBoth, .xorAndNot, .countLeadingZeros:
+      .shiftByLanesUnsigned, .xorBoth, .xorAndNot, .countLeadingZeros, .dotSigned, .dotUnsigned,
+      .dotUnsignedSigned, .dotSignedUnsigned:
       true
     default: false
     }
@@ -145,7 +148,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
     switch self {
     case .multiplyLowSigned, .multiplyLowUnsigned, .multiplyHighSigned, .multiplyHighUnsigned,
       .addPairsWidenedSigned, .addPairsWidenedUnsigned, .absoluteDifferenceSigned, .absoluteDifferenceUnsigned,
-      .shiftRightSigned, .shiftRightUnsigned, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
+      .shiftRightSigned, .shiftRightUnsigned, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned,
+      .dotSigned, .dotUnsigned, .dotUnsignedSigned, .dotSignedUnsigned:
       true
     default: false
     }
@@ -154,7 +158,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   public var mayHaveElement: Bool {
     switch self {
     case .multiply, .multiplyAdd, .multiplySubtract, .multiplyLowSigned, .multiplyLowUnsigned,
-      .multiplyHighSigned, .multiplyHighUnsigned, .multiplyHighSaturated, .multiplyHighRoundedSaturated:
+      .multiplyHighSigned, .multiplyHighUnsigned, .multiplyHighSaturated, .multiplyHighRoundedSaturated,
+      .dotSigned, .dotUnsigned, .dotUnsignedSigned, .dotSignedUnsigned:
       true
     default: false
     }

@@ -103,6 +103,17 @@ enum IRVectorUnit {
             &+ extended(lane(a, 2 * index + 1, bits), isSigned))
       }
     }
+    func dot(aIsSigned: Bool, bIsSigned: Bool) -> Vector {
+      func byte(_ v: Vector, _ index: Int, _ isSigned: Bool) -> Int64 {
+        isSigned ? signed(lane(v, index, 8), 8) : Int64(lane(v, index, 8))
+      }
+      return lanes(32) { index in
+        UInt64(
+          bitPattern: (4 * index..<4 * index + 4).reduce(0) {
+            $0 + byte(a, $1, aIsSigned) * byte(b, $1, bIsSigned)
+          })
+      }
+    }
     func narrowed(fromSigned: Bool, toSigned: Bool) -> Vector {
       var half: UInt64 = 0
       for index in 0..<64 / bits {
@@ -214,6 +225,10 @@ enum IRVectorUnit {
     case .multiplyLowUnsigned: return products(isHigh: false, isSigned: false)
     case .multiplyHighSigned: return products(isHigh: true, isSigned: true)
     case .multiplyHighUnsigned: return products(isHigh: true, isSigned: false)
+    case .dotSigned: return dot(aIsSigned: true, bIsSigned: true)
+    case .dotUnsigned: return dot(aIsSigned: false, bIsSigned: false)
+    case .dotUnsignedSigned: return dot(aIsSigned: false, bIsSigned: true)
+    case .dotSignedUnsigned: return dot(aIsSigned: true, bIsSigned: false)
     case .narrowLowSigned, .narrowHighSigned: return narrowed(fromSigned: true, toSigned: true)
     case .narrowLowClamped, .narrowHighClamped: return narrowed(fromSigned: true, toSigned: false)
     case .narrowLowUnsigned, .narrowHighUnsigned: return narrowed(fromSigned: false, toSigned: false)

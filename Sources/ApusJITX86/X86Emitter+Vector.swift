@@ -342,6 +342,10 @@ extension X86Emitter {
     case .multiplyLowUnsigned: multiplyWidened(scale, isHigh: false, isSigned: false, d, a, b)
     case .multiplyHighSigned: multiplyWidened(scale, isHigh: true, isSigned: true, d, a, b)
     case .multiplyHighUnsigned: multiplyWidened(scale, isHigh: true, isSigned: false, d, a, b)
+    case .dotSigned: dot(aIsSigned: true, bIsSigned: true, d, a, b)
+    case .dotUnsigned: dot(aIsSigned: false, bIsSigned: false, d, a, b)
+    case .dotUnsignedSigned: dot(aIsSigned: false, bIsSigned: true, d, a, b)
+    case .dotSignedUnsigned: dot(aIsSigned: true, bIsSigned: false, d, a, b)
     case .narrowLowSigned, .narrowHighSigned:
       emit(Self.packSigned, scale, d, a, a)
       emit(Self.widenSigned, scale, b, d)
@@ -445,6 +449,23 @@ extension X86Emitter {
     case 2: asm.vector(0xc6, d, a, b, immediate: isOdd ? 0xdd : 0x88, prefix: 0)  // shufps
     default: asm.vector(isOdd ? 0x6d : 0x6c, d, a, b)
     }
+  }
+
+  /// Words, whose products pmaddwd adds by twos. Changes a and b.
+  private func dot(aIsSigned: Bool, bIsSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+    let (widenA, widenB) = (
+      aIsSigned ? Self.widenSigned : Self.widenUnsigned, bIsSigned ? Self.widenSigned : Self.widenUnsigned
+    )
+    withVectorTemporary { scratch in
+      emit(widenA, 0, d, a)
+      emit(widenB, 0, scratch, b)
+      asm.vector(0xf5, d, d, scratch)
+    }
+    for register in [a, b] { asm.vectorShift(0x73, 3, register, register, by: 8) }
+    emit(widenA, 0, a, a)
+    emit(widenB, 0, b, b)
+    asm.vector(0xf5, a, a, b)
+    asm.vector(0x02, d, d, a, map: 2)  // phaddd
   }
 
   /// The even or odd lanes of a and b, alternating. Changes a and b where lanes are bytes.
