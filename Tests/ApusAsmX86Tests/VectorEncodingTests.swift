@@ -136,6 +136,14 @@ struct VectorEncodingTests {
       vex: "c4633144ca00"
     ) { $0.carrylessMultiply(.xmm9, .xmm9, .xmm2) },
     Encoding(
+      "shifts by lanes, which are AVX2's alone", legacy: "c4426947ce",
+      vex: "c4426947ce"
+    ) { $0.shiftByLanes(0x47, .xmm9, .xmm2, .xmm14, wide: false) },
+    Encoding(
+      "shifts by lanes of 64 bits", legacy: "c4e29945cb",
+      vex: "c4e29945cb"
+    ) { $0.shiftByLanes(0x45, .xmm1, .xmm12, .xmm3, wide: true) },
+    Encoding(
       "AES", legacy: "440f28c966440f38dcca",
       vex: "c46271dcca"
     ) { $0.vector(0xdc, .xmm9, .xmm1, .xmm2, map: 2) },
@@ -183,7 +191,7 @@ struct VectorEncodingTests {
       0xeb, 0xec, 0xed, 0xee, 0xef, 0xf4, 0xf5, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0x7c,
     ] as [UInt8]).map { Instruction(opcode: $0) }
     + ([
-      0x00, 0x04, 0x0b, 0x28, 0x29, 0x2b, 0x37, 0x38, 0x39, 0x3a, 0x3b, 0x3c, 0x3d, 0x3e, 0x3f, 0x40,
+      0x00, 0x02, 0x04, 0x0b, 0x28, 0x29, 0x2b, 0x37, 0x38, 0x39, 0x3a, 0x3b, 0x3c, 0x3d, 0x3e, 0x3f, 0x40,
     ] as [UInt8]).map { Instruction(opcode: $0, map: 2) }
     + ([0x54, 0x55, 0x56, 0x57, 0x58, 0x59, 0x5c, 0x5d, 0x5e, 0x5f] as [UInt8]).flatMap { opcode in
       (0..<(opcode < 0x58 ? 2 : 4)).map { Instruction(opcode: opcode, prefix: $0) }
@@ -191,7 +199,8 @@ struct VectorEncodingTests {
     + [
       Instruction(opcode: 0xc6, prefix: 0, immediate: 0x9c), Instruction(opcode: 0x7c, prefix: 3),
       Instruction(opcode: 0xc2, prefix: 0, immediate: 1), Instruction(opcode: 0x0f, map: 3, immediate: 5),
-      Instruction(opcode: 0x0d, map: 3, immediate: 2), Instruction(opcode: 0x21, map: 3, immediate: 0x0e),
+      Instruction(opcode: 0x0d, map: 3, immediate: 2),
+      Instruction(opcode: 0x0e, map: 3, immediate: 0xaa), Instruction(opcode: 0x21, map: 3, immediate: 0x0e),
     ]
 
   /// Every choice of three registers among xmm0 to xmm2 leaves all of them alike in both encodings.

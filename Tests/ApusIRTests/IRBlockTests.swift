@@ -26,6 +26,28 @@ struct IRBlockTests {
         """)
   }
 
+  @Test(arguments: 0..<4) func triplesComeApartAndTogether(scale: Int) {
+    /// 48 bytes by the three orders of each of three registers.
+    func reordered(_ bytes: [Int], isGather: Bool) -> [Int] {
+      (0..<3).flatMap { target in
+        (0..<16).map { byte in
+          let sources = (0..<3).compactMap { source in
+            let (element, part) = isGather ? (target, source) : (source, target)
+            return IRTripleOrder(isGather: isGather, element: element, part: part)
+              .source(of: byte, scale: scale).map { bytes[16 * source + $0] }
+          }
+          #expect(sources.count == 1)
+          return sources.first ?? -1
+        }
+      }
+    }
+    let memory = Array(0..<48)
+    let registers = reordered(memory, isGather: true)
+    // The second register begins with the second element of the first structure.
+    #expect(registers[16] == 1 << scale)
+    #expect(reordered(registers, isGather: false) == memory)
+  }
+
   @Test func textWithoutUnusedValues() {
     let block = block { $0.set64(8, $0.binary(.add64, $0.const64(2), $0.const64(3))) }
     #expect(

@@ -284,6 +284,20 @@ def vectors_of_floats():
             done = run(*engine, program, control)
             check(done.returncode == 0 and hashlib.sha256(done.stdout.encode()).hexdigest()[:16] == digest,
                   f"{control} {engine}: {done.returncode} {done.stdout[:2000]!r} {done.stderr!r}")
+
+
+@case("conversions")
+def conversions():
+    """Between floats and integers; the digests are those of qemu-aarch64-static 7.2."""
+    program = guestprograms.build("conversions", "conversions.c", "-static", target="aarch64")
+    expected = ["a396a4b31438ea6e", "73886cab07ea33ca", "312b3d2e1d60f49b", "b0132dc0b21ca4f3", "b85cfaf369a5d018",
+                "0e1e183ea1282f4f", "7634958023f8c7e5", "0834fe5853a8d18d"]
+    for engine in [[], ["-accel", "jit,opt=-host-vector"], ["-accel", "jit,host-level=sse4"], ["-accel", "interpreter"]]:
+        done = run(*engine, program)
+        found = [line.split()[1] for line in done.stdout.splitlines()]
+        check(done.returncode == 0 and found == expected, f"{engine}: {done.returncode} {found} {done.stderr!r}")
+
+
 IDENTIFICATION = r"""
 #include <stdio.h>
 #include <sys/auxv.h>
