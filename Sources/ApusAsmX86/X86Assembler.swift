@@ -287,6 +287,16 @@ public struct X86Assembler: @unchecked Sendable {
   public mutating func test(_ a: X86Register, _ b: X86Register, wide: Bool = true) {
     registerForm(b.rawValue, a.rawValue, wide: wide, 0x85)
   }
+  /// test with a mask, of which a byte is enough where it fits.
+  public mutating func test(_ a: X86Register, immediate: UInt32) {
+    if immediate <= 0xff {
+      registerForm(0, a.rawValue, wide: false, 0xf6, byteRegister: true)
+      byte(UInt8(immediate))
+    } else {
+      registerForm(0, a.rawValue, wide: false, 0xf7)
+      word32(immediate)
+    }
+  }
   public mutating func not(_ a: X86Register, wide: Bool = true) {
     registerForm(2, a.rawValue, wide: wide, 0xf7)
   }

@@ -35,6 +35,10 @@ extension AArch64Translator {
       let target = pc &+ UInt64(bitPattern: signedBits(5, 14) << 2)
       let bit = UInt64(bits(31, 1) << 5 | bits(19, 5))
       branchConditionally(to: target) { this in
+        if bit < 31 {
+          let value = this.block.binary(.and64, this.x(this.rd), this.constant(1 << bit))
+          return Comparison(condition: opcode == .tbz ? .equal : .notEqual, a: value, b: this.constant(0))
+        }
         // The bit becomes the sign.
         let value = this.block.binary(.shl64, this.x(this.rd), this.constant(63 - bit))
         return Comparison(

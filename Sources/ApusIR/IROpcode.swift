@@ -194,6 +194,20 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
     }
   }
 
+  /// Loads and stores that are not atomic.
+  public var isPlainLoad: Bool {
+    switch self {
+    case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64, .loadV128: true
+    default: false
+    }
+  }
+  public var isPlainStore: Bool {
+    switch self {
+    case .store8, .store16, .store32, .store64, .storeF32, .storeF64, .storeV128: true
+    default: false
+    }
+  }
+
   /// Whether a and b may change places.
   public var isCommutative: Bool {
     switch self {

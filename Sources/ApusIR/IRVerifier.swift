@@ -19,12 +19,30 @@ public enum IRVerifier {
         if actual != type { return "\(place): %\(operand) is \(actual), not \(type)" }
       }
       if isExit, IRCondition(rawValue: i.c) == nil { return "%\(index): bad condition" }
+      if i.opcode == .vector, let problem = check(IRVectorOperand(rawValue: i.immediate), block.optimisations) {
+        return "%\(index): \(problem)"
+      }
     }
     if case .indirect(let target, _, _) = block.terminator {
       guard Int(target.index) < block.count,
         block.instructions[Int(target.index)].opcode.resultType == .i64
       else { return "terminator: target is not an i64 of this block" }
     }
+    return nil
+  }
+
+  private static func check(_ operand: IRVectorOperand, _ optimisations: IROptimisations) -> String? {
+    let operation = operand.operation
+    if !operation.isAvailable(scale: operand.scale, optimisations) {
+      return "\(operation) has no lanes of \(8 << operand.scale) bits"
+    }
+    if operand.accumulation != .none, !operation.mayAccumulate || !operand.isFull {
+      return "\(operation) does not accumulate"
+    }
+    if operand.element != nil, !operation.mayHaveElement || operand.slots.b == nil {
+      return "\(operation) takes no element"
+    }
+    if operand.clearsUpper, !operand.isFull { return "\(operation) clears what it does not write" }
     return nil
   }
 }

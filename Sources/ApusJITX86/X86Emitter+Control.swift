@@ -137,7 +137,10 @@ extension X86Emitter {
 
   func emitExitIf(_ i: IRInstruction) {
     let condition: X86Condition
-    if let inForce = conditionInForce(i) {
+    if let tested = fusedTest(i) {
+      condition = tested
+      comparison = nil
+    } else if let inForce = conditionInForce(i) {
       condition = inForce
     } else {
       condition = emitCompare(

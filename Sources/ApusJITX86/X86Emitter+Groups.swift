@@ -43,21 +43,6 @@ struct AccessGroup {
 }
 
 extension X86Emitter {
-  private func isPlainAccess(_ opcode: IROpcode) -> Bool {
-    switch opcode {
-    case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64, .store8,
-      .store16, .store32, .store64, .storeF32, .storeF64, .loadV128, .storeV128:
-      true
-    default: false
-    }
-  }
-  private func isStore(_ opcode: IROpcode) -> Bool {
-    switch opcode {
-    case .store8, .store16, .store32, .store64, .storeF32, .storeF64, .storeV128: true
-    default: false
-    }
-  }
-
   /// Sorts the block's accesses into groups.
   func findGroups() {
     groups.removeAll(keepingCapacity: true)
@@ -70,7 +55,7 @@ extension X86Emitter {
       switch i.opcode {
       case .call: firstOpen = groups.count
       case .exitIf32, .exitIf64: exitCount += 1
-      case _ where isPlainAccess(i.opcode): addToGroup(number, i, firstOpen, exitCount)
+      case _ where i.opcode.isPlainLoad || i.opcode.isPlainStore: addToGroup(number, i, firstOpen, exitCount)
       default: break
       }
     }
@@ -85,7 +70,7 @@ extension X86Emitter {
     let operand = IRMemoryOperand(rawValue: i.immediate)
     let low = Int(operand.displacement)
     let high = low + byteCount(i.opcode)
-    let isStore = isStore(i.opcode)
+    let isStore = i.opcode.isPlainStore
     var candidate = groups.count
     while candidate > firstOpen {
       candidate -= 1

@@ -69,6 +69,16 @@ extension X86Emitter {
     return (X86Memory(t1, index: t2), (slow, misaligned))
   }
 
+  /// A plain access's base register, its host address as a memory operand and the jump to the slow path, if any.
+  private func place(_ i: IRInstruction, isStore: Bool) -> (
+    address: X86Register, memory: X86Memory, slow: (Int, Int)
+  ) {
+    if let memory = fusedAddress(i) { return (memory.base, memory, (-1, -1)) }
+    let address = baseRegister(i)
+    let (memory, slow) = translateAddress(i, address, isStore: isStore)
+    return (address, memory, slow)
+  }
+
   /// Looks the page of `address + displacement` up: leaves the offset in it in `offset` and its host address in
   /// `host`. Returns the jump that is taken unless `span` bytes lie in a page that the TLB has. `checks` emits more
   /// checks of the offset's low bits.
@@ -113,8 +123,7 @@ extension X86Emitter {
     if i.opcode == .loadF64 || i.opcode == .loadF32 {
       let isDouble = i.opcode == .loadF64
       let register = vectorDestination()
-      let address = baseRegister(i)
-      let (memory, slow) = translateAddress(i, address, isStore: false)
+      let (address, memory, slow) = place(i, isStore: false)
       finishAccess(i, address, slow, result: .vector(register, double: isDouble)) {
         asm.load(register, memory, double: isDouble)
         noteClear(register, above: isDouble ? 64 : 32)
@@ -122,8 +131,7 @@ extension X86Emitter {
       return
     }
     let register = destination()
-    let address = baseRegister(i)
-    let (memory, slow) = translateAddress(i, address, isStore: false)
+    let (address, memory, slow) = place(i, isStore: false)
     let isSigned = i.opcode == .loadS8 || i.opcode == .loadS16 || i.opcode == .loadS32
     finishAccess(i, address, slow, result: .register(register)) {
       asm.loadExtended(register, memory, bits: byteCount(i.opcode) * 8, signed: isSigned)
@@ -151,8 +159,7 @@ extension X86Emitter {
     // What moved may move on.
     lockedVectors = 0
     let register = pinnedWhole(offset) ?? takeVectorTemporary()
-    let address = baseRegister(i)
-    let (memory, slow) = translateAddress(i, address, isStore: false)
+    let (address, memory, slow) = place(i, isStore: false)
     finishAccess(i, address, slow) {
       asm.loadWhole(register, memory)
       storeRegister(offset, register, .both)
@@ -161,10 +168,9 @@ extension X86Emitter {
 
   private func emitWholeStore(_ i: IRInstruction) {
     let offset = IRMemoryOperand(rawValue: i.immediate).vectorRegister
-    let address = baseRegister(i)
     let pinned = pinnedWhole(offset)
     let register = pinned ?? takeVectorTemporary()
-    let (memory, slow) = translateAddress(i, address, isStore: true)
+    let (address, memory, slow) = place(i, isStore: true)
     finishAccess(i, address, slow) {
       // Behind the look-up, whose cold code keeps only the lower halves of temporaries.
       if pinned == nil { loadRegister(register, offset, isFull: true) }
@@ -173,11 +179,10 @@ extension X86Emitter {
   }
 
   private func emitStore(_ i: IRInstruction) {
-    let address = baseRegister(i)
     if i.opcode == .storeF64 || i.opcode == .storeF32 {
       let isDouble = i.opcode == .storeF64
       let value = useVector(i.b)
-      let (memory, slow) = translateAddress(i, address, isStore: true)
+      let (address, memory, slow) = place(i, isStore: true)
       finishAccess(i, address, slow, value: .vector(value, double: isDouble)) {
         asm.store(memory, value, double: isDouble)
       }
@@ -197,7 +202,7 @@ extension X86Emitter {
       value = use(i.b)
       stubValue = .register(value)
     }
-    let (memory, slow) = translateAddress(i, address, isStore: true)
+    let (address, memory, slow) = place(i, isStore: true)
     finishAccess(i, address, slow, value: stubValue) {
       if let immediate {
         asm.store(memory, immediate: immediate, byteCount: size)

@@ -15,8 +15,12 @@ enum ValuePlace: UInt8 {
   case spill
 }
 
+/// Whether an operation is part of the only one that uses its result: an address of the access, a mask of the exit.
+enum OperationFusion: UInt8 { case none, candidate, fused }
+
 struct ValueInfo {
   var place = ValuePlace.nowhere
+  var fusion = OperationFusion.none
   var register: UInt8 = 0
   /// Index of the last instruction that uses the value; 0: none.
   var lastUse: UInt16 = 0
@@ -107,9 +111,12 @@ public final class X86Emitter {
   private static let isZeroExtension: UInt16 = 128
   /// The host's flags are as before, or it looks at them.
   private static let keepsFlags: UInt16 = 256
+  /// A load or store whose address may be a sum.
+  private static let isPlainAccess: UInt16 = 512
   private static func traits(of opcode: IROpcode) -> UInt16 {
     var traits: UInt16 = opcode.hasEffect ? hasEffect : 0
     if opcode.isAlias { traits |= isAlias }
+    if opcode.isPlainLoad || opcode.isPlainStore { traits |= isPlainAccess }
     switch opcode {
     case .instruction: traits |= isMarker | keepsFlags
     case .set64: traits |= setsSlot | keepsFlags
@@ -236,7 +243,9 @@ public final class X86Emitter {
     index = 0
     while index < irCount {
       let instruction = ir[index]
-      if values[index].lastUse != 0 || traits[Int(instruction.opcode.rawValue)] & Self.hasEffect != 0 {
+      if values[index].lastUse != 0 && values[index].fusion != .fused
+        || traits[Int(instruction.opcode.rawValue)] & Self.hasEffect != 0
+      {
         // Moves alone leave the flags as they are.
         if comparison != nil, traits[Int(instruction.opcode.rawValue)] & Self.keepsFlags == 0 {
           comparison = nil
@@ -274,8 +283,13 @@ public final class X86Emitter {
     func use(_ operand: UInt16, _ at: Int) {
       if operand == .max { return }
       let root = Int(values[Int(operand)].root)
-      if values[root].lastUse == 0 { values[root].lastUse = UInt16(truncatingIfNeeded: at) }
+      if values[root].lastUse == 0 {
+        values[root].lastUse = UInt16(truncatingIfNeeded: at)
+      } else {
+        values[root].fusion = .none
+      }
     }
+    let isFlat = context.isFlat
     if case .indirect(let target, _, _) = block.terminator { use(target.index, count) }
     // The unpinned slots, a bit each, that are set again before anything can see them: by leaving the block, in a fault, in a
     // helper. A pinned one's set costs nothing.
@@ -302,7 +316,13 @@ public final class X86Emitter {
         values[number].lastUse = UInt16(truncatingIfNeeded: number)
       }
       if trait & Self.hasEffect != 0 || values[number].lastUse != 0 {
+        if values[number].fusion == .candidate, fuse(number) { continue }
         use(i.a, number)
+        if isFlat, trait & Self.isPlainAccess != 0 {
+          markForFusion(i.a, .add64, usedFirstAt: number)
+        } else if i.opcode == .exitIf64, i.c <= Self.lastEquality, isConstant(i.b, 0...0) {
+          markForFusion(i.a, .and64, usedFirstAt: number)
+        }
         use(i.b, number)
         if trait & Self.thirdIsNoValue == 0 { use(i.c, number) }
       }
@@ -318,5 +338,72 @@ public final class X86Emitter {
     comparison = nil
     stubs.removeAll(keepingCapacity: true)
     links.removeAll(keepingCapacity: true)
+  }
+
+  // MARK: Operations that are part of others
+
+  // In flat memory a sum that only one access uses is a part of it, and so is a shift by 1 to 3 in that sum:
+  // [base + index * 8 + displacement]. A mask of 31 bits that only a branch on zero uses is that of `test`.
+
+  /// `equal` and `notEqual` are the first conditions.
+  private static let lastEquality = UInt16(max(IRCondition.equal.rawValue, IRCondition.notEqual.rawValue))
+
+  /// Notes that a value may become part of an operation, if it is made by this one and has no later use.
+  private func markForFusion(_ operand: UInt16, _ opcode: IROpcode, usedFirstAt user: Int) {
+    let value = root(operand)
+    if Int(values[value].lastUse) == user, ir[value].opcode == opcode { values[value].fusion = .candidate }
+  }
+  private func isConstant(_ operand: UInt16, _ range: ClosedRange<Int64> = .min ... .max) -> Bool {
+    let i = ir[root(operand)]
+    return i.opcode == .const64 && range.contains(i.immediate)
+  }
+
+  /// Makes a candidate part of what uses it. Its operands live until there. Returns whether it can be.
+  private func fuse(_ number: Int) -> Bool {
+    let (i, user) = (ir[number], values[number].lastUse)
+    /// Returns whether the operand has no other use behind the operation.
+    func keep(_ operand: UInt16) -> Bool {
+      let value = root(operand)
+      let isFirst = values[value].lastUse == 0
+      values[value].fusion = .none
+      values[value].lastUse = max(values[value].lastUse, user)
+      return isFirst
+    }
+    switch i.opcode {
+    case .add64:
+      guard !isConstant(i.a), !isConstant(i.b) else { return false }
+      if keep(i.b) { markForFusion(i.b, .shl64, usedFirstAt: Int(user)) }
+      let isIndexed = values[root(i.b)].fusion == .candidate
+      if keep(i.a), !isIndexed { markForFusion(i.a, .shl64, usedFirstAt: Int(user)) }
+    default:
+      guard isConstant(i.b, i.opcode == .shl64 ? 1...3 : 1...Int64(Int32.max)) else { return false }
+      _ = keep(i.a)
+    }
+    values[number].fusion = .fused
+    return true
+  }
+
+  /// The address of an access that its sum is a part of.
+  func fusedAddress(_ i: IRInstruction) -> X86Memory? {
+    let sum = root(i.a)
+    guard values[sum].fusion == .fused else { return nil }
+    var (base, index) = (ir[sum].a, ir[sum].b)
+    if values[root(base)].fusion == .fused { swap(&base, &index) }
+    var scale: UInt8 = 0
+    let shift = root(index)
+    if values[shift].fusion == .fused {
+      index = ir[shift].a
+      scale = UInt8(ir[root(ir[shift].b)].immediate)
+    }
+    return X86Memory(
+      use(base), IRMemoryOperand(rawValue: i.immediate).displacement, index: use(index), scale: scale)
+  }
+
+  /// Tests the bits of a mask that is part of an exit. Returns the condition of the exit, or `nil` if there is no such mask.
+  func fusedTest(_ i: IRInstruction) -> X86Condition? {
+    let mask = root(i.a)
+    guard i.opcode == .exitIf64, values[mask].fusion == .fused else { return nil }
+    asm.test(use(ir[mask].a), immediate: UInt32(ir[root(ir[mask].b)].immediate))
+    return i.c == IRCondition.equal.rawValue ? .equal : .notEqual
   }
 }

@@ -135,6 +135,9 @@ struct VectorEncodingTests {
       "product without carries", legacy: "66440f3a44ca00",
       vex: "c4633144ca00"
     ) { $0.carrylessMultiply(.xmm9, .xmm9, .xmm2) },
+    Encoding("a mask of a byte", legacy: "41f6c240", vex: "41f6c240") { $0.test(.r10, immediate: 0x40) },
+    Encoding("a mask of rsi's byte", legacy: "40f6c601", vex: "40f6c601") { $0.test(.rsi, immediate: 1) },
+    Encoding("a wide mask", legacy: "f7c145230100", vex: "f7c145230100") { $0.test(.rcx, immediate: 0x12345) },
     Encoding(
       "shifts by lanes, which are AVX2's alone", legacy: "c4426947ce",
       vex: "c4426947ce"

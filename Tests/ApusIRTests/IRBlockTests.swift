@@ -100,6 +100,28 @@ struct IRBlockTests {
     let late = block { $0.set64(8, IRValue(index: 9)) }
     #expect(IRVerifier.check(late) == "%1 (set64), operand 0: %9 is not defined yet")
   }
+
+  @Test func theVerifierFindsVectorsThatNoBackEndHas() {
+    func problem(
+      _ operation: IRVectorOperation, scale: Int = 2, isFull: Bool = true, clearsUpper: Bool = false,
+      accumulation: IRVectorAccumulation = .none, element: Int? = nil
+    ) -> String? {
+      IRVerifier.check(
+        block(.all.subtracting(.hostWideLanes)) {
+          $0.vector(
+            IRVectorOperand(
+              operation, scale: scale, isFull: isFull, clearsUpper: clearsUpper, accumulation: accumulation,
+              element: element, destination: 1024, a: 1040, b: 1056))
+        })
+    }
+    #expect(problem(.multiplyLowSigned, accumulation: .subtract, element: 3) == nil)
+    #expect(problem(.add, isFull: true, clearsUpper: true) == nil)
+    #expect(problem(.multiply, scale: 3) == "%1: multiply has no lanes of 64 bits")
+    #expect(problem(.xorBoth) == "%1: xorBoth has no lanes of 32 bits")
+    #expect(problem(.add, accumulation: .add) == "%1: add does not accumulate")
+    #expect(problem(.add, element: 0) == "%1: add takes no element")
+    #expect(problem(.add, isFull: false, clearsUpper: true) == "%1: add clears what it does not write")
+  }
 }
 
 extension String {
