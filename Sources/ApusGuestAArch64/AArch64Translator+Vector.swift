@@ -146,7 +146,8 @@ extension AArch64Translator {
     let clears = !one.isFull && one.operation.isLanewise || one.isScalar
     block.vector(
       IRVectorOperand(
-        one.operation, scale: one.scale, amount: one.amount, isFull: one.isFull || clears, clearsUpper: clears,
+        one.operation, scale: one.scale, amount: one.amount, isFull: one.isFull || clears,
+        clearsUpper: clears,
         destination: AArch64State.v(rd), a: AArch64State.v(one.a), b: one.b.map(AArch64State.v)))
     if !one.isFull, !clears, !one.operation.narrowsToHigh { setHigh(rd, nil) }
   }

@@ -197,7 +197,8 @@ public enum IROpcode: UInt16, CaseIterable, Sendable {
   /// Loads and stores that are not atomic.
   public var isPlainLoad: Bool {
     switch self {
-    case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64, .loadV128: true
+    case .loadU8, .loadS8, .loadU16, .loadS16, .loadU32, .loadS32, .load64, .loadF32, .loadF64, .loadV128:
+      true
     default: false
     }
   }

@@ -41,11 +41,13 @@ public struct IRVectorFloatOperand: Sendable, CustomStringConvertible {
   public init(
     _ operation: IRVectorFloatOperation, isDouble: Bool, shape: IRVectorShape, destination: Int, a: Int,
     b: Int?,
-    element: Int? = nil, fraction: Int = 0, rounding: IRRounding, nanRule: IRNaNRule, isTinyBeforeRounding: Bool
+    element: Int? = nil, fraction: Int = 0, rounding: IRRounding, nanRule: IRNaNRule,
+    isTinyBeforeRounding: Bool
   ) {
     let attributes = Int(operation.rawValue) | (element.map { $0 + 1 } ?? 0) << 6 | (isDouble ? 1 << 9 : 0)
     let rules =
-      fraction << 18 | Int(rounding.rawValue) << 12 | Int(nanRule.rawValue) << 15 | (isTinyBeforeRounding ? 1 << 17 : 0)
+      fraction << 18 | Int(rounding.rawValue) << 12 | Int(nanRule.rawValue) << 15
+      | (isTinyBeforeRounding ? 1 << 17 : 0)
     rawValue =
       Int64(attributes | Int(shape.rawValue) << 10 | rules)
       | IRVectorSlots(destination: destination, a: a, b: b).rawValue

@@ -86,7 +86,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
       true
     case .add, .subtract, .negate, .equal, .greaterSigned, .anySet, .interleaveLow, .interleaveHigh,
       .evenLanes,
-      .oddLanes, .transposeEven, .transposeOdd, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned,
+      .oddLanes, .transposeEven, .transposeOdd, .addPairs, .addAcross, .shiftLeft, .shiftRightSigned,
+      .shiftRightUnsigned,
       .shiftRightRoundedSigned, .shiftRightRoundedUnsigned:
       scale < 4
     case .flipSigns, .clearSigns, .rotateRight: scale > 0
@@ -108,12 +109,15 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   /// else is noted: of 64 bits it is the one of 128 bits with its upper half cleared.
   public var isLanewise: Bool {
     switch self {
-    case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .add, .subtract,
+    case .move, .not, .and, .andNot, .or, .orNot, .xor, .select, .insertIfTrue, .insertIfFalse, .add,
+      .subtract,
       .multiply, .multiplyAdd, .multiplySubtract, .negate, .absolute, .equal, .greaterSigned,
       .greaterOrEqualSigned, .greaterUnsigned, .greaterOrEqualUnsigned, .anySet, .minSigned, .maxSigned,
-      .minUnsigned, .maxUnsigned, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned, .shiftRightRoundedSigned,
+      .minUnsigned, .maxUnsigned, .shiftLeft, .shiftRightSigned, .shiftRightUnsigned,
+      .shiftRightRoundedSigned,
       .shiftRightRoundedUnsigned, .interleaveLow, .transposeEven, .transposeOdd, .flipSigns, .clearSigns,
-      .absoluteDifferenceSigned, .absoluteDifferenceUnsigned, .averageUnsigned, .countOnes, .broadcast, .permute,
+      .absoluteDifferenceSigned, .absoluteDifferenceUnsigned, .averageUnsigned, .countOnes, .broadcast,
+      .permute,
       .addPairsWidenedSigned, .addPairsWidenedUnsigned, .rotateRight, .reverse, .shiftByLanesSigned,
       .shiftByLanesUnsigned, .xorBoth, .xorAndNot, .countLeadingZeros, .dotSigned, .dotUnsigned,
       .dotUnsignedSigned, .dotSignedUnsigned:
@@ -124,7 +128,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   /// Whether upper halves of zeros give one, of a lanewise operation.
   public var keepsZeros: Bool {
     switch self {
-    case .not, .orNot, .equal, .greaterOrEqualSigned, .greaterOrEqualUnsigned, .flipSigns, .broadcast, .permute,
+    case .not, .orNot, .equal, .greaterOrEqualSigned, .greaterOrEqualUnsigned, .flipSigns, .broadcast,
+      .permute,
       .countLeadingZeros:
       false
     default: isLanewise
@@ -147,7 +152,8 @@ public enum IRVectorOperation: UInt8, CaseIterable, Sendable {
   public var mayAccumulate: Bool {
     switch self {
     case .multiplyLowSigned, .multiplyLowUnsigned, .multiplyHighSigned, .multiplyHighUnsigned,
-      .addPairsWidenedSigned, .addPairsWidenedUnsigned, .absoluteDifferenceSigned, .absoluteDifferenceUnsigned,
+      .addPairsWidenedSigned, .addPairsWidenedUnsigned, .absoluteDifferenceSigned,
+      .absoluteDifferenceUnsigned,
       .shiftRightSigned, .shiftRightUnsigned, .shiftRightRoundedSigned, .shiftRightRoundedUnsigned,
       .dotSigned, .dotUnsigned, .dotUnsignedSigned, .dotSignedUnsigned:
       true

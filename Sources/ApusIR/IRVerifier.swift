@@ -19,7 +19,8 @@ public enum IRVerifier {
         if actual != type { return "\(place): %\(operand) is \(actual), not \(type)" }
       }
       if isExit, IRCondition(rawValue: i.c) == nil { return "%\(index): bad condition" }
-      if i.opcode == .vector, let problem = check(IRVectorOperand(rawValue: i.immediate), block.optimisations) {
+      if i.opcode == .vector, let problem = check(IRVectorOperand(rawValue: i.immediate), block.optimisations)
+      {
         return "%\(index): \(problem)"
       }
     }

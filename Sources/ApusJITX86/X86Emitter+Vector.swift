@@ -175,7 +175,8 @@ extension X86Emitter {
   }
 
   /// The destination plus or minus the term; in its own register if it has one, else in the term's.
-  private func accumulate(_ operand: IRVectorOperand, _ term: X86Vector, onto pinned: X86Vector?) -> X86Vector {
+  private func accumulate(_ operand: IRVectorOperand, _ term: X86Vector, onto pinned: X86Vector?) -> X86Vector
+  {
     let scale = operand.operation.resultScale(operand.scale)
     let old = pinned ?? takeVectorTemporary()
     if pinned == nil { loadRegister(old, operand.slots.destination, isFull: true) }
@@ -480,8 +481,9 @@ extension X86Emitter {
     case 1, 2:
       withVectorTemporary { moved in
         shift(isOdd ? 2 : 6, scale + 1, moved, isOdd ? a : b, bits)
+        // pblendw
         asm.vector(
-          0x0e, d, isOdd ? moved : a, isOdd ? b : moved, immediate: scale == 1 ? 0xaa : 0xcc, map: 3)  // pblendw
+          0x0e, d, isOdd ? moved : a, isOdd ? b : moved, immediate: scale == 1 ? 0xaa : 0xcc, map: 3)
       }
     default: emit(isOdd ? Self.interleaveHigh : Self.interleaveLow, 3, d, a, b)
     }

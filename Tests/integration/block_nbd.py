@@ -9,7 +9,7 @@ import struct
 import subprocess
 import time
 
-from block import both_check, img, io, path, peer, peer_img, peer_io, run, same, sample, server, tool
+from block import both_check, img, io, output_json, path, peer, peer_img, peer_io, run, same, sample, server, tool
 from harness import PATIENCE, Skip, case, check, free_port, main
 
 
@@ -28,10 +28,10 @@ def peers_of_the_server():
     socket = path("server.sock")
     uri = f"nbd+unix:///?socket={socket}"
     with server(tool("nbd"), "-t", "-e", "0", "-k", socket, "-f", "qcow2", "-A", image, socket=socket):
-        facts = json.loads(run(need("nbdinfo"), "--json", uri))["exports"][0]
+        facts = output_json(need("nbdinfo"), "--json", uri)["exports"][0]
         check(facts["export-size"] == 6 << 20 and "base:allocation" in facts["contexts"]
               and "qemu:allocation-depth" in facts["contexts"], f"nbdinfo says {facts}")
-        listing = json.loads(run(need("nbdinfo"), "--map", "--json", uri))
+        listing = output_json(need("nbdinfo"), "--map", "--json", uri)
         check(sum(entry["length"] for entry in listing) == 6 << 20, f"the map is {listing}")
         copy = path("nbdcopy.raw")
         run(need("nbdcopy"), uri, copy)
@@ -55,7 +55,7 @@ def tcp_and_readonly():
     with server(tool("nbd"), "-t", "-r", "-p", port, "-b", "127.0.0.1", "-x", "disk one", "-D", "a disk", "-f", "raw", raw,
                 port=port):
         uri = f"nbd://127.0.0.1:{port}/disk%20one"
-        facts = json.loads(run(need("nbdinfo"), "--json", uri))["exports"][0]
+        facts = output_json(need("nbdinfo"), "--json", uri)["exports"][0]
         check(facts["is_read_only"] and facts["description"] == "a disk", f"nbdinfo says {facts}")
         img("compare", "-f", "raw", "-F", "raw", raw, uri)
         check("read-only" in io(uri, "write 0 512", code=1, options=("-f", "raw")), "a write was not refused")
@@ -107,15 +107,15 @@ def bitmaps_follow():
             expected = [(0, 65536), (524288, 131072)] + ([((end - 1) << 20, 65536)] if name == "on" else [])
             for program in (tool("nbd"), peer("nbd")):
                 with server(program, "-t", "-r", "-B", "b", "-k", socket, "-f", "qcow2", image, socket=socket):
-                    entries = json.loads(run(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json",
-                                             f"nbd+unix:///?socket={socket}"))
+                    entries = output_json(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json",
+                                          f"nbd+unix:///?socket={socket}")
                     dirty = [(entry["offset"], entry["length"]) for entry in entries if entry["type"] & 1]
                     check(dirty == expected, f"from {start}M to {end}M: {dirty} instead of {expected}")
 
 
 def seen(socket):
     uri = f"nbd+unix:///?socket={socket}"
-    entries = json.loads(run(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json", uri))
+    entries = output_json(need("nbdinfo"), "--map=qemu:dirty-bitmap:b", "--json", uri)
     dirty = [(entry["offset"], entry["length"]) for entry in entries if entry["type"] & 1]
     check(dirty == [(1 << 20, 128 << 10)], f"the dirty ranges are {entries}")
 
