@@ -6,39 +6,39 @@ import ApusIR
 
 extension X86Emitter {
   /// Opcodes after 66 0F (map 1) and 66 0F38 (map 2) by scale; `nil`: there is none.
-  private struct Opcodes {
+  struct Opcodes {
     let byScale: [(opcode: UInt8, map: UInt8)?]
     init(_ byScale: (UInt8, UInt8)?...) {
       self.byScale = byScale.map { $0.map { (opcode: $0.0, map: $0.1) } }
     }
   }
-  private static let add = Opcodes((0xfc, 1), (0xfd, 1), (0xfe, 1), (0xd4, 1))
-  private static let subtract = Opcodes((0xf8, 1), (0xf9, 1), (0xfa, 1), (0xfb, 1))
-  private static let multiply = Opcodes(nil, (0xd5, 1), (0x40, 2), nil)
-  private static let equal = Opcodes((0x74, 1), (0x75, 1), (0x76, 1), (0x29, 2))
-  private static let greater = Opcodes((0x64, 1), (0x65, 1), (0x66, 1), (0x37, 2))
-  private static let minSigned = Opcodes((0x38, 2), (0xea, 1), (0x39, 2), nil)
-  private static let maxSigned = Opcodes((0x3c, 2), (0xee, 1), (0x3d, 2), nil)
-  private static let minUnsigned = Opcodes((0xda, 1), (0x3a, 2), (0x3b, 2), nil)
-  private static let maxUnsigned = Opcodes((0xde, 1), (0x3e, 2), (0x3f, 2), nil)
-  private static let absolute = Opcodes((0x1c, 2), (0x1d, 2), (0x1e, 2), nil)
-  private static let interleaveLow = Opcodes((0x60, 1), (0x61, 1), (0x62, 1), (0x6c, 1))
-  private static let interleaveHigh = Opcodes((0x68, 1), (0x69, 1), (0x6a, 1), (0x6d, 1))
-  private static let widenSigned = Opcodes((0x20, 2), (0x23, 2), (0x25, 2), nil)
-  private static let average = Opcodes((0xe0, 1), (0xe3, 1), nil, nil)
-  private static let addSaturatedSigned = Opcodes((0xec, 1), (0xed, 1), nil, nil)
-  private static let addSaturatedUnsigned = Opcodes((0xdc, 1), (0xdd, 1), nil, nil)
-  private static let subtractSaturatedSigned = Opcodes((0xe8, 1), (0xe9, 1), nil, nil)
-  private static let subtractSaturatedUnsigned = Opcodes((0xd8, 1), (0xd9, 1), nil, nil)
-  private static let packSigned = Opcodes((0x63, 1), (0x6b, 1), nil, nil)
-  private static let packUnsigned = Opcodes((0x67, 1), (0x2b, 2), nil, nil)
-  private static let widenUnsigned = Opcodes((0x30, 2), (0x33, 2), (0x35, 2), nil)
+  static let add = Opcodes((0xfc, 1), (0xfd, 1), (0xfe, 1), (0xd4, 1))
+  static let subtract = Opcodes((0xf8, 1), (0xf9, 1), (0xfa, 1), (0xfb, 1))
+  static let multiply = Opcodes(nil, (0xd5, 1), (0x40, 2), nil)
+  static let equal = Opcodes((0x74, 1), (0x75, 1), (0x76, 1), (0x29, 2))
+  static let greater = Opcodes((0x64, 1), (0x65, 1), (0x66, 1), (0x37, 2))
+  static let minSigned = Opcodes((0x38, 2), (0xea, 1), (0x39, 2), nil)
+  static let maxSigned = Opcodes((0x3c, 2), (0xee, 1), (0x3d, 2), nil)
+  static let minUnsigned = Opcodes((0xda, 1), (0x3a, 2), (0x3b, 2), nil)
+  static let maxUnsigned = Opcodes((0xde, 1), (0x3e, 2), (0x3f, 2), nil)
+  static let absolute = Opcodes((0x1c, 2), (0x1d, 2), (0x1e, 2), nil)
+  static let interleaveLow = Opcodes((0x60, 1), (0x61, 1), (0x62, 1), (0x6c, 1))
+  static let interleaveHigh = Opcodes((0x68, 1), (0x69, 1), (0x6a, 1), (0x6d, 1))
+  static let widenSigned = Opcodes((0x20, 2), (0x23, 2), (0x25, 2), nil)
+  static let average = Opcodes((0xe0, 1), (0xe3, 1), nil, nil)
+  static let addSaturatedSigned = Opcodes((0xec, 1), (0xed, 1), nil, nil)
+  static let addSaturatedUnsigned = Opcodes((0xdc, 1), (0xdd, 1), nil, nil)
+  static let subtractSaturatedSigned = Opcodes((0xe8, 1), (0xe9, 1), nil, nil)
+  static let subtractSaturatedUnsigned = Opcodes((0xd8, 1), (0xd9, 1), nil, nil)
+  static let packSigned = Opcodes((0x63, 1), (0x6b, 1), nil, nil)
+  static let packUnsigned = Opcodes((0x67, 1), (0x2b, 2), nil, nil)
+  static let widenUnsigned = Opcodes((0x30, 2), (0x33, 2), (0x35, 2), nil)
 
-  private func emit(_ opcodes: Opcodes, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
+  func emit(_ opcodes: Opcodes, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
     guard let one = opcodes.byScale[scale] else { preconditionFailure("no such lanes") }
     asm.vector(one.opcode, to, a, b, map: one.map)
   }
-  private func emit(_ opcodes: Opcodes, _ scale: Int, _ to: X86Vector, _ from: X86Vector) {
+  func emit(_ opcodes: Opcodes, _ scale: Int, _ to: X86Vector, _ from: X86Vector) {
     guard let one = opcodes.byScale[scale] else { preconditionFailure("no such lanes") }
     asm.vector(one.opcode, to, from, map: one.map)
   }
@@ -427,11 +427,6 @@ extension X86Emitter {
     asm.vector(0x70, d, d, immediate: order, prefix: 2)
   }
 
-  /// group: 2 right unsigned, 4 right signed, 6 left.
-  func shift(_ group: UInt8, _ scale: Int, _ to: X86Vector, _ a: X86Vector, _ amount: Int) {
-    asm.vectorShift(0x70 + UInt8(scale), group, to, a, by: UInt8(amount))
-  }
-
   /// The even or odd lanes of a and, behind them, of b. Changes a and b; d is written last.
   private func lanes(_ scale: Int, isOdd: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
     switch scale {
@@ -450,23 +445,6 @@ extension X86Emitter {
     case 2: asm.vector(0xc6, d, a, b, immediate: isOdd ? 0xdd : 0x88, prefix: 0)  // shufps
     default: asm.vector(isOdd ? 0x6d : 0x6c, d, a, b)
     }
-  }
-
-  /// Words, whose products pmaddwd adds by twos. Changes a and b.
-  private func dot(aIsSigned: Bool, bIsSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    let (widenA, widenB) = (
-      aIsSigned ? Self.widenSigned : Self.widenUnsigned, bIsSigned ? Self.widenSigned : Self.widenUnsigned
-    )
-    withVectorTemporary { scratch in
-      emit(widenA, 0, d, a)
-      emit(widenB, 0, scratch, b)
-      asm.vector(0xf5, d, d, scratch)
-    }
-    for register in [a, b] { asm.vectorShift(0x73, 3, register, register, by: 8) }
-    emit(widenA, 0, a, a)
-    emit(widenB, 0, b, b)
-    asm.vector(0xf5, a, a, b)
-    asm.vector(0x02, d, d, a, map: 2)  // phaddd
   }
 
   /// The even or odd lanes of a and b, alternating. Changes a and b where lanes are bytes.
@@ -506,24 +484,6 @@ extension X86Emitter {
     }
   }
 
-  /// Lanes of twice the size, shifted right by at most their half and cut, in both halves of d. Changes a.
-  private func narrow(_ scale: Int, _ amount: Int, _ d: X86Vector, _ a: X86Vector) {
-    let bits = 8 << scale
-    switch (scale, amount) {
-    case (2, _):
-      if amount != 0 { shift(2, 3, a, a, amount) }
-      asm.vector(0xc6, d, a, a, immediate: 0x88, prefix: 0)  // shufps
-    case (_, bits):
-      shift(2, scale + 1, a, a, bits)
-      emit(Self.packUnsigned, scale, d, a, a)
-    default:
-      // What is left as a signed lane fits.
-      shift(6, scale + 1, a, a, bits - amount)
-      shift(4, scale + 1, a, a, bits)
-      emit(Self.packSigned, scale, d, a, a)
-    }
-  }
-
   private func pairs(
     _ operation: IRVectorOperation, _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
   ) {
@@ -547,7 +507,7 @@ extension X86Emitter {
   // MARK: Parts
 
   /// A constant by its bytes; takes a general register.
-  private func loadConstant(_ to: X86Vector, _ byte: (Int) -> UInt8) {
+  func loadConstant(_ to: X86Vector, _ byte: (Int) -> UInt8) {
     func half(_ first: Int) -> UInt64 {
       (0..<8).reduce(0) { $0 | UInt64(byte(first + $1)) << UInt64(8 * $1) }
     }
@@ -573,230 +533,16 @@ extension X86Emitter {
     body(register)
     lockedVectors &= ~(1 << UInt16(register.rawValue))
   }
-  private func constant(_ constant: VectorConstant) -> X86Memory { state(constant.offset) }
+  func constant(_ constant: VectorConstant) -> X86Memory { state(constant.offset) }
 
   /// to = indices for pshufb, which gives 0 for those above 15.
-  private func bias(_ to: X86Vector, _ indices: X86Vector) {
+  func bias(_ to: X86Vector, _ indices: X86Vector) {
     asm.vector(0xdc, to, indices, constant(.indexBias), prefix: 1)  // paddusb
   }
   /// a's bytes by the indices in b, ORed to d if they go onto it. Changes a.
   private func shuffle(_ d: X86Vector, _ a: X86Vector, _ b: X86Vector, isOnto: Bool) {
     asm.vector(0, isOnto ? a : d, a, b, map: 2)
     if isOnto { asm.vector(0xeb, d, d, a) }
-  }
-
-  /// Notes saturation if any bit of the register is set.
-  func noteSaturation(_ mask: X86Vector) {
-    let register = takeTemporary()
-    asm.vector(0x17, mask, mask, map: 2)  // ptest
-    asm.set(.notEqual, register)
-    asm.extend(register, register, bits: 8, signed: false)
-    asm.arithmetic(.or, register, state(StateHeader.saturation), wide: false)
-    asm.store(state(StateHeader.saturation), register, wide: false)
-    locked &= ~(1 << UInt16(register.rawValue))
-  }
-
-  /// The saturating instruction; where the plain one gives something else, a lane was held to its range.
-  private func saturate(
-    _ saturating: Opcodes, _ plain: Opcodes, _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
-  ) {
-    emit(saturating, scale, d, a, b)
-    emit(plain, scale, a, a, b)
-    asm.vector(0xef, a, a, d)
-    noteSaturation(a)
-  }
-
-  /// Signed lanes of 32 bits. Changes a and b.
-  private func saturateWords(isSubtraction: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    withVectorTemporary { scratch in
-      emit(isSubtraction ? Self.subtract : Self.add, 2, d, a, b)
-      // The sign is wrong if the operands of a sum are of the same, those of a difference of different signs, and it is another.
-      asm.vector(0xef, scratch, a, d)
-      asm.vector(0xef, b, b, isSubtraction ? a : d)
-      asm.vector(0xdb, b, b, scratch)
-      shift(4, 2, b, b, 31)
-      asm.vector(0x76, scratch, scratch, scratch)
-      shift(2, 2, scratch, scratch, 1)
-      shift(4, 2, a, a, 31)
-      asm.vector(0xef, a, a, scratch)
-      asm.vector(0xef, a, a, d)
-      asm.vector(0xdb, a, a, b)
-      asm.vector(0xef, d, d, a)
-    }
-    noteSaturation(b)
-  }
-
-  /// The upper half of 2ab. Its smallest value comes from the product of the smallest ones alone, which is too large.
-  private func multiplyHigh(
-    _ scale: Int, isRounded: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
-  ) {
-    switch (scale, isRounded) {
-    case (1, true): asm.vector(0x0b, d, a, b, map: 2)  // pmulhrsw
-    case (1, false):
-      asm.vector(0xe5, d, a, b)  // pmulhw
-      emit(Self.multiply, 1, a, a, b)
-      emit(Self.add, 1, d, d, d)
-      shift(2, 1, a, a, 15)
-      asm.vector(0xeb, d, d, a)
-    default:
-      withVectorTemporary { even in
-        product(isSigned: true, even, a, b)
-        shift(2, 3, a, a, 32)
-        shift(2, 3, b, b, 32)
-        product(isSigned: true, a, a, b)
-        for register in [even, a] { emit(Self.add, 3, register, register, register) }
-        if isRounded {
-          asm.vector(0x76, b, b, b)
-          shift(2, 3, b, b, 63)
-          shift(6, 3, b, b, 31)
-          for register in [even, a] { emit(Self.add, 3, register, register, b) }
-        }
-        shift(2, 3, even, even, 32)
-        asm.vector(0x0e, d, even, a, immediate: 0xcc, map: 3)  // pblendw
-      }
-    }
-    signs(b, scale)
-    emit(Self.equal, scale, b, b, d)
-    asm.vector(0xef, d, d, b)
-    noteSaturation(b)
-  }
-
-  // MARK: Shifts by lanes
-
-  /// Left by b's signed lowest bytes, to the right where they are negative. Changes a and b.
-  private func shiftByLanes(
-    _ isSigned: Bool, _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
-  ) {
-    withVectorTemporary { scratch in
-      switch scale {
-      case 0: shiftBytesByLanes(isSigned, d, a, b, scratch)
-      case 1: shiftWordsByLanes(isSigned, d, a, b, scratch)
-      default: shiftWideByLanes(isSigned, scale, d, a, b, scratch)
-      }
-    }
-  }
-
-  /// As products of words with 2^(count + 8), of which the upper bytes are the result.
-  private func shiftBytesByLanes(
-    _ isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ scratch: X86Vector
-  ) {
-    asm.vector(0x3c, b, b, constant(.leastInBytes), map: 2, prefix: 1)  // pmaxsb
-    asm.vector(0xfc, d, b, constant(.eights), prefix: 1)
-    bias(d, d)
-    bias(b, b)
-    asm.loadWhole(scratch, constant(.powers))
-    asm.vector(0, d, scratch, d, map: 2)
-    asm.vector(0, b, scratch, b, map: 2)
-    emit(Self.interleaveLow, 0, scratch, d, b)
-    emit(Self.interleaveHigh, 0, d, d, b)
-    emit(Self.interleaveLow, 0, b, a, a)
-    emit(Self.interleaveHigh, 0, a, a, a)
-    for (words, powers) in [(b, scratch), (a, d)] {
-      shift(isSigned ? 4 : 2, 1, words, words, 8)
-      emit(Self.multiply, 1, words, words, powers)
-      shift(2, 1, words, words, 8)
-    }
-    emit(Self.packUnsigned, 0, d, b, a)
-  }
-
-  /// As a product with 2^count and the upper half of one with 2^(count + 16): one of the two powers is 0.
-  private func shiftWordsByLanes(
-    _ isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ scratch: X86Vector
-  ) {
-    asm.vector(0, b, b, constant(.lowerBytes), map: 2, prefix: 1)
-    asm.vector(0x3c, b, b, constant(.leastInWords), map: 2, prefix: 1)
-    asm.vector(0xfc, d, b, constant(.leftWords), prefix: 1)
-    asm.vector(0xfc, b, b, constant(.rightWords), prefix: 1)
-    bias(d, d)
-    bias(b, b)
-    asm.loadWhole(scratch, constant(.powers))
-    asm.vector(0, d, scratch, d, map: 2)
-    asm.vector(0, b, scratch, b, map: 2)
-    emit(Self.multiply, 1, d, d, a)
-    if isSigned {
-      // The product of unsigned numbers is too large by the power where a is negative.
-      shift(4, 1, scratch, a, 15)
-      asm.vector(0xdb, scratch, scratch, b)
-      emit(Self.subtract, 1, d, d, scratch)
-    }
-    asm.vector(0xe4, a, a, b)  // pmulhuw
-    emit(Self.add, 1, d, d, a)
-  }
-
-  /// The host's counts are unsigned: those of the other direction are above 128 and leave nothing, or signs.
-  private func shiftWideByLanes(
-    _ isSigned: Bool, _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ scratch: X86Vector
-  ) {
-    let wide = scale == 3
-    let rest = (8 << scale) - 8
-    shift(6, scale, b, b, rest)
-    asm.vector(0xef, scratch, scratch, scratch)
-    emit(Self.subtract, scale, scratch, scratch, b)
-    shift(2, scale, scratch, scratch, rest)
-    switch (isSigned, wide) {
-    case (false, _): asm.shiftByLanes(0x45, scratch, a, scratch, wide: wide)
-    case (true, false):
-      asm.shiftByLanes(0x46, scratch, a, scratch, wide: false)
-      shift(4, 2, d, b, 31)
-      asm.vector(0xdb, scratch, scratch, d)
-    case (true, true):
-      // The magnitude's complement, and back.
-      asm.vector(0xef, d, d, d)
-      emit(Self.greater, 3, d, d, a)
-      asm.vector(0xef, a, a, d)
-      asm.shiftByLanes(0x45, scratch, a, scratch, wide: true)
-      asm.vector(0xef, scratch, scratch, d)
-      asm.vector(0xef, a, a, d)
-      asm.vector(0xef, d, d, d)
-      emit(Self.greater, 3, d, d, b)
-      asm.vector(0xdb, scratch, scratch, d)
-    }
-    shift(2, scale, b, b, rest)
-    asm.shiftByLanes(0x47, d, a, b, wide: wide)
-    asm.vector(0xeb, d, d, scratch)
-  }
-
-  /// `to` may be a.
-  private func multiply(_ scale: Int, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    guard scale == 0 else { return emit(Self.multiply, scale, to, a, b) }
-    // Even and odd bytes as words.
-    let even = takeVectorTemporary()
-    emit(Self.multiply, 1, even, a, b)
-    shift(6, 1, even, even, 8)
-    shift(2, 1, even, even, 8)
-    shift(2, 1, to, a, 8)
-    shift(2, 1, b, b, 8)
-    emit(Self.multiply, 1, to, to, b)
-    shift(6, 1, to, to, 8)
-    asm.vector(0xeb, to, to, even)
-    lockedVectors &= ~(1 << UInt16(even.rawValue))
-  }
-
-  private func shiftBytes(isLeft: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector, _ amount: Int) {
-    loadConstant(b) { _ in isLeft ? 0xff << UInt8(amount) : 0xff >> UInt8(amount) }
-    shift(isLeft ? 6 : 2, 1, d, a, amount)
-    asm.vector(0xdb, d, d, b)
-  }
-
-  /// a and scratch may be changed.
-  private func shiftRightSigned(
-    _ scale: Int, _ d: X86Vector, _ a: X86Vector, _ scratch: X86Vector, _ amount: Int
-  ) {
-    switch scale {
-    case 0:
-      asm.vector(0x60, d, a, a)  // bytes to the upper halves of words
-      asm.vector(0x68, scratch, a, a)
-      shift(4, 1, d, d, 8 + amount)
-      shift(4, 1, scratch, scratch, 8 + amount)
-      asm.vector(0x63, d, d, scratch)
-    case 3:
-      asm.vector(0xef, scratch, scratch, scratch)
-      emit(Self.greater, 3, scratch, scratch, a)
-      shift(2, 3, d, a, amount)
-      shift(6, 3, scratch, scratch, 64 - amount)
-      asm.vector(0xeb, d, d, scratch)
-    default: shift(4, scale, d, a, amount)
-    }
   }
 
   /// By halves of bytes, which a table counts.
@@ -828,57 +574,4 @@ extension X86Emitter {
     asm.vectorShift(0x73, 3, d, a, by: UInt8(16 - byteCount))
   }
 
-  private func addPairsWidened(_ scale: Int, isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    func one(_ scale: Int) {
-      asm.vector(0x76, b, b, b)
-      emit(Self.absolute, scale, b, b)
-    }
-    switch (scale, isSigned) {
-    case (0, _):
-      // pmaddubsw: unsigned bytes times signed ones.
-      one(0)
-      asm.vector(0x04, d, isSigned ? b : a, isSigned ? a : b, map: 2)
-    case (1, true):
-      one(1)
-      asm.vector(0xf5, d, a, b)  // pmaddwd
-    case (1, false):
-      shift(6, 2, d, a, 16)
-      shift(2, 2, d, d, 16)
-      shift(2, 2, a, a, 16)
-      emit(Self.add, 2, d, d, a)
-    default:
-      one(2)
-      product(isSigned: isSigned, d, a, b)
-      shift(2, 3, a, a, 32)
-      product(isSigned: isSigned, a, a, b)
-      emit(Self.add, 3, d, d, a)
-    }
-  }
-
-  /// pmuldq, pmuludq: of the even lanes of 32 bits.
-  private func product(isSigned: Bool, _ to: X86Vector, _ a: X86Vector, _ b: X86Vector) {
-    if isSigned { asm.vector(0x28, to, a, b, map: 2) } else { asm.vector(0xf4, to, a, b) }
-  }
-
-  private func multiplyWidened(
-    _ scale: Int, isHigh: Bool, isSigned: Bool, _ d: X86Vector, _ a: X86Vector, _ b: X86Vector
-  ) {
-    let interleave = isHigh ? Self.interleaveHigh : Self.interleaveLow
-    switch scale {
-    case 0:
-      for register in [a, b] {
-        if isHigh { asm.vectorShift(0x73, 3, register, register, by: 8) }
-        emit(isSigned ? Self.widenSigned : Self.widenUnsigned, 0, register, register)
-      }
-      emit(Self.multiply, 1, d, a, b)
-    case 1:
-      asm.vector(isSigned ? 0xe5 : 0xe4, d, a, b)  // pmulhw, pmulhuw
-      emit(Self.multiply, 1, a, a, b)
-      emit(interleave, 1, d, a, d)
-    default:
-      emit(interleave, 2, a, a, a)
-      emit(interleave, 2, b, b, b)
-      product(isSigned: isSigned, d, a, b)
-    }
-  }
 }
